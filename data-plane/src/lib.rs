@@ -1,0 +1,1 @@
+//! Userspace WireGuard: TUN and UDP in batches, sessions, allowed-IPs lookup

@@ -1,0 +1,1 @@
+//! What Linux must be told: links, addresses, routes, rules, WireGuard, nftables

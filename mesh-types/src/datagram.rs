@@ -1,0 +1,53 @@
+//! Time and control datagrams: what every state machine takes in and gives out.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+/// A moment, as both clocks show it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Now {
+    /// Counts through suspend (`CLOCK_BOOTTIME`): a laptop that wakes sees it jump.
+    pub mono: Instant,
+    /// Wall clock since the Unix epoch; may jump in both directions.
+    pub unix: Duration,
+}
+
+impl Now {
+    /// Wall clock in whole seconds.
+    pub fn unix_secs(&self) -> u64 {
+        self.unix.as_secs()
+    }
+
+    /// Wall clock in milliseconds.
+    pub fn unix_millis(&self) -> u64 {
+        u64::try_from(self.unix.as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
+/// Names a socket of the node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum SocketId {
+    /// The WireGuard port, shared by WireGuard, STUN and probes.
+    Main,
+    /// A second port of the same host, from which mapping behaviour is told (RFC 5780 4.3).
+    Alternate,
+    /// [`crate::consts::CONTROL_PORT`] on the overlay device: messages inside the tunnel.
+    Overlay,
+    /// A further socket named in the plan: birthday search, TURN, a framed TCP connection.
+    Extra(u32),
+}
+
+/// A datagram to send.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Transmit {
+    /// From which socket.
+    pub socket: SocketId,
+    /// From which local address; `None` leaves it to the routing table.
+    pub source: Option<IpAddr>,
+    /// To whom.
+    pub destination: SocketAddr,
+    /// Hop limit where it differs from the system's (TTL-limited openers).
+    pub ttl: Option<u8>,
+    /// What.
+    pub bytes: Vec<u8>,
+}

@@ -1,0 +1,1 @@
+//! One node of the mesh: discovery and traversal composed into a desired host state
