@@ -1,0 +1,203 @@
+//! Read-only view of a node for the CLI and metrics: the fields of `status -o json`, typed.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use mesh_types::report::Backend;
+use mesh_types::{Candidate, DomainId, IdentityKey, NatReport, Source, WgKey};
+
+/// Everything `farspan status` shows.
+#[derive(Debug, Clone)]
+pub struct Snapshot {
+    /// This node.
+    pub node: NodeSnapshot,
+    /// Its peers, by name.
+    pub peers: Vec<PeerSnapshot>,
+    /// What is wrong or worth knowing.
+    pub findings: Vec<Finding>,
+    /// Named counters, for metrics.
+    pub counters: BTreeMap<&'static str, u64>,
+}
+
+/// This node.
+#[derive(Debug, Clone)]
+pub struct NodeSnapshot {
+    /// Its label.
+    pub name: String,
+    /// Its WireGuard key.
+    pub public_key: WgKey,
+    /// Its identity.
+    pub identity: IdentityKey,
+    /// Its domain.
+    pub domain: DomainId,
+    /// What carries its tunnel.
+    pub backend: Backend,
+    /// The overlay device.
+    pub interface: String,
+    /// UDP port in use.
+    pub listen_port: u16,
+    /// Label of its region.
+    pub region: Option<String>,
+    /// Its overlay addresses.
+    pub addresses: Vec<IpNet>,
+    /// What lies before it.
+    pub nat: NatReport,
+    /// Where it may be reached.
+    pub endpoints: Vec<Candidate>,
+}
+
+/// How a peer is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum PeerState {
+    /// Packets go straight to it.
+    Direct,
+    /// Packets go through a relay.
+    Relayed,
+    /// A path is being looked for.
+    Connecting,
+    /// Reached before; nothing moves, nothing is tried.
+    Idle,
+    /// No path, and no prospect of one right now.
+    Down,
+}
+
+impl PeerState {
+    /// The word in JSON and metrics.
+    pub fn kind(self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+            Self::Relayed => "relayed",
+            Self::Connecting => "connecting",
+            Self::Idle => "idle",
+            Self::Down => "down",
+        }
+    }
+}
+
+/// What kind of path leads to a peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum PathKind {
+    /// Inside one site.
+    Lan,
+    /// Over the internet, IPv6.
+    Ipv6,
+    /// Over the internet, IPv4.
+    Ipv4,
+}
+
+impl PathKind {
+    /// The word in JSON and metrics.
+    pub fn kind(self) -> &'static str {
+        match self {
+            Self::Lan => "lan",
+            Self::Ipv6 => "ipv6",
+            Self::Ipv4 => "ipv4",
+        }
+    }
+}
+
+/// The path in use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PathSnapshot {
+    /// Its kind.
+    pub kind: PathKind,
+    /// The peer's end of it.
+    pub remote: SocketAddr,
+    /// The relay's name, where there is one.
+    pub via: Option<String>,
+}
+
+/// One peer.
+#[derive(Debug, Clone)]
+pub struct PeerSnapshot {
+    /// Its label.
+    pub name: String,
+    /// Its WireGuard key.
+    pub public_key: WgKey,
+    /// Label of its region.
+    pub region: Option<String>,
+    /// Who vouches for it.
+    pub source: Source,
+    /// How it is doing.
+    pub state: PeerState,
+    /// Its identity, where known.
+    pub identity: Option<IdentityKey>,
+    /// One sentence: why this state and path.
+    pub reason: String,
+    /// The path in use.
+    pub path: Option<PathSnapshot>,
+    /// Round trip of the path.
+    pub rtt: Option<Duration>,
+    /// Share of probes lost on the path, 0 to 1.
+    pub loss: Option<f64>,
+    /// Largest packet that fits, bytes.
+    pub mtu: u16,
+    /// Age of the last handshake.
+    pub last_handshake: Option<Duration>,
+    /// Bytes received.
+    pub rx_bytes: u64,
+    /// Bytes sent.
+    pub tx_bytes: u64,
+    /// What it may carry.
+    pub allowed_ips: Vec<IpNet>,
+    /// Time in this state.
+    pub since: Duration,
+    /// From learning of the peer to the first direct packet both ways.
+    pub connect: Option<Duration>,
+    /// An ordinary WireGuard device.
+    pub plain: bool,
+}
+
+/// How bad a finding is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Severity {
+    /// Worth knowing.
+    Info,
+    /// Something is not as it should be.
+    Warning,
+    /// Something does not work.
+    Error,
+}
+
+impl Severity {
+    /// The word in JSON.
+    pub fn kind(self) -> &'static str {
+        match self {
+            Self::Info => "info",
+            Self::Warning => "warning",
+            Self::Error => "error",
+        }
+    }
+}
+
+/// Something wrong or worth knowing, from real state.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// Stable word for scripts.
+    pub code: String,
+    /// How bad it is.
+    pub severity: Severity,
+    /// What is wrong and how we know: one sentence.
+    pub message: String,
+    /// What to do: one sentence.
+    pub remedy: String,
+}
+
+/// What the network around this node is.
+#[derive(Debug, Clone)]
+pub struct NetcheckSnapshot {
+    /// Translators and filters before it.
+    pub nat: NatReport,
+    /// Where it may be reached.
+    pub endpoints: Vec<Candidate>,
+    /// Configured STUN servers: name, and the addresses it resolved to.
+    pub stun: Vec<(String, Vec<SocketAddr>)>,
+    /// Has the host IPv6 with a default route?
+    pub ipv6: bool,
+    /// MTU of the overlay device, bytes.
+    pub mtu: u16,
+    /// What is wrong or worth knowing about it.
+    pub findings: Vec<Finding>,
+}
