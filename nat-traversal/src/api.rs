@@ -1,0 +1,229 @@
+//! What goes in and what comes out of [`crate::Traversal`].
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use mesh_types::token::TicketId;
+use mesh_types::{Candidate, Message, NatReport, PeerId, WgKey};
+
+/// Settings of a node's traversal.
+#[derive(Debug, Clone, Default)]
+pub struct Config {
+    /// UDP port of [`mesh_types::SocketId::Main`]; host candidates carry it.
+    pub listen_port: u16,
+    /// STUN servers, resolved. None by default: peers are each other's servers.
+    pub stun: Vec<SocketAddr>,
+    /// Admit loopback addresses as candidates, own and others'. For tests on one machine.
+    pub allow_loopback: bool,
+}
+
+/// What is known of a peer before it was reached.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct PeerSpec {
+    /// Its WireGuard keys: the current one, then the announced next one.
+    pub keys: Vec<WgKey>,
+    /// Where it says it can be reached.
+    pub candidates: Vec<Candidate>,
+    /// What lies before it, as it says.
+    pub nat: NatReport,
+    /// Where it was reached last (state file, tunnel).
+    pub last_endpoint: Option<SocketAddr>,
+    /// May it relay for others?
+    pub relay_capable: bool,
+    /// Of the announcement the candidates come from; a higher one probes anew.
+    pub announcement_seq: u64,
+}
+
+/// Tier of a path, the better the lower. Relays will rank below, in the order node relay, TURN over
+/// UDP, direct TCP, TURN over TCP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum PathKind {
+    /// An address of the same site: private, or of a network this host is in.
+    Lan,
+    /// IPv6 across the internet.
+    Ipv6,
+    /// IPv4 across the internet.
+    Ipv4,
+}
+
+impl PathKind {
+    /// The word in JSON and metrics.
+    pub fn kind(self) -> &'static str {
+        match self {
+            Self::Lan => "lan",
+            Self::Ipv6 => "ipv6",
+            Self::Ipv4 => "ipv4",
+        }
+    }
+}
+
+/// The path in use to a peer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Path {
+    /// Where to send.
+    pub remote: SocketAddr,
+    /// Its tier.
+    pub kind: PathKind,
+    /// Smoothed round trip time (RFC 6298 2, alpha 1/8).
+    pub rtt: Duration,
+    /// Since when it is in use.
+    pub since: Instant,
+    /// Both ends have agreed on it (PathReady and Ack).
+    pub confirmed: bool,
+}
+
+/// Something the owner must do or know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// [`crate::Traversal::path`] of this peer changed.
+    PathChanged {
+        /// Whose.
+        peer: PeerId,
+    },
+    /// To be delivered inside the tunnel where there is a session, else sealed through a neighbour.
+    /// Dropped without harm where neither is possible: it is repeated while needed.
+    Signal {
+        /// To whom.
+        peer: PeerId,
+        /// CallMe or CallMeAck.
+        message: Message,
+    },
+    /// [`crate::Traversal::endpoints`] or [`crate::Traversal::nat`] changed.
+    EndpointsChanged,
+    /// An authenticated probe arrived under another key of the peer than its first.
+    PeerKeySeen {
+        /// Whose.
+        peer: PeerId,
+        /// Under which.
+        key: WgKey,
+    },
+    /// A Binding request with a ticket for a user name; not verified yet.
+    JoinRequest(JoinRequest),
+    /// The verified answer to [`crate::Traversal::send_join`].
+    JoinAnswer {
+        /// Of the request.
+        ticket: TicketId,
+        /// Joined or JoinRefused, sealed.
+        sealed: Vec<u8>,
+        /// Who answered.
+        remote: SocketAddr,
+    },
+    /// A peer has seen a higher epoch of ours: to be stored before anything polled after this is sent.
+    EpochRaised(u32),
+}
+
+/// A joiner's Binding request, as it arrived.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JoinRequest {
+    /// Which invitation it claims.
+    pub ticket: TicketId,
+    /// Where it came from.
+    pub remote: SocketAddr,
+    /// Where it arrived.
+    pub local: SocketAddr,
+    /// Of the Binding request; the answer carries it again.
+    pub transaction: [u8; 12],
+    /// The DATA attribute: Join, sealed with the ticket.
+    pub sealed: Vec<u8>,
+    /// The whole datagram, to verify or to pass on.
+    pub datagram: Vec<u8>,
+}
+
+/// What is known of the attempts to reach a peer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PeerReport {
+    /// The path in use.
+    pub path: Option<Path>,
+    /// The path in use does not answer at the moment.
+    pub suspect: bool,
+    /// It moves at least 1 KiB beyond keepalives in 10 s.
+    pub active: bool,
+    /// All addresses tried, best first.
+    pub candidates: Vec<CandidateReport>,
+    /// Probes sent to it.
+    pub probes_sent: u64,
+    /// Of these answered.
+    pub probes_answered: u64,
+    /// Share of the last 32 probes on the path that stayed unanswered, percent.
+    pub loss: u8,
+    /// Last authenticated datagram from it.
+    pub last_heard: Option<Instant>,
+    /// From learning of it, or from losing it, to the path in use.
+    pub connect: Option<Duration>,
+    /// Why there is no path, one sentence.
+    pub error: Option<String>,
+}
+
+/// An address at which a peer was tried.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CandidateReport {
+    /// The address and where it came from.
+    pub candidate: Candidate,
+    /// Its tier.
+    pub kind: PathKind,
+    /// Probes sent to it.
+    pub sent: u64,
+    /// Answers that came from it.
+    pub answered: u64,
+    /// Smoothed round trip time, once it answered.
+    pub rtt: Option<Duration>,
+}
+
+/// Numbers by name: what was sent, what was refused and why.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Counters(BTreeMap<&'static str, u64>);
+
+impl Counters {
+    /// One more.
+    pub(crate) fn add(&mut self, name: &'static str) {
+        *self.0.entry(name).or_default() += 1;
+    }
+
+    /// A number by its name, 0 where nothing was counted.
+    pub fn value(&self, name: &str) -> u64 {
+        self.0.get(name).copied().unwrap_or_default()
+    }
+
+    /// All of them, by name.
+    pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
+        self.0.iter().map(|(name, value)| (*name, *value))
+    }
+}
+
+/// Why a sealed message was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// Not for a key of ours.
+    #[error("addressed to another key")]
+    NotForUs,
+    /// From a key we do not know.
+    #[error("from an unknown key")]
+    UnknownSender,
+    /// The seal does not fit.
+    #[error("seal broken")]
+    Seal,
+    /// Seen before, or too old to tell.
+    #[error("replayed")]
+    Replayed,
+    /// From an earlier epoch of the sender.
+    #[error("of an earlier epoch")]
+    OldEpoch,
+    /// The content is not a message.
+    #[error("malformed content")]
+    Malformed,
+}
+
+impl Refused {
+    /// The word in counters.
+    pub fn kind(self) -> &'static str {
+        match self {
+            Self::NotForUs => "not-for-us",
+            Self::UnknownSender => "unknown-sender",
+            Self::Seal => "seal",
+            Self::Replayed => "replayed",
+            Self::OldEpoch => "old-epoch",
+            Self::Malformed => "malformed",
+        }
+    }
+}
