@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use minicbor::{Decode, Encode};
 use sha2::{Digest as _, Sha256};
 
-use crate::key::{AuthorityKey, IdentityKey, WgKey};
+use crate::key::{AuthorityKey, DomainId, IdentityKey, WgKey};
 use crate::record::{Announcement, Membership, Signed, Tombstone};
 use crate::token::TicketId;
 use crate::wire;
@@ -106,6 +106,9 @@ pub struct Pin {
     /// Who it turned out to be.
     #[n(1)]
     pub identity: IdentityKey,
+    /// The domain it says it is in; its overlay IPv6 address follows from both.
+    #[n(2)]
+    pub domain: DomainId,
 }
 
 /// Where a peer was last reached.
