@@ -1,0 +1,140 @@
+//! What was refused, and why: for findings and metrics.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use mesh_types::PeerId;
+
+/// Why something was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Reason {
+    /// The signature is not that of who should have signed.
+    Forged,
+    /// The record's domain has no authority here.
+    Domain,
+    /// Older than what is held: replayed or rolled back.
+    Stale,
+    /// Past its `not_after`.
+    Expired,
+    /// Voided by a tombstone.
+    Revoked,
+    /// An announcement by a node without membership or `[[peer]]` entry.
+    Unknown,
+    /// A configured key's session shows another identity than the pinned one.
+    PinMismatch,
+    /// One identity behind two `[[peer]]` entries.
+    PinTwice,
+    /// A WireGuard key another peer has.
+    DuplicateKey,
+    /// This node's own WireGuard key.
+    OwnKey,
+    /// A range that overlaps another peer's.
+    Overlap,
+    /// A range that overlaps this node's own.
+    OwnRange,
+    /// A range nobody may carry: a default route, loopback, link-local, multicast, overlay IPv6 of others.
+    Range,
+    /// Accepted, but dated more than a day after our clock.
+    Future,
+    /// Too large to be passed on, or otherwise unusable.
+    Malformed,
+    /// No room.
+    Full,
+    /// The source may not say that.
+    Source,
+}
+
+impl Reason {
+    /// The word in findings and metrics.
+    pub fn kind(self) -> &'static str {
+        match self {
+            Self::Forged => "forged",
+            Self::Domain => "domain",
+            Self::Stale => "stale",
+            Self::Expired => "expired",
+            Self::Revoked => "revoked",
+            Self::Unknown => "unknown",
+            Self::PinMismatch => "pin-mismatch",
+            Self::PinTwice => "pin-twice",
+            Self::DuplicateKey => "duplicate-key",
+            Self::OwnKey => "own-key",
+            Self::Overlap => "overlap",
+            Self::OwnRange => "own-range",
+            Self::Range => "range",
+            Self::Future => "future",
+            Self::Malformed => "malformed",
+            Self::Full => "full",
+            Self::Source => "source",
+        }
+    }
+
+    /// Ordinary gossip gives these: a late copy, or a node that only others list. Worth a counter, not a person.
+    pub fn is_routine(self) -> bool {
+        matches!(
+            self,
+            Self::Stale | Self::Unknown | Self::Expired | Self::Revoked
+        )
+    }
+}
+
+/// Something refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// Why.
+    pub reason: Reason,
+    /// Whose record it was.
+    pub peer: PeerId,
+    /// One sentence: what was refused, and what to do where something can be done.
+    pub sentence: String,
+    /// Wall clock when last seen.
+    pub at: Duration,
+    /// How often, since it is in the list.
+    pub count: u64,
+}
+
+/// The newest refusals and the number of all, by reason.
+#[derive(Debug, Default)]
+pub(crate) struct Refusals {
+    newest: Vec<Refusal>,
+    counts: BTreeMap<Reason, u64>,
+}
+
+const KEPT: usize = 64;
+
+impl Refusals {
+    pub(crate) fn add(&mut self, reason: Reason, peer: PeerId, sentence: String, at: Duration) {
+        self.count(reason);
+        let known = self
+            .newest
+            .iter()
+            .position(|r| r.reason == reason && r.peer == peer);
+        let count = match known.map(|index| self.newest.remove(index)) {
+            Some(old) => old.count.saturating_add(1),
+            None => 1,
+        };
+        if self.newest.len() == KEPT {
+            self.newest.remove(0);
+        }
+        self.newest.push(Refusal {
+            reason,
+            peer,
+            sentence,
+            at,
+            count,
+        });
+    }
+
+    pub(crate) fn count(&mut self, reason: Reason) {
+        let count = self.counts.entry(reason).or_default();
+        *count = count.saturating_add(1);
+    }
+
+    /// Oldest first.
+    pub(crate) fn newest(&self) -> &[Refusal] {
+        &self.newest
+    }
+
+    pub(crate) fn counts(&self) -> impl Iterator<Item = (Reason, u64)> {
+        self.counts.iter().map(|(reason, count)| (*reason, *count))
+    }
+}
