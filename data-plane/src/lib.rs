@@ -1,1 +1,32 @@
-//! Userspace WireGuard: TUN and UDP in batches, sessions, allowed-IPs lookup
+//! The userspace WireGuard engine: one TUN device, one UDP port for both families, and one thread that
+//! carries packets between them in batches.
+//!
+//! # How a packet travels
+//!
+//! *Out.* The TUN device hands over super-packets of up to 64 KiB (`vnet_hdr`, TSO and USO). The worker drains
+//! it without blocking until it is empty or 256 KiB are read, looks up the peer by allowed-IPs once a
+//! super-packet (`routes`), cuts the super-packet into segments in place (`segment`) and seals each straight
+//! into the next segment of a UDP GSO message (`outbox`). The turn ends with one flush.
+//!
+//! *In.* `recvmmsg` with UDP GRO fills fixed slots. Datagrams shaped like STUN go up; WireGuard messages find
+//! their session by receiver index (`core`), are opened into an arena, checked against the sender's ranges,
+//! and merged with their neighbours of the same flow into super-packets (`inbox`) that are written to the TUN.
+//!
+//! # Invariants
+//!
+//! - One loop owns all packets: no channel, lock, allocation or task a packet. `core::Core` sits behind one
+//!   lock that the worker takes once a turn; `apply` and `report` take it between turns.
+//! - Packets of one flow never overtake each other, and what is merged was verified by its inner checksum.
+//! - A session belongs to one peer and one of our own keys. Sending prefers the newest key with a live session,
+//!   so that neither our rotation nor a peer's loses packets.
+//! - Every offload can fail at run time; the engine then goes on without it.
+//! - No bytes from outside can panic, allocate without bound, or spin.
+//!
+//! # What is left out of WireGuard
+//!
+//! ECN is not copied between inner and outer headers (RFC 6040 compatibility mode: outer packets are Not-ECT).
+//! The replay window is boringtun's 1024 packets, the kernel has 8192.
+
+mod engine;
+
+pub use engine::{ControlDatagram, Engine, EngineError, Offload, Settings};
