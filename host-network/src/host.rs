@@ -3,68 +3,96 @@
 use mesh_types::{Applied, HostPlan, HostReport};
 use tokio::sync::mpsc;
 
-use crate::HostError;
-
-/// Something changed in the kernel that our plan or our report may depend on. Coalesced: at most one in 200 ms.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Change {
-    /// A link came, went, or changed.
-    pub links: bool,
-    /// An address did.
-    pub addresses: bool,
-    /// A route did, and not by our own doing.
-    pub routes: bool,
-    /// A policy rule did, and not by our own doing.
-    pub rules: bool,
-    /// Notices were lost: anything may have changed.
-    pub overrun: bool,
-}
+use crate::changes::{Change, watch};
+use crate::facts::Ranges;
+use crate::netlink::Routing;
+use crate::nft::Tables;
+use crate::{HostError, clash, converge, facts, remove};
 
 /// The host's network in one namespace.
 #[derive(Debug)]
 pub struct Host {
     interface: String,
-    receiver: Option<mpsc::UnboundedReceiver<Change>>,
+    routing: Routing,
+    /// A kernel without nftables is an error only where a plan wants rules.
+    tables: Result<Tables, HostError>,
+    ranges: Ranges,
+    notices: Option<mpsc::UnboundedReceiver<Change>>,
 }
 
 impl Host {
-    /// Opens the netlink connections, in the namespace of the calling thread, inside a tokio runtime.
+    /// Opens the netlink connections, in the namespace of the calling thread, inside a tokio runtime. Fails in one
+    /// sentence where the privilege to change anything is missing.
     pub async fn new(interface: &str) -> Result<Self, HostError> {
-        std::future::ready(Ok(Self {
+        let mut routing = Routing::open()?;
+        let tables = Tables::open();
+        let own = tables.as_ref().ok().map(Tables::port);
+        let notices = watch(routing.port, own)
+            .map_err(|error| HostError::from_io("subscribe to netlink notices", &error))?;
+        may_change(&mut routing).await?;
+        Ok(Self {
             interface: interface.to_owned(),
-            receiver: None,
-        }))
-        .await
+            routing,
+            tables,
+            ranges: Ranges::default(),
+            notices: Some(notices),
+        })
     }
 
-    /// Makes the kernel equal to the plan. Idempotent.
+    /// Makes the kernel equal to the plan. Idempotent: a second time nothing is sent that changes anything. Works
+    /// without the device as well: then its routes are missing and their blackhole twins are used.
     pub async fn converge(&mut self, plan: &HostPlan) -> Applied {
-        std::future::ready(Applied {
+        self.ranges = converge::ranges(plan);
+        let failures = converge::converge(&mut self.routing, &mut self.tables, plan).await;
+        Applied {
             generation: plan.generation,
-            failures: vec![],
-        })
-        .await
+            failures: failures.iter().map(HostError::to_string).collect(),
+        }
     }
 
     /// What the host looks like beside our own work. `port_moved` is left to the caller.
     pub async fn report(&mut self) -> HostReport {
-        std::future::ready(HostReport::default()).await
+        let tables = self.tables.as_mut().ok();
+        facts::report(&self.routing, tables, &self.interface, &self.ranges).await
     }
 
-    /// Notices of changes. The receiver can be taken once; later calls return a closed one.
+    /// Notices of changes, from the moment the host was opened. The receiver can be taken once; later calls return
+    /// a closed one.
     pub fn changes(&mut self) -> mpsc::UnboundedReceiver<Change> {
-        self.receiver
+        self.notices
             .take()
             .unwrap_or_else(|| mpsc::unbounded_channel().1)
     }
 
     /// Takes away everything of ours, and says what it was, one line each.
     pub async fn remove(&mut self) -> Result<Vec<String>, HostError> {
-        std::future::ready(Ok(vec![self.interface.clone()])).await
+        let tables = self.tables.as_mut().ok();
+        remove::remove(&mut self.routing, tables, &self.interface).await
     }
 
     /// Says in one sentence who else uses our table or mark bits (`mark`, `mask`), if anybody does.
-    pub async fn clash(&mut self, _fwmark: (u32, u32)) -> Option<String> {
-        std::future::ready(None).await
+    pub async fn clash(&mut self, fwmark: (u32, u32)) -> Option<String> {
+        clash::clash(&self.routing, fwmark).await
+    }
+
+    /// Requests that change something, sent since the host was opened.
+    pub fn requests(&self) -> u64 {
+        let batches = self.tables.as_ref().map_or(0, |tables| tables.changes);
+        self.routing.changes + batches
+    }
+}
+
+/// Asks for a change that changes nothing: the kernel checks the privilege first.
+async fn may_change(routing: &mut Routing) -> Result<(), HostError> {
+    let result = routing.handle.link().del(u32::MAX >> 1).execute().await;
+    match result {
+        Err(rtnetlink::Error::NetlinkError(message))
+            if message.to_io().raw_os_error() == Some(libc::EPERM) =>
+        {
+            Err(HostError::NotPermitted {
+                tried: "change the host's network".to_owned(),
+            })
+        }
+        _ => Ok(()),
     }
 }

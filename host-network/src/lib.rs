@@ -12,14 +12,31 @@
 //! [`Wireguard`] and [`Demux`] are synchronous: the kernel answers configuration requests before the
 //! system call that carries them returns.
 
+#![expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "the kernel's messages are read for the few attributes that matter; the enums are open"
+)]
+
+mod address;
+mod changes;
+mod clash;
+mod converge;
+mod describe;
 mod error;
+mod facts;
 mod host;
+mod link;
+mod netlink;
 mod nft;
+mod remove;
+mod route;
+mod rule;
+mod sys;
 mod wireguard;
 
+pub use changes::Change;
+pub use describe::describe;
 pub use error::HostError;
-pub use host::{Change, Host};
+pub use host::Host;
 pub use nft::Demux;
 pub use wireguard::Wireguard;
-
-pub mod describe;

@@ -1,26 +1,432 @@
-//! nftables.
+//! Our own nftables table, over nfnetlink: compared with what is there, and rewritten in one atomic batch
+//! where it differs.
+//!
+//! The kernel gives rules back in another shape than it took them in, so each rule carries a comment that
+//! says all there is to it; equal comments in equal order in an equal chain are an equal chain. A comment
+//! is also what a person who reads `nft list ruleset` wants.
+
+mod demux;
+mod expression;
+mod forward;
+mod mss;
+
+use std::collections::BTreeMap;
+use std::io;
+
+use mesh_types::consts::NFT_TABLE;
+use netlink_packet_core::{NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_REQUEST, NetlinkMessage};
+use netlink_packet_netfilter::nftables::{
+    ChainAttribute, ChainMessage, Expressions, Hook, HookNumber, InetHookNumber, ListAttribute,
+    NfTablesMessage, RuleAttribute, RuleMessage, TableAttribute, TableMessage,
+};
+use netlink_packet_netfilter::none::ControlMessage;
+use netlink_packet_netfilter::{
+    NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily,
+};
+use netlink_sys::protocols::NETLINK_NETFILTER;
 
 use crate::HostError;
+use crate::netlink::Channel;
 
-/// Shares the WireGuard port with the agent's own socket.
+pub use demux::Demux;
+pub(crate) use forward::{dropping_chains, forward_accept};
+pub(crate) use mss::mss_chain;
+
+/// `NFNL_SUBSYS_NFTABLES`: what the batch is for.
+const SUBSYSTEM: u16 = 10;
+/// `NF_ACCEPT` as a chain's policy.
+const ACCEPT: u32 = 1;
+/// `NFTNL_UDATA_RULE_COMMENT`.
+const COMMENT: u8 = 0;
+
+/// A base chain of ours.
+#[derive(Debug, Clone)]
+pub(crate) struct Chain {
+    pub(crate) name: &'static str,
+    pub(crate) hook: InetHookNumber,
+    pub(crate) priority: i32,
+    pub(crate) rules: Vec<Rule>,
+}
+
+/// A rule: what it does, and a comment that says all of that.
+#[derive(Debug, Clone)]
+pub(crate) struct Rule {
+    pub(crate) comment: String,
+    pub(crate) expressions: Vec<Expressions>,
+}
+
+impl Rule {
+    pub(crate) fn new(comment: String, parts: Vec<Vec<Expressions>>) -> Self {
+        Self {
+            comment,
+            expressions: parts.into_iter().flatten().collect(),
+        }
+    }
+
+    fn message(&self, table: &str, chain: &str) -> RuleMessage {
+        RuleMessage {
+            attributes: vec![
+                RuleAttribute::Table(table.to_owned()),
+                RuleAttribute::Chain(chain.to_owned()),
+                RuleAttribute::Expressions(
+                    self.expressions
+                        .iter()
+                        .cloned()
+                        .map(ListAttribute::from)
+                        .collect(),
+                ),
+                RuleAttribute::UserData(user_data(&self.comment)),
+            ],
+        }
+    }
+}
+
+fn user_data(comment: &str) -> Vec<u8> {
+    let text = comment.as_bytes();
+    let length = u8::try_from(text.len() + 1).unwrap_or(u8::MAX);
+    let mut data = vec![COMMENT, length];
+    data.extend(text.iter().take(usize::from(length) - 1));
+    data.push(0);
+    data
+}
+
+/// What a chain of ours looks like in the kernel.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+struct Shape {
+    hook: Option<u32>,
+    priority: Option<u32>,
+    policy: Option<u32>,
+    comments: Vec<Vec<u8>>,
+}
+
+impl From<&Chain> for Shape {
+    fn from(chain: &Chain) -> Self {
+        Self {
+            hook: Some(HookNumber::from(chain.hook).into()),
+            priority: Some(chain.priority.cast_unsigned()),
+            policy: Some(ACCEPT),
+            comments: chain
+                .rules
+                .iter()
+                .map(|rule| user_data(&rule.comment))
+                .collect(),
+        }
+    }
+}
+
+/// nfnetlink, in the namespace of the thread that opened it.
 #[derive(Debug)]
-pub struct Demux;
+pub(crate) struct Tables {
+    channel: Channel,
+    /// Batches that change something, since it was opened.
+    pub(crate) changes: u64,
+}
 
-impl Demux {
-    /// Opens the netlink socket, in the namespace of the calling thread.
-    pub fn new() -> Result<Self, HostError> {
-        Ok(Self)
+impl Tables {
+    pub(crate) fn open() -> Result<Self, HostError> {
+        let channel = Channel::open(NETLINK_NETFILTER)
+            .map_err(|error| HostError::from_io("open a netfilter netlink connection", &error))?;
+        Ok(Self {
+            channel,
+            changes: 0,
+        })
     }
 
-    /// Binding-shaped datagrams to `wireguard_port` reach `agent_port`, and what leaves from there leaves as
-    /// from the former. Idempotent; returns whether anything had to be changed.
-    pub fn apply(&mut self, wireguard_port: u16, agent_port: u16) -> Result<bool, HostError> {
-        let _ = (wireguard_port, agent_port);
-        Ok(false)
+    pub(crate) fn port(&self) -> u32 {
+        self.channel.port()
     }
 
-    /// Takes the rules away.
-    pub fn remove(&mut self) -> Result<(), HostError> {
-        Ok(())
+    /// Makes the chains named in `owned` equal to `wanted` and leaves the others of our table alone.
+    /// Returns whether anything had to be changed.
+    pub(crate) fn apply(&mut self, owned: &[&str], wanted: &[Chain]) -> Result<bool, HostError> {
+        let held = self.shapes().map_err(|error| {
+            HostError::from_io(format!("read the nftables table {NFT_TABLE}"), &error)
+        })?;
+        let Some(held) = held else {
+            return if wanted.is_empty() {
+                Ok(false)
+            } else {
+                self.write(&BTreeMap::new(), &[], wanted)
+            };
+        };
+        let different: Vec<&Chain> = wanted
+            .iter()
+            .filter(|chain| held.get(chain.name) != Some(&Shape::from(*chain)))
+            .collect();
+        let stale: Vec<&str> = owned
+            .iter()
+            .copied()
+            .filter(|name| held.contains_key(*name))
+            .filter(|name| {
+                different.iter().any(|chain| chain.name == *name)
+                    || wanted.iter().all(|chain| chain.name != *name)
+            })
+            .collect();
+        if different.is_empty() && stale.is_empty() && !(held.is_empty() && wanted.is_empty()) {
+            return Ok(false);
+        }
+        let new: Vec<Chain> = different.into_iter().cloned().collect();
+        self.write(&held, &stale, &new)
     }
+
+    /// Deletes our table with all that is in it. Returns whether there was one.
+    pub(crate) fn remove_table(&mut self) -> Result<bool, HostError> {
+        let tried = format!("delete the nftables table {NFT_TABLE}");
+        let held = self
+            .shapes()
+            .map_err(|error| HostError::from_io(tried.as_str(), &error))?;
+        if held.is_none() {
+            return Ok(false);
+        }
+        self.batch(vec![(NfTablesMessage::DeleteTable(table()), 0)])
+            .map_err(|error| HostError::from_io(tried, &error))?;
+        Ok(true)
+    }
+
+    fn write(
+        &mut self,
+        held: &BTreeMap<String, Shape>,
+        stale: &[&str],
+        new: &[Chain],
+    ) -> Result<bool, HostError> {
+        let mut batch = Vec::new();
+        if new.is_empty() && held.keys().all(|name| stale.contains(&name.as_str())) {
+            batch.push((NfTablesMessage::DeleteTable(table()), 0));
+        } else {
+            batch.push((NfTablesMessage::NewTable(table()), NLM_F_CREATE));
+            for name in stale {
+                let rules = RuleMessage {
+                    attributes: vec![
+                        RuleAttribute::Table(NFT_TABLE.to_owned()),
+                        RuleAttribute::Chain((*name).to_owned()),
+                    ],
+                };
+                batch.push((NfTablesMessage::DeleteRule(rules), 0));
+                batch.push((NfTablesMessage::DeleteChain(chain_name(name)), 0));
+            }
+            for chain in new {
+                batch.push((NfTablesMessage::NewChain(base_chain(chain)), NLM_F_CREATE));
+                for rule in &chain.rules {
+                    let message = rule.message(NFT_TABLE, chain.name);
+                    batch.push((
+                        NfTablesMessage::NewRule(message),
+                        NLM_F_CREATE | NLM_F_APPEND,
+                    ));
+                }
+            }
+        }
+        self.batch(batch).map_err(|error| {
+            HostError::from_io(format!("write the nftables table {NFT_TABLE}"), &error)
+        })?;
+        Ok(true)
+    }
+
+    /// The base chains of our table; `None` where there is no such table.
+    fn shapes(&mut self) -> io::Result<Option<BTreeMap<String, Shape>>> {
+        let found = self.dump(
+            NetfilterProtoFamily::Inet,
+            NfTablesMessage::GetTable(TableMessage { attributes: vec![] }),
+        )?;
+        let is_ours = |message: &(NetfilterProtoFamily, NfTablesMessage)| match &message.1 {
+            NfTablesMessage::NewTable(table) => table
+                .attributes
+                .contains(&TableAttribute::Name(NFT_TABLE.to_owned())),
+            _ => false,
+        };
+        if !found.iter().any(is_ours) {
+            return Ok(None);
+        }
+        let mut shapes = BTreeMap::new();
+        for chain in self.chains(NetfilterProtoFamily::Inet)? {
+            if chain.table == NFT_TABLE {
+                let comments = self
+                    .rules(chain.family, NFT_TABLE, &chain.name)?
+                    .into_iter()
+                    .map(|rule| rule.user_data)
+                    .collect();
+                let shape = Shape {
+                    hook: chain.hook,
+                    priority: chain.priority,
+                    policy: chain.policy,
+                    comments,
+                };
+                shapes.insert(chain.name, shape);
+            }
+        }
+        Ok(Some(shapes))
+    }
+
+    /// The chains of a family, or of all (`Unspec`).
+    fn chains(&mut self, family: NetfilterProtoFamily) -> io::Result<Vec<HeldChain>> {
+        let request = NfTablesMessage::GetChain(ChainMessage { attributes: vec![] });
+        Ok(self
+            .dump(family, request)?
+            .into_iter()
+            .filter_map(|(family, message)| match message {
+                NfTablesMessage::NewChain(chain) => Some(HeldChain::parse(family, &chain)),
+                _ => None,
+            })
+            .collect())
+    }
+
+    /// The rules of one chain, in order.
+    fn rules(
+        &mut self,
+        family: NetfilterProtoFamily,
+        table: &str,
+        chain: &str,
+    ) -> io::Result<Vec<HeldRule>> {
+        let request = NfTablesMessage::GetRule(RuleMessage {
+            attributes: vec![
+                RuleAttribute::Table(table.to_owned()),
+                RuleAttribute::Chain(chain.to_owned()),
+            ],
+        });
+        Ok(self
+            .dump(family, request)?
+            .into_iter()
+            .filter_map(|(_, message)| match message {
+                NfTablesMessage::NewRule(rule) => Some(HeldRule::parse(&rule)),
+                _ => None,
+            })
+            .collect())
+    }
+
+    fn dump(
+        &mut self,
+        family: NetfilterProtoFamily,
+        request: NfTablesMessage,
+    ) -> io::Result<Vec<(NetfilterProtoFamily, NfTablesMessage)>> {
+        let message = NetfilterMessage::new(NetfilterHeader::new(family, 0, 0), request);
+        let answers = self.channel.dump(&message)?;
+        Ok(answers
+            .into_iter()
+            .filter_map(|answer| match answer.inner {
+                NetfilterMessageInner::NfTables(inner) => Some((answer.header.family, inner)),
+                _ => None,
+            })
+            .collect())
+    }
+
+    /// Carries out all messages or none, in our table's family.
+    fn batch(&mut self, messages: Vec<(NfTablesMessage, u16)>) -> io::Result<()> {
+        self.batch_in(NetfilterProtoFamily::Inet, messages)
+    }
+
+    fn batch_in(
+        &mut self,
+        family: NetfilterProtoFamily,
+        messages: Vec<(NfTablesMessage, u16)>,
+    ) -> io::Result<()> {
+        let control = |message: ControlMessage| {
+            let header = NetfilterHeader::new(NetfilterProtoFamily::Unspec, 0, SUBSYSTEM);
+            let mut message = NetlinkMessage::from(NetfilterMessage::new(header, message));
+            message.header.flags = NLM_F_REQUEST;
+            message
+        };
+        let mut batch = vec![control(ControlMessage::BatchBegin)];
+        for (message, flags) in messages {
+            let header = NetfilterHeader::new(family, 0, 0);
+            let mut message = NetlinkMessage::from(NetfilterMessage::new(header, message));
+            message.header.flags = NLM_F_REQUEST | NLM_F_ACK | flags;
+            batch.push(message);
+        }
+        batch.push(control(ControlMessage::BatchEnd));
+        self.changes += 1;
+        self.channel.exchange(batch).map(drop)
+    }
+}
+
+/// A chain as the kernel has it. The last four are a base chain's.
+#[derive(Debug, Clone)]
+struct HeldChain {
+    family: NetfilterProtoFamily,
+    table: String,
+    name: String,
+    kind: String,
+    hook: Option<u32>,
+    priority: Option<u32>,
+    policy: Option<u32>,
+}
+
+impl HeldChain {
+    fn parse(family: NetfilterProtoFamily, message: &ChainMessage) -> Self {
+        let mut chain = Self {
+            family,
+            table: String::new(),
+            name: String::new(),
+            kind: String::new(),
+            hook: None,
+            priority: None,
+            policy: None,
+        };
+        for attribute in &message.attributes {
+            match attribute {
+                ChainAttribute::Table(table) => chain.table.clone_from(table),
+                ChainAttribute::Name(name) => chain.name.clone_from(name),
+                ChainAttribute::Type(kind) => chain.kind.clone_from(kind),
+                ChainAttribute::Policy(policy) => chain.policy = Some(*policy),
+                ChainAttribute::Hook(hooks) => {
+                    for hook in hooks {
+                        match hook {
+                            Hook::Number(number) => chain.hook = Some((*number).into()),
+                            Hook::Priority(priority) => chain.priority = Some(*priority),
+                            _ => {}
+                        }
+                    }
+                }
+                _ => {}
+            }
+        }
+        chain
+    }
+}
+
+/// A rule as the kernel has it.
+#[derive(Debug, Clone, Default)]
+struct HeldRule {
+    handle: u64,
+    user_data: Vec<u8>,
+}
+
+impl HeldRule {
+    fn parse(message: &RuleMessage) -> Self {
+        let mut rule = Self::default();
+        for attribute in &message.attributes {
+            match attribute {
+                RuleAttribute::Handle(handle) => rule.handle = *handle,
+                RuleAttribute::UserData(data) => rule.user_data.clone_from(data),
+                _ => {}
+            }
+        }
+        rule
+    }
+}
+
+fn table() -> TableMessage {
+    TableMessage {
+        attributes: vec![TableAttribute::Name(NFT_TABLE.to_owned())],
+    }
+}
+
+fn chain_name(name: &str) -> ChainMessage {
+    ChainMessage {
+        attributes: vec![
+            ChainAttribute::Table(NFT_TABLE.to_owned()),
+            ChainAttribute::Name(name.to_owned()),
+        ],
+    }
+}
+
+fn base_chain(chain: &Chain) -> ChainMessage {
+    let mut message = chain_name(chain.name);
+    message.attributes.extend([
+        ChainAttribute::Hook(vec![
+            Hook::Number(chain.hook.into()),
+            Hook::Priority(chain.priority.cast_unsigned()),
+        ]),
+        ChainAttribute::Policy(ACCEPT),
+        ChainAttribute::Type("filter".to_owned()),
+    ]);
+    message
 }

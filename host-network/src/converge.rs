@@ -1,0 +1,134 @@
+//! One pass that makes the kernel equal to a plan.
+//!
+//! The order keeps packets of the mesh from leaving in clear, whatever fails halfway: settings and new
+//! addresses first, for routes name them as their source; then routes, those that drop before those that
+//! carry; then the rules that lead to them; stale addresses go last, when no route names them any more.
+
+use std::collections::BTreeSet;
+
+use ipnet::IpNet;
+use mesh_types::HostPlan;
+use mesh_types::plan::{Route, RouteKind};
+
+use crate::facts::{Ranges, ipv6_off};
+use crate::netlink::Routing;
+use crate::nft::{self, Tables};
+use crate::{HostError, address, link, route, rule};
+
+/// Makes it so. Each failure is kept and the rest is still tried.
+pub(crate) async fn converge(
+    routing: &mut Routing,
+    tables: &mut Result<Tables, HostError>,
+    plan: &HostPlan,
+) -> Vec<HostError> {
+    // Without IPv6 the kernel takes neither addresses nor routes of it, and no packet can leak by it.
+    let ipv6 = !ipv6_off();
+    let usable = |net: &IpNet| ipv6 || net.addr().is_ipv4();
+    let planned: BTreeSet<IpNet> = plan
+        .device
+        .addresses
+        .iter()
+        .copied()
+        .filter(usable)
+        .collect();
+    let routes: Vec<&Route> = plan
+        .routes
+        .iter()
+        .filter(|route| usable(&route.prefix))
+        .collect();
+    let mut failures = Vec::new();
+
+    let mut device = match link::find(routing, &plan.device.name).await {
+        Ok(device) => device,
+        Err(error) => {
+            failures.push(error);
+            None
+        }
+    };
+    let mut held = Vec::new();
+    if let Some(link) = &device {
+        let forward = plan
+            .routes
+            .iter()
+            .any(|route| route.kind == RouteKind::Throw);
+        failures.extend(
+            link::configure(routing, link, &plan.device, forward)
+                .await
+                .err(),
+        );
+        failures.extend(link::up(routing, link).await.err());
+        match address::list(routing).await {
+            Ok(addresses) => held = addresses,
+            Err(error) => failures.push(error),
+        }
+        failures.extend(address::add_missing(routing, link, &planned, &held).await);
+    }
+
+    let index = device.as_ref().map(|link| link.index);
+    failures.extend(route::converge(routing, routes.iter().copied(), index).await);
+    let rules = plan.rules.iter().filter(|rule| ipv6 || !rule.ipv6);
+    failures.extend(rule::converge(routing, rules).await);
+
+    if let Some(link) = device.take() {
+        let before = routing.changes;
+        failures.extend(address::remove_stale(routing, &link, &planned, &held).await);
+        if routing.changes != before {
+            // The kernel drops every IPv4 route whose source is removed, also one that was re-made just now.
+            failures.extend(route::converge(routing, routes.iter().copied(), index).await);
+        }
+    }
+    failures.extend(filters(tables, plan).err());
+    failures.extend(not_carried(plan));
+    failures
+}
+
+fn filters(tables: &mut Result<Tables, HostError>, plan: &HostPlan) -> Result<(), HostError> {
+    let tables = match tables {
+        Ok(tables) => tables,
+        Err(_) if !plan.mss_clamp && !plan.forward_accept => return Ok(()),
+        Err(error) => {
+            return Err(HostError::Refused {
+                tried: "write packet filter rules".to_owned(),
+                answer: error.to_string(),
+            });
+        }
+    };
+    let name = &plan.device.name;
+    if plan.mss_clamp {
+        tables.apply(&["mss"], &[nft::mss_chain(name)])?;
+    } else {
+        tables.apply(&["mss"], &[])?;
+    }
+    nft::forward_accept(tables, name, plan.forward_accept)
+}
+
+/// Parts of a plan that nothing here carries out. Saying nothing would let a filter look as if it held.
+fn not_carried(plan: &HostPlan) -> Vec<HostError> {
+    [
+        (plan.adoptions.is_empty(), "lend a local port to a peer"),
+        (
+            plan.relay_pairs.is_empty(),
+            "relay between two members in the kernel",
+        ),
+        (plan.filters.is_empty(), "filter what peers may send"),
+    ]
+    .into_iter()
+    .filter(|(empty, _)| !empty)
+    .map(|(_, tried)| HostError::Refused {
+        tried: tried.to_owned(),
+        answer: "this version does not do that".to_owned(),
+    })
+    .collect()
+}
+
+/// The ranges of a plan, for the report.
+pub(crate) fn ranges(plan: &HostPlan) -> Ranges {
+    let mut ranges = Ranges::default();
+    for route in &plan.routes {
+        match route.kind {
+            RouteKind::Unicast { .. } | RouteKind::Blackhole => ranges.mesh.push(route.prefix),
+            RouteKind::Throw => ranges.own.push(route.prefix),
+        }
+    }
+    ranges
+}

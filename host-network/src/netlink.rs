@@ -1,0 +1,235 @@
+//! The two ways to speak netlink: [`Channel`], a synchronous exchange for generic netlink and nfnetlink
+//! (which wants several messages in one datagram), and [`Routing`], rtnetlink's connection.
+
+use std::io;
+
+use futures::{Stream, StreamExt as _};
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkDeserializable, NetlinkMessage, NetlinkPayload,
+    NetlinkSerializable,
+};
+use netlink_sys::{AsyncSocket as _, Socket, SocketAddr};
+
+use crate::HostError;
+
+/// Larger than any datagram the kernel builds for a dump (32 KiB since Linux 4.9).
+const DATAGRAM: usize = 64 * 1024;
+/// The kernel saw its tables change while it dumped them (`NLM_F_DUMP_INTR`).
+const DUMP_INTERRUPTED: u16 = 0x10;
+
+/// One netlink socket, in the namespace of the thread that opened it.
+///
+/// The kernel works off a request inside the system call that sends it, so the answers are there to be
+/// read without waiting when that call returns.
+pub(crate) struct Channel {
+    socket: Socket,
+    port: u32,
+    sequence: u32,
+}
+
+impl std::fmt::Debug for Channel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Channel({})", self.port)
+    }
+}
+
+impl Channel {
+    /// Opens a socket of a netlink protocol (`NETLINK_*`).
+    pub(crate) fn open(protocol: isize) -> io::Result<Self> {
+        let mut socket = Socket::new(protocol)?;
+        let port = socket.bind_auto()?.port_number();
+        Ok(Self {
+            socket,
+            port,
+            sequence: 0,
+        })
+    }
+
+    /// The socket's own netlink address, by which its doings are told from those of others.
+    pub(crate) fn port(&self) -> u32 {
+        self.port
+    }
+
+    /// Sends one message and waits for it to be carried out.
+    pub(crate) fn request<T>(&mut self, message: T, flags: u16) -> io::Result<Vec<T>>
+    where
+        T: NetlinkSerializable + NetlinkDeserializable + Into<NetlinkPayload<T>>,
+    {
+        let mut message = NetlinkMessage::from(message);
+        message.header.flags = NLM_F_REQUEST | NLM_F_ACK | flags;
+        self.exchange(vec![message])
+    }
+
+    /// Reads everything of a kind; repeated where the tables changed meanwhile.
+    pub(crate) fn dump<T>(&mut self, message: &T) -> io::Result<Vec<T>>
+    where
+        T: NetlinkSerializable + NetlinkDeserializable + Into<NetlinkPayload<T>> + Clone,
+    {
+        let mut attempt = 0;
+        loop {
+            let mut request = NetlinkMessage::from(message.clone());
+            request.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
+            attempt += 1;
+            match self.exchange(vec![request]) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted && attempt < 8 => {}
+                result => return result,
+            }
+        }
+    }
+
+    /// Sends messages in one datagram and gathers what comes back. The first error among the answers is the result.
+    pub(crate) fn exchange<T>(&mut self, messages: Vec<NetlinkMessage<T>>) -> io::Result<Vec<T>>
+    where
+        T: NetlinkSerializable + NetlinkDeserializable,
+    {
+        let mut datagram = Vec::new();
+        for mut message in messages {
+            self.sequence = self.sequence.wrapping_add(1);
+            message.header.sequence_number = self.sequence;
+            message.finalize();
+            let start = datagram.len();
+            datagram.resize(start + message.buffer_len(), 0);
+            message.serialize(&mut datagram[start..]);
+        }
+        self.socket.send_to(&datagram, &SocketAddr::new(0, 0), 0)?;
+        let mut answers = Answers::default();
+        let mut buffer = Vec::with_capacity(DATAGRAM);
+        loop {
+            buffer.clear();
+            match self.socket.recv_from(&mut buffer, libc::MSG_DONTWAIT) {
+                Ok(_) => answers.read(&buffer)?,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        answers.finish()
+    }
+}
+
+struct Answers<T> {
+    messages: Vec<T>,
+    error: Option<io::Error>,
+    any: bool,
+    interrupted: bool,
+}
+
+impl<T> Default for Answers<T> {
+    fn default() -> Self {
+        Self {
+            messages: Vec::new(),
+            error: None,
+            any: false,
+            interrupted: false,
+        }
+    }
+}
+
+impl<T: NetlinkDeserializable> Answers<T> {
+    fn read(&mut self, datagram: &[u8]) -> io::Result<()> {
+        let mut rest = datagram;
+        while !rest.is_empty() {
+            let message = NetlinkMessage::<T>::deserialize(rest)
+                .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))?;
+            let length = (message.header.length as usize).next_multiple_of(4).max(16);
+            rest = rest.get(length..).unwrap_or(&[]);
+            self.any = true;
+            self.interrupted |= message.header.flags & DUMP_INTERRUPTED != 0;
+            match message.payload {
+                NetlinkPayload::InnerMessage(inner) => self.messages.push(inner),
+                NetlinkPayload::Error(answer) if answer.code.is_some() => {
+                    self.error.get_or_insert_with(|| answer.to_io());
+                }
+                NetlinkPayload::Done(done) if done.code != 0 => {
+                    self.error
+                        .get_or_insert_with(|| io::Error::from_raw_os_error(done.code.abs()));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn finish(self) -> io::Result<Vec<T>> {
+        if let Some(error) = self.error {
+            return Err(error);
+        }
+        if self.interrupted {
+            return Err(io::ErrorKind::Interrupted.into());
+        }
+        if !self.any {
+            return Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                "the kernel gave no answer",
+            ));
+        }
+        Ok(self.messages)
+    }
+}
+
+/// rtnetlink's connection, and how often it was used to change something.
+#[derive(Debug, Clone)]
+pub(crate) struct Routing {
+    pub(crate) handle: rtnetlink::Handle,
+    /// The connection's netlink address.
+    pub(crate) port: u32,
+    /// Requests that change something, since the connection was opened.
+    pub(crate) changes: u64,
+}
+
+impl Routing {
+    /// Opens the connection and drives it by a task that ends when the last handle is dropped.
+    pub(crate) fn open() -> Result<Self, HostError> {
+        let opened = rtnetlink::new_connection_with_strict_check().and_then(
+            |(mut connection, handle, _)| {
+                let port = connection
+                    .socket_mut()
+                    .socket_mut()
+                    .bind_auto()?
+                    .port_number();
+                Ok((connection, handle, port))
+            },
+        );
+        let (connection, handle, port) =
+            opened.map_err(|error| HostError::from_io("open a netlink connection", &error))?;
+        tokio::spawn(connection);
+        Ok(Self {
+            handle,
+            port,
+            changes: 0,
+        })
+    }
+
+    /// Counts a change and names it in its error.
+    pub(crate) fn changed(
+        &mut self,
+        tried: impl Into<String>,
+        result: Result<(), rtnetlink::Error>,
+    ) -> Result<(), HostError> {
+        self.changes += 1;
+        result.map_err(|error| HostError::from_rtnetlink(tried, error))
+    }
+}
+
+/// Gathers a dump. A table that does not exist is empty.
+pub(crate) async fn gather<T>(
+    tried: &str,
+    stream: impl Stream<Item = Result<T, rtnetlink::Error>>,
+) -> Result<Vec<T>, HostError> {
+    let mut items = Vec::new();
+    let mut stream = std::pin::pin!(stream);
+    while let Some(item) = stream.next().await {
+        match item {
+            Ok(item) => items.push(item),
+            Err(error) if is_absent(&error) => break,
+            Err(error) => return Err(HostError::from_rtnetlink(tried, error)),
+        }
+    }
+    Ok(items)
+}
+
+/// Is this the answer for something that is not there (device, address, route, rule, table, family)?
+pub(crate) fn is_absent(error: &rtnetlink::Error) -> bool {
+    matches!(error, rtnetlink::Error::NetlinkError(message)
+        if matches!(-message.raw_code(), libc::ENOENT | libc::ENODEV | libc::ESRCH | libc::EADDRNOTAVAIL | libc::EAFNOSUPPORT))
+}

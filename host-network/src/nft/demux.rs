@@ -1,0 +1,106 @@
+//! The shared port: datagrams of STUN's Binding shape on the WireGuard port go to the agent's own socket,
+//! and what leaves that socket leaves from the WireGuard port. Stateless, at input and output: a host
+//! firewall before it sees one port, forwarded packets are not touched, conntrack holds one entry a remote.
+
+use mesh_types::consts::{NFT_DEMUX_IN_PRIORITY, NFT_DEMUX_OUT_PRIORITY};
+use netlink_packet_netfilter::nftables::InetHookNumber;
+
+use super::expression::{
+    DESTINATION_PORT, SOURCE_PORT, UDP, bytes_at, drop, limit_over, masked_bytes_at, protocol,
+    set_port,
+};
+use super::{Chain, Rule, Tables};
+use crate::HostError;
+
+/// Names of the chains.
+const CHAINS: &[&str] = &["demux_in", "demux_out"];
+/// STUN's magic cookie (RFC 8489 5), and where it stands behind the UDP header.
+const COOKIE: [u8; 4] = [0x21, 0x12, 0xa4, 0x42];
+const COOKIE_OFFSET: u32 = 12;
+/// Where STUN's message type stands.
+const TYPE_OFFSET: u32 = 8;
+/// Binding, with the two bits of the class free: 0x0001, 0x0011, 0x0101, 0x0111 (RFC 8489 5). No WireGuard
+/// message matches: its second byte is 0, and its first is 1 to 4.
+const BINDING: [u8; 2] = [0x00, 0x01];
+const BINDING_MASK: [u8; 2] = [0xfe, 0xef];
+/// Datagrams a second that reach the agent; a mesh of 5,000 nodes whose heartbeats all fall together stays below.
+const RATE: u64 = 5000;
+/// Datagrams that may come at once: a burst of probes is no flood.
+const BURST: u32 = 1000;
+
+/// Shares the WireGuard port with the agent's own socket.
+#[derive(Debug)]
+pub struct Demux {
+    tables: Tables,
+}
+
+impl Demux {
+    /// Opens the netlink socket, in the namespace of the calling thread.
+    pub fn new() -> Result<Self, HostError> {
+        Ok(Self {
+            tables: Tables::open()?,
+        })
+    }
+
+    /// Binding-shaped datagrams to `wireguard_port` reach `agent_port`, and what leaves from there leaves as
+    /// from the former. Idempotent; returns whether anything had to be changed.
+    pub fn apply(&mut self, wireguard_port: u16, agent_port: u16) -> Result<bool, HostError> {
+        self.tables
+            .apply(CHAINS, &chains(wireguard_port, agent_port))
+    }
+
+    /// Takes the rules away. There being none is no error.
+    pub fn remove(&mut self) -> Result<(), HostError> {
+        self.tables.apply(CHAINS, &[]).map(|_| ())
+    }
+}
+
+fn chains(wireguard_port: u16, agent_port: u16) -> [Chain; 2] {
+    let stun = || {
+        vec![
+            protocol(UDP),
+            bytes_at(DESTINATION_PORT, &wireguard_port.to_be_bytes()),
+            bytes_at(COOKIE_OFFSET, &COOKIE),
+        ]
+    };
+    let mut flood = stun();
+    flood.extend([limit_over(RATE, BURST), drop()]);
+    let mut inward = stun();
+    inward.extend([
+        masked_bytes_at(TYPE_OFFSET, &BINDING_MASK, &BINDING),
+        set_port(DESTINATION_PORT, agent_port),
+    ]);
+    let outward = vec![
+        protocol(UDP),
+        bytes_at(SOURCE_PORT, &agent_port.to_be_bytes()),
+        set_port(SOURCE_PORT, wireguard_port),
+    ];
+    [
+        Chain {
+            name: "demux_in",
+            hook: InetHookNumber::LocalIn,
+            priority: NFT_DEMUX_IN_PRIORITY,
+            rules: vec![
+                Rule::new(
+                    format!(
+                        "farspan: no flood of STUN to {wireguard_port}, {RATE}/s, burst {BURST}"
+                    ),
+                    flood,
+                ),
+                Rule::new(
+                    format!("farspan: Binding from {wireguard_port} to the agent at {agent_port}"),
+                    inward,
+                ),
+            ],
+        },
+        Chain {
+            name: "demux_out",
+            hook: InetHookNumber::LocalOut,
+            priority: NFT_DEMUX_OUT_PRIORITY,
+            rules: vec![Rule::new(
+                format!("farspan: the agent at {agent_port} speaks from {wireguard_port}"),
+                outward,
+            )],
+        },
+    ]
+}

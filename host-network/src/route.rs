@@ -1,0 +1,281 @@
+//! Routes in the mesh's table.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use mesh_types::consts::{MTU_MIN, ROUTE_PROTOCOL, ROUTE_TABLE};
+use mesh_types::plan::{Route, RouteKind};
+use rtnetlink::packet_route::AddressFamily;
+use rtnetlink::packet_route::route::{
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteProtocol,
+    RouteScope, RouteType,
+};
+
+use crate::HostError;
+use crate::netlink::{Routing, gather, is_absent};
+
+/// What the kernel tells two routes of a table apart by.
+type Slot = (IpNet, u32);
+
+/// What a route does, in the kernel's terms.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Action {
+    kind: RouteType,
+    link: Option<u32>,
+    source: Option<IpAddr>,
+    mtu: Option<u32>,
+    mss: Option<u32>,
+}
+
+impl Action {
+    /// `None` for a route into a device that is not there.
+    fn planned(route: &Route, link: Option<u32>) -> Option<Self> {
+        let (kind, link, source, mtu) = match route.kind {
+            RouteKind::Unicast { source, mtu } => (RouteType::Unicast, Some(link?), source, mtu),
+            RouteKind::Blackhole => (RouteType::BlackHole, None, None, None),
+            RouteKind::Throw => (RouteType::Throw, None, None, None),
+        };
+        let ipv6 = route.prefix.addr().is_ipv6();
+        let mtu = mtu.map(|mtu| u32::from(if ipv6 { mtu.max(MTU_MIN) } else { mtu }));
+        // IP and TCP headers without options (RFC 9293 3.7.1).
+        let headers = if ipv6 { 60 } else { 40 };
+        Some(Self {
+            kind,
+            link,
+            source,
+            mtu,
+            mss: mtu.map(|mtu| mtu.saturating_sub(headers)),
+        })
+    }
+
+    fn held(message: &RouteMessage) -> Self {
+        let mut action = Self {
+            kind: message.header.kind,
+            link: None,
+            source: None,
+            mtu: None,
+            mss: None,
+        };
+        for attribute in &message.attributes {
+            match attribute {
+                // IPv6 hangs its blackholes on the loopback device.
+                RouteAttribute::Oif(link) if action.kind == RouteType::Unicast => {
+                    action.link = Some(*link);
+                }
+                RouteAttribute::PrefSource(source) => action.source = ip(source),
+                RouteAttribute::Metrics(metrics) => {
+                    for metric in metrics {
+                        match metric {
+                            RouteMetric::Mtu(mtu) => action.mtu = Some(*mtu),
+                            RouteMetric::Advmss(mss) => action.mss = Some(*mss),
+                            _ => {}
+                        }
+                    }
+                }
+                _ => {}
+            }
+        }
+        action
+    }
+
+    fn message(&self, (prefix, metric): Slot) -> RouteMessage {
+        let mut message = slot_message((prefix, metric));
+        message.header.kind = self.kind;
+        if let Some(link) = self.link {
+            message.header.scope = RouteScope::Link;
+            message.attributes.push(RouteAttribute::Oif(link));
+        }
+        if let Some(source) = self.source {
+            message
+                .attributes
+                .push(RouteAttribute::PrefSource(source.into()));
+        }
+        let metrics: Vec<RouteMetric> = [
+            self.mtu.map(RouteMetric::Mtu),
+            self.mss.map(RouteMetric::Advmss),
+        ]
+        .into_iter()
+        .flatten()
+        .collect();
+        if !metrics.is_empty() {
+            message.attributes.push(RouteAttribute::Metrics(metrics));
+        }
+        message
+    }
+}
+
+/// A message that names one route of ours.
+fn slot_message((prefix, metric): Slot) -> RouteMessage {
+    let mut message = table_message(family(prefix.addr()), ROUTE_TABLE);
+    message.header.protocol = RouteProtocol::from(ROUTE_PROTOCOL);
+    message.header.destination_prefix_length = prefix.prefix_len();
+    message
+        .attributes
+        .push(RouteAttribute::Destination(prefix.network().into()));
+    message.attributes.push(RouteAttribute::Priority(metric));
+    message
+}
+
+fn table_message(family: AddressFamily, table: u32) -> RouteMessage {
+    let mut message = RouteMessage::default();
+    message.header.address_family = family;
+    message.header.table = RouteHeader::RT_TABLE_UNSPEC;
+    message.attributes.push(RouteAttribute::Table(table));
+    message
+}
+
+fn family(ip: IpAddr) -> AddressFamily {
+    match ip {
+        IpAddr::V4(_) => AddressFamily::Inet,
+        IpAddr::V6(_) => AddressFamily::Inet6,
+    }
+}
+
+fn ip(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(ip) => Some(IpAddr::V4(*ip)),
+        RouteAddress::Inet6(ip) => Some(IpAddr::V6(*ip)),
+        _ => None,
+    }
+}
+
+/// The destination of a route; the whole family where the message names none.
+pub(crate) fn destination(message: &RouteMessage) -> Option<IpNet> {
+    let named = message
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            RouteAttribute::Destination(address) => ip(address),
+            _ => None,
+        });
+    let unspecified = match message.header.address_family {
+        AddressFamily::Inet => IpAddr::from([0; 4]),
+        AddressFamily::Inet6 => IpAddr::from([0; 16]),
+        _ => return None,
+    };
+    IpNet::new(
+        named.unwrap_or(unspecified),
+        message.header.destination_prefix_length,
+    )
+    .ok()
+}
+
+/// The link a route leads to.
+pub(crate) fn outgoing(message: &RouteMessage) -> Option<u32> {
+    message
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            RouteAttribute::Oif(link) => Some(*link),
+            RouteAttribute::MultiPath(hops) => hops.first().map(|hop| hop.interface_index),
+            _ => None,
+        })
+}
+
+/// The routes of a table, both families, whoever made them.
+pub(crate) async fn list(routing: &Routing, table: u32) -> Result<Vec<RouteMessage>, HostError> {
+    let mut routes = Vec::new();
+    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+        let request = routing.handle.route().get(table_message(family, table));
+        routes.extend(gather("list the routes", request.execute()).await?);
+    }
+    // Cached exceptions (path MTU learned from ICMP) are listed beside the routes they belong to.
+    routes.retain(|route| {
+        !route
+            .header
+            .flags
+            .contains(rtnetlink::packet_route::route::RouteFlags::Cloned)
+    });
+    Ok(routes)
+}
+
+fn metric(message: &RouteMessage) -> u32 {
+    message
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            RouteAttribute::Priority(metric) => Some(*metric),
+            _ => None,
+        })
+        .unwrap_or(0)
+}
+
+/// Is it a route we made?
+pub(crate) fn is_ours(message: &RouteMessage) -> bool {
+    message.header.protocol == RouteProtocol::from(ROUTE_PROTOCOL)
+}
+
+/// Makes the table equal to the plan: first what drops packets, then what carries them, then the stale ones go,
+/// so that at no moment a prefix of the mesh falls through to the host's own routes.
+pub(crate) async fn converge<'a>(
+    routing: &mut Routing,
+    planned: impl Iterator<Item = &'a Route>,
+    link: Option<u32>,
+) -> Vec<HostError> {
+    let held: BTreeMap<Slot, Action> = match list(routing, ROUTE_TABLE).await {
+        Ok(messages) => messages
+            .iter()
+            .filter(|message| is_ours(message))
+            .filter_map(|message| {
+                let slot = (destination(message)?, metric(message));
+                Some((slot, Action::held(message)))
+            })
+            .collect(),
+        Err(error) => return vec![error],
+    };
+    let wanted: BTreeMap<Slot, Action> = planned
+        .filter_map(|route| {
+            let slot = (route.prefix.trunc(), route.metric);
+            Some((slot, Action::planned(route, link)?))
+        })
+        .collect();
+    let mut missing: Vec<(&Slot, &Action)> = wanted
+        .iter()
+        .filter(|(slot, action)| held.get(*slot) != Some(*action))
+        .collect();
+    missing.sort_by_key(|(_, action)| action.kind == RouteType::Unicast);
+
+    let mut failures = Vec::new();
+    for (slot, action) in missing {
+        let request = routing.handle.route().add(action.message(*slot));
+        let result = request.replace().execute().await;
+        let tried = format!("add the {} route to {}", word(action.kind), slot.0);
+        failures.extend(routing.changed(tried, result).err());
+    }
+    let stale: BTreeSet<Slot> = held
+        .keys()
+        .filter(|slot| !wanted.contains_key(*slot))
+        .copied()
+        .collect();
+    for slot in stale {
+        failures.extend(delete(routing, slot_message(slot)).await.err());
+    }
+    failures
+}
+
+/// Deletes a route of ours. One that is gone already counts as deleted.
+pub(crate) async fn delete(
+    routing: &mut Routing,
+    mut message: RouteMessage,
+) -> Result<(), HostError> {
+    let tried = match destination(&message) {
+        Some(prefix) => format!("delete the route to {prefix}"),
+        None => "delete a route".to_owned(),
+    };
+    // "Nowhere" matches every scope; nothing narrower is needed beside prefix, metric, table and protocol.
+    message.header.scope = RouteScope::NoWhere;
+    let result = match routing.handle.route().del(message).execute().await {
+        Err(error) if is_absent(&error) => Ok(()),
+        result => result,
+    };
+    routing.changed(tried, result)
+}
+
+fn word(kind: RouteType) -> &'static str {
+    match kind {
+        RouteType::BlackHole => "blackhole",
+        RouteType::Throw => "throw",
+        _ => "unicast",
+    }
+}

@@ -1,0 +1,204 @@
+//! What must be said to a WireGuard device that holds one thing and shall hold another, and in which order,
+//! so that no packet finds its range without an owner.
+//!
+//! The kernel gives a range to whoever claims it last, in one step. So a range is never taken away and then
+//! given: its new owner claims it. A range that nobody shall own is claimed by a peer that exists only within
+//! that message (removing one range from a peer, leaving the others alone, is not possible before Linux 6.16;
+//! replacing the whole list leaves a moment without any).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use mesh_types::key::WgKey;
+use mesh_types::plan::{TunnelPeer, TunnelPlan};
+use netlink_packet_wireguard::{
+    WireguardAttribute, WireguardPeer, WireguardPeerAttribute, WireguardPeerFlags,
+};
+
+use super::device::{Device, Peer, allowed_ip, plain};
+
+/// Ranges in one message: the list's length is 16 bits of bytes, and a range takes up to 40.
+const CHUNK: usize = 500;
+/// The key of the peer that takes ranges away. A point whose private half nobody knows; it never lives longer
+/// than the message that names it, and it has no endpoint.
+const BIN: [u8; 32] = *b"farspan: where old ranges end...";
+/// A session older than this is dead (WireGuard's `REJECT_AFTER_TIME`).
+const SESSION: Duration = Duration::from_secs(180);
+
+/// Endpoints as they were last set, by peer. The kernel roams by itself; an endpoint is said again only when
+/// the plan says another one.
+pub(super) type Asserted = BTreeMap<WgKey, SocketAddr>;
+
+/// The messages, each a list of attributes, and the peers to remove after them.
+#[derive(Debug, Default)]
+pub(super) struct Delta {
+    pub(super) messages: Vec<Vec<WireguardAttribute>>,
+    pub(super) stale: Vec<WgKey>,
+}
+
+/// Compares a device with a plan. `now` is the wall clock, by which the kernel dates handshakes.
+pub(super) fn delta(
+    device: &Device,
+    plan: &TunnelPlan,
+    asserted: &mut Asserted,
+    now: Duration,
+) -> Delta {
+    let mut delta = Delta::default();
+    let mut own = Vec::new();
+    let key = plan.key.to_bytes();
+    if device.private_key != Some(*key) {
+        own.push(WireguardAttribute::PrivateKey(*key));
+    }
+    if device.listen_port != plan.listen_port {
+        own.push(WireguardAttribute::ListenPort(plan.listen_port));
+    }
+    if device.fwmark != plan.fwmark {
+        own.push(WireguardAttribute::Fwmark(plan.fwmark));
+    }
+    if !own.is_empty() {
+        delta.messages.push(own);
+    }
+
+    asserted.retain(|key, _| plan.peers.contains_key(key));
+    for (key, wanted) in &plan.peers {
+        let held = device.peers.get(key);
+        let endpoint = endpoint(*key, wanted, held, asserted, now);
+        peer(&mut delta, key, wanted, held, endpoint);
+    }
+
+    let wanted: BTreeSet<IpNet> = plan.peers.values().flat_map(ranges).collect();
+    let orphans: Vec<IpNet> = device
+        .peers
+        .iter()
+        .filter(|(key, _)| plan.peers.contains_key(*key))
+        .flat_map(|(_, held)| &held.allowed_ips)
+        .filter(|range| !wanted.contains(*range))
+        .copied()
+        .collect();
+    for chunk in orphans.chunks(CHUNK) {
+        delta.messages.push(vec![WireguardAttribute::Peers(vec![
+            WireguardPeer(vec![
+                WireguardPeerAttribute::PublicKey(BIN),
+                WireguardPeerAttribute::AllowedIps(chunk.iter().map(allowed_ip).collect()),
+            ]),
+            WireguardPeer(vec![
+                WireguardPeerAttribute::PublicKey(BIN),
+                WireguardPeerAttribute::Flags(WireguardPeerFlags::RemoveMe),
+            ]),
+        ])]);
+    }
+    delta.stale = device
+        .peers
+        .keys()
+        .filter(|key| !plan.peers.contains_key(*key))
+        .copied()
+        .collect();
+    delta
+}
+
+/// The ranges a peer shall own; a passive one owns none.
+fn ranges(peer: &TunnelPeer) -> impl Iterator<Item = IpNet> {
+    peer.allowed_ips
+        .iter()
+        .filter(|_| !peer.passive)
+        .map(|range| range.trunc())
+}
+
+/// Seconds; 0 is off.
+fn keepalive(peer: &TunnelPeer) -> u16 {
+    match peer.keepalive {
+        Some(every) if !peer.passive => u16::try_from(every.as_secs().max(1)).unwrap_or(u16::MAX),
+        Some(_) | None => 0,
+    }
+}
+
+/// The endpoint to set, if one must be.
+fn endpoint(
+    key: WgKey,
+    wanted: &TunnelPeer,
+    held: Option<&Peer>,
+    asserted: &mut Asserted,
+    now: Duration,
+) -> Option<SocketAddr> {
+    let Some(endpoint) = wanted.endpoint.map(plain) else {
+        asserted.remove(&key);
+        return None;
+    };
+    let before = asserted.insert(key, endpoint);
+    let Some(held) = held else {
+        return Some(endpoint);
+    };
+    let at = held.endpoint.map(plain);
+    let alive = held.handshake != Duration::ZERO && now.saturating_sub(held.handshake) < SESSION;
+    let said = match before {
+        Some(before) => before == endpoint,
+        // Adopted from an earlier run: where its session lives, the kernel knows better than our memory.
+        None => alive && at.is_some(),
+    };
+    (at != Some(endpoint) && !said).then_some(endpoint)
+}
+
+/// What a peer needs to hear: all of it in one message, but for ranges beyond the first chunk.
+fn peer(
+    delta: &mut Delta,
+    key: &WgKey,
+    wanted: &TunnelPeer,
+    held: Option<&Peer>,
+    endpoint: Option<SocketAddr>,
+) {
+    let none = Peer::default();
+    let before = held.unwrap_or(&none);
+    let mut attributes = Vec::new();
+    let preshared_key = wanted
+        .preshared_key
+        .as_ref()
+        .map_or([0; 32], |key| *key.as_bytes());
+    if before.preshared_key != preshared_key {
+        attributes.push(WireguardPeerAttribute::PresharedKey(preshared_key));
+    }
+    attributes.extend(endpoint.map(WireguardPeerAttribute::Endpoint));
+    if before.keepalive != keepalive(wanted) {
+        attributes.push(WireguardPeerAttribute::PersistentKeepalive(keepalive(
+            wanted,
+        )));
+    }
+    let gained: Vec<IpNet> = ranges(wanted)
+        .filter(|range| !before.allowed_ips.contains(range))
+        .collect();
+    let mut chunks = gained.chunks(CHUNK);
+    if let Some(first) = chunks.next() {
+        attributes.push(WireguardPeerAttribute::AllowedIps(
+            first.iter().map(allowed_ip).collect(),
+        ));
+    }
+    if held.is_none() || !attributes.is_empty() {
+        delta
+            .messages
+            .push(one_peer(key, attributes, held.is_some()));
+    }
+    for chunk in chunks {
+        let ranges = chunk.iter().map(allowed_ip).collect();
+        let attributes = vec![WireguardPeerAttribute::AllowedIps(ranges)];
+        delta.messages.push(one_peer(key, attributes, true));
+    }
+}
+
+fn one_peer(
+    key: &WgKey,
+    attributes: Vec<WireguardPeerAttribute>,
+    exists: bool,
+) -> Vec<WireguardAttribute> {
+    let mut all = vec![WireguardPeerAttribute::PublicKey(key.0)];
+    if exists {
+        all.push(WireguardPeerAttribute::Flags(
+            WireguardPeerFlags::UpdateOnly,
+        ));
+    }
+    all.extend(attributes);
+    vec![WireguardAttribute::Peers(vec![WireguardPeer(all)])]
+}
+
+#[cfg(test)]
+mod tests;
