@@ -1,135 +1,367 @@
 //! The node's verbs.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use mesh_types::command::{Command, CommandId};
-use mesh_types::plan::{DevicePlan, TunnelPlan};
+use mesh_types::observation::Fact;
 use mesh_types::report::Answer;
 use mesh_types::{
-    Applied, DomainId, HostPlan, HostReport, Now, Observation, SocketId, State, Transmit,
-    TunnelReport,
+    Applied, HostPlan, HostReport, NodeKey, Now, Observation, PeerId, SocketId, Source, State,
+    Transmit, TunnelReport,
 };
+use nat_traversal::Traversal;
+use peer_discovery::Directory;
+use rand_chacha::ChaCha12Rng;
+use rand_core::{Rng as _, SeedableRng as _};
 
-use crate::{Config, Event, Identity, NodeSnapshot, Snapshot};
+use crate::announce::Announcer;
+use crate::authority::Renewal;
+use crate::command::Pending;
+use crate::gossip::Gossip;
+use crate::join::Joining;
+use crate::peer::PeerRecord;
+use crate::rotation::{Force, Rotation};
+use crate::snapshot::Snapshot;
+use crate::{Config, Event, Identity};
+
+/// Rounds in which children are drained: each event of one may cause some of the other, never endlessly.
+const DRAIN_ROUNDS: usize = 16;
+/// Changes of the state that nobody waits for are written together.
+const PERSIST_LATER: Duration = Duration::from_secs(1);
+/// A STUN server's name without a usable address is looked up again.
+pub(crate) const RESOLVE_AGAIN: Duration = Duration::from_secs(60);
 
 /// One node of the mesh.
 pub struct Overlay {
-    identity: Identity,
-    config: Config,
-    state: State,
-    plan: HostPlan,
-    events: VecDeque<Event>,
-    transmits: VecDeque<Transmit>,
+    pub(crate) identity: Identity,
+    pub(crate) config: Config,
+    /// What survives a restart, except the records, which the directory holds.
+    pub(crate) state: State,
+    pub(crate) own: NodeKey,
+    pub(crate) directory: Directory,
+    pub(crate) traversal: Traversal,
+    pub(crate) peers: BTreeMap<PeerId, PeerRecord>,
+    pub(crate) announcer: Announcer,
+    pub(crate) gossip: Gossip,
+    pub(crate) rotation: Rotation,
+    pub(crate) joining: Joining,
+    pub(crate) renewal: Renewal,
+    pub(crate) pending: Pending,
+    pub(crate) host: HostReport,
+    pub(crate) host_known: bool,
+    pub(crate) applied: Option<Applied>,
+    /// Configured STUN servers and what they resolved to.
+    pub(crate) stun: BTreeMap<String, Vec<SocketAddr>>,
+    pub(crate) resolve_at: Option<Instant>,
+    pub(crate) revoked: bool,
+    pub(crate) plan: HostPlan,
+    pub(crate) plan_dirty: bool,
+    pub(crate) excluded_dirty: bool,
+    pub(crate) events: VecDeque<Event>,
+    pub(crate) transmits: VecDeque<Transmit>,
+    pub(crate) persist_at: Option<Instant>,
+    pub(crate) counters: BTreeMap<&'static str, u64>,
+    pub(crate) rng: ChaCha12Rng,
+    pub(crate) started: Instant,
+}
+
+impl std::fmt::Debug for Overlay {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Overlay")
+            .field("own", &self.own)
+            .field("peers", &self.peers.len())
+            .finish_non_exhaustive()
+    }
 }
 
 impl Overlay {
-    /// Starts from what the disk holds; `seed` is all the randomness the node uses.
+    /// Starts from what the disk holds. `seed` is all the randomness the node uses.
+    ///
+    /// The first event is [`Event::Persist`]: the epoch of the probes must be on disk before one is sent.
     pub fn new(
         identity: Identity,
         config: Config,
-        state: State,
-        _seed: [u8; 32],
-        _now: Now,
+        mut state: State,
+        seed: [u8; 32],
+        now: Now,
     ) -> Self {
-        let plan = HostPlan {
-            generation: 1,
-            device: DevicePlan {
-                name: config.interface.clone(),
-                mtu: config.mtu,
-                addresses: BTreeSet::new(),
-            },
-            tunnel: TunnelPlan {
-                key: identity.key.clone(),
-                previous_key: None,
-                listen_port: config.listen_port,
-                fwmark: config.fwmark.0,
-                peers: BTreeMap::new(),
-                report_every: Duration::from_secs(2),
-            },
-            routes: BTreeSet::new(),
-            rules: BTreeSet::new(),
-            sockets: BTreeSet::new(),
-            mss_clamp: true,
-            forward_accept: config.forward_accept,
-            adoptions: BTreeSet::new(),
-            relay_pairs: BTreeSet::new(),
-            proxies: BTreeSet::new(),
-            filters: BTreeSet::new(),
+        let mut rng = ChaCha12Rng::from_seed(seed);
+        let mut traversal_seed = [0; 32];
+        rng.fill_bytes(&mut traversal_seed);
+        let seconds = u32::try_from(now.unix_secs()).unwrap_or(u32::MAX);
+        state.epoch = state.epoch.saturating_add(1).max(seconds);
+        state.listen_port = Some(config.listen_port);
+        let own = NodeKey {
+            domain: crate::state::domain(&identity, &config, &state),
+            identity: identity.node.identity(),
         };
-        Self {
+        let directory = Directory::new(
+            peer_discovery::Config {
+                own,
+                own_key: identity.key.public(),
+                authorities: crate::state::authorities(&identity, &config, &state),
+            },
+            now,
+        );
+        let traversal = Traversal::new(
+            nat_traversal::Config {
+                listen_port: config.listen_port,
+                stun: Vec::new(),
+                allow_loopback: false,
+            },
+            state.epoch,
+            traversal_seed,
+            now,
+        );
+        let plan = crate::state::empty_plan(&identity, &config);
+        let mut node = Self {
             identity,
             config,
             state,
+            own,
+            directory,
+            traversal,
+            peers: BTreeMap::new(),
+            announcer: Announcer::default(),
+            gossip: Gossip::default(),
+            rotation: Rotation::default(),
+            joining: Joining::default(),
+            renewal: Renewal::default(),
+            pending: Pending::default(),
+            host: HostReport::default(),
+            host_known: false,
+            applied: None,
+            stun: BTreeMap::new(),
+            resolve_at: None,
+            revoked: false,
             plan,
+            plan_dirty: true,
+            excluded_dirty: true,
             events: VecDeque::new(),
             transmits: VecDeque::new(),
-        }
+            persist_at: None,
+            counters: BTreeMap::new(),
+            rng,
+            started: now.mono,
+        };
+        node.start(now);
+        node
     }
+
+    fn start(&mut self, now: Now) {
+        self.persist_now();
+        self.traversal.set_keys(&self.identity.key, None, now);
+        self.traversal
+            .set_alternate_port(self.config.alternate_port);
+        self.tell_own_ranges(now);
+        self.load(now);
+        self.directory.handle_observation(
+            Observation {
+                source: Source::Config,
+                fact: Fact::Listed(self.config.peers.clone()),
+            },
+            now,
+        );
+        self.resolve_stun();
+        self.tell_stun(now);
+        self.settle(now);
+        self.refresh_own_membership(now);
+        self.renew_due(now);
+        self.announcement_changed(now);
+        if let Some(next) = self.identity.next.clone() {
+            // The file names the key already where the last run stopped between the two.
+            if next == self.identity.key {
+                self.identity.next = None;
+                let key = next;
+                self.events.push_back(Event::KeyRotated { key });
+            } else if let Err(_refused) = self.rotate(None, next, Force::Yes, now) {
+                self.identity.next = None;
+            }
+        }
+        self.settle(now);
+    }
+
     /// A source says something of a node.
-    pub fn handle_observation(&mut self, _observation: Observation, _now: Now) {}
+    pub fn handle_observation(&mut self, observation: Observation, now: Now) {
+        if let (Source::Config, Fact::Listed(peers)) = (&observation.source, &observation.fact) {
+            self.config.peers.clone_from(peers);
+        }
+        self.directory.handle_observation(observation, now);
+        self.settle(now);
+    }
+
     /// A control datagram arrived.
     pub fn handle_datagram(
         &mut self,
-        _socket: SocketId,
-        _local: SocketAddr,
-        _remote: SocketAddr,
-        _bytes: &[u8],
-        _now: Now,
+        socket: SocketId,
+        local: SocketAddr,
+        remote: SocketAddr,
+        bytes: &[u8],
+        now: Now,
     ) {
+        match socket {
+            SocketId::Overlay => self.handle_control(remote, bytes, now),
+            SocketId::Main | SocketId::Alternate | SocketId::Extra(_) => self
+                .traversal
+                .handle_datagram(socket, local, remote, bytes, now),
+        }
+        self.settle(now);
     }
+
     /// What WireGuard knows of its peers.
-    pub fn handle_tunnel(&mut self, _report: &TunnelReport, _now: Now) {}
+    pub fn handle_tunnel(&mut self, report: &TunnelReport, now: Now) {
+        self.take_tunnel(report, now);
+        self.settle(now);
+    }
+
     /// What the host looks like.
-    pub fn handle_host(&mut self, _report: HostReport, _now: Now) {}
+    pub fn handle_host(&mut self, report: HostReport, now: Now) {
+        self.take_host(report, now);
+        self.settle(now);
+    }
+
     /// What converging a plan came to.
-    pub fn handle_applied(&mut self, _applied: Applied, _now: Now) {}
+    pub fn handle_applied(&mut self, applied: Applied, now: Now) {
+        self.applied = Some(applied);
+        self.rotation_due(now);
+        self.greet_due(now);
+        self.settle(now);
+    }
+
     /// The answer to a question asked by an event.
-    pub fn handle_answer(&mut self, _answer: Answer, _now: Now) {}
-    /// A person asks something; exactly one [`Event::Reply`] follows.
-    pub fn handle_command(&mut self, _id: CommandId, _command: Command, _now: Now) {}
+    pub fn handle_answer(&mut self, answer: Answer, now: Now) {
+        match answer {
+            Answer::Resolved { name, addresses } => self.take_resolved(name, addresses, now),
+        }
+        self.settle(now);
+    }
+
+    /// A person asks something; exactly one [`Event::Reply`] follows, at once or later.
+    pub fn handle_command(&mut self, id: CommandId, command: Command, now: Now) {
+        self.dispatch(id, command, now);
+        self.settle(now);
+    }
+
     /// Time has come.
-    pub fn handle_timeout(&mut self, _now: Now) {}
+    pub fn handle_timeout(&mut self, now: Now) {
+        self.directory.handle_timeout(now);
+        self.traversal.handle_timeout(now);
+        self.drain(now);
+        self.peers_due(now);
+        self.announce_due(now);
+        self.rotation_due(now);
+        self.greet_due(now);
+        self.gossip_due(now);
+        self.join_due(now);
+        self.renew_due(now);
+        self.commands_due(now);
+        self.resolve_due(now);
+        if self.persist_at.is_some_and(|at| at <= now.mono) {
+            self.persist_now();
+        }
+        self.settle(now);
+    }
+
     /// When to call [`Overlay::handle_timeout`], and why.
     pub fn poll_timeout(&self) -> Option<(Instant, &'static str)> {
-        None
+        let peers = self.peers.values().filter_map(PeerRecord::deadline).min();
+        let own = [
+            (peers, "peers"),
+            (self.rotation.deadline(), "key rotation"),
+            (self.announcer.due, "announcement"),
+            (self.gossip.deadline(), "gossip"),
+            (self.joining.deadline(), "join"),
+            (self.renewal.at, "membership renewal"),
+            (self.pending.deadline(), "command"),
+            (self.resolve_at, "name lookup"),
+            (self.persist_at, "state"),
+        ];
+        own.into_iter()
+            .filter_map(|(at, why)| Some((at?, why)))
+            .chain(self.directory.poll_timeout())
+            .chain(self.traversal.poll_timeout())
+            .min()
     }
-    /// The next datagram to send. Poll events first.
+
+    /// The next datagram to send. Poll all events first: an [`Event::Persist`] among them comes before it.
     pub fn poll_transmit(&mut self) -> Option<Transmit> {
-        self.transmits.pop_front()
+        self.transmits
+            .pop_front()
+            .or_else(|| self.traversal.poll_transmit())
     }
+
     /// The next event.
     pub fn poll_event(&mut self) -> Option<Event> {
         self.events.pop_front()
     }
+
     /// What the host should hold.
     pub fn host_plan(&self) -> &HostPlan {
         &self.plan
     }
-    /// What to persist.
-    pub fn state(&self) -> State {
-        self.state.clone()
-    }
+
     /// A view for people and metrics.
-    pub fn snapshot(&self, _now: Now) -> Snapshot {
-        Snapshot {
-            node: NodeSnapshot {
-                name: self.config.name.clone(),
-                public_key: self.identity.key.public(),
-                identity: self.identity.node.identity(),
-                domain: DomainId::standalone(self.state.authority.as_ref()),
-                backend: self.config.backend,
-                interface: self.config.interface.clone(),
-                listen_port: self.config.listen_port,
-                region: self.config.region.clone(),
-                addresses: Vec::new(),
-                nat: mesh_types::NatReport::default(),
-                endpoints: Vec::new(),
-            },
-            peers: Vec::new(),
-            findings: Vec::new(),
-            counters: BTreeMap::new(),
+    pub fn snapshot(&self, now: Now) -> Snapshot {
+        self.view(now)
+    }
+
+    /// Takes in what the children have to say and makes the plan follow.
+    pub(crate) fn settle(&mut self, now: Now) {
+        self.drain(now);
+        if std::mem::take(&mut self.excluded_dirty) {
+            self.tell_excluded();
+            self.drain(now);
         }
+        self.refresh_plan(now);
+    }
+
+    fn drain(&mut self, now: Now) {
+        for _ in 0..DRAIN_ROUNDS {
+            let mut quiet = true;
+            while let Some(event) = self.directory.poll_event() {
+                quiet = false;
+                self.handle_directory(event, now);
+            }
+            while let Some(event) = self.traversal.poll_event() {
+                quiet = false;
+                self.handle_traversal(event, now);
+            }
+            if quiet {
+                return;
+            }
+        }
+    }
+
+    /// One more of something.
+    pub(crate) fn count(&mut self, name: &'static str) {
+        *self.counters.entry(name).or_default() += 1;
+    }
+
+    /// The state must be on disk before anything queued from now on is sent.
+    pub(crate) fn persist_now(&mut self) {
+        self.persist_at = None;
+        let queued = |event: &Event| matches!(event, Event::Persist);
+        if !self.events.iter().any(queued) {
+            self.events.push_back(Event::Persist);
+        }
+    }
+
+    /// The state should be on disk soon.
+    pub(crate) fn persist_soon(&mut self, now: Now) {
+        self.persist_at.get_or_insert(now.mono + PERSIST_LATER);
+    }
+
+    /// 24 random bytes.
+    pub(crate) fn nonce(&mut self) -> [u8; 24] {
+        let mut nonce = [0; 24];
+        self.rng.fill_bytes(&mut nonce);
+        nonce
+    }
+
+    /// The port in use.
+    pub(crate) fn listen_port(&self) -> u16 {
+        self.host.port_moved.unwrap_or(self.config.listen_port)
     }
 }

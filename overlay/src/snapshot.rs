@@ -201,3 +201,13 @@ pub struct NetcheckSnapshot {
     /// What is wrong or worth knowing about it.
     pub findings: Vec<Finding>,
 }
+
+impl From<nat_traversal::PathKind> for PathKind {
+    fn from(kind: nat_traversal::PathKind) -> Self {
+        match kind {
+            nat_traversal::PathKind::Lan => Self::Lan,
+            nat_traversal::PathKind::Ipv6 => Self::Ipv6,
+            nat_traversal::PathKind::Ipv4 => Self::Ipv4,
+        }
+    }
+}

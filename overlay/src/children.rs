@@ -1,0 +1,384 @@
+//! What the directory and the traversal say, and what they are told.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use mesh_types::plan::host_prefix;
+use mesh_types::{HostReport, Idx, IpNet, Now, PeerId, TunnelReport};
+use nat_traversal::PeerSpec;
+
+use crate::control::is_global;
+use crate::event::Event;
+use crate::overlay::{Overlay, RESOLVE_AGAIN};
+use crate::peer::{Greeting, PeerRecord, SECOND_SIDE_DELAY};
+use crate::snapshot::PeerState;
+
+/// First words wait so long for the plan that holds the path, if nobody says that it was applied.
+const GREET_WITHIN: Duration = Duration::from_millis(200);
+
+impl Overlay {
+    pub(crate) fn handle_directory(&mut self, event: peer_discovery::Event, now: Now) {
+        match event {
+            peer_discovery::Event::Changed(id) => self.peer_changed(id, now),
+            peer_discovery::Event::Removed(id) => {
+                let record = self.peers.remove(&id);
+                if let Some(record) = record.filter(|record| is_up(record.state)) {
+                    self.events.push_back(Event::PeerDown {
+                        name: record.name,
+                        reason: "it is no longer a peer".to_owned(),
+                    });
+                }
+                self.traversal.remove_peer(&id);
+                self.gossip.forget(&id);
+                self.plan_dirty = true;
+                self.excluded_dirty = true;
+                self.persist_soon(now);
+            }
+            peer_discovery::Event::Renamed { from, to } => {
+                if let Some(record) = self.peers.remove(&from) {
+                    self.peers.insert(to, record);
+                }
+                self.traversal.rename_peer(&from, to);
+                self.gossip.rename(&from, to);
+                self.plan_dirty = true;
+            }
+            peer_discovery::Event::Dirty => self.persist_soon(now),
+            peer_discovery::Event::OwnRecordNewer(seq) => self.own_record_seen(seq, now),
+            peer_discovery::Event::OwnMembership => {
+                self.plan_dirty = true;
+                self.excluded_dirty = true;
+                if self.directory.own_membership().is_some() {
+                    self.revoked = false;
+                }
+                self.persist_soon(now);
+            }
+            peer_discovery::Event::Revoked => {
+                self.revoked = true;
+                self.plan_dirty = true;
+                self.events.push_back(Event::Revoked);
+                self.persist_soon(now);
+            }
+        }
+    }
+
+    fn peer_changed(&mut self, id: PeerId, now: Now) {
+        let Some(peer) = self.directory.peer(&id) else {
+            return;
+        };
+        let (key, next, plain) = (peer.key, peer.next_key, peer.plain);
+        let name = peer.name.clone();
+        let ipv4 = self.peer_ipv4(peer);
+        let known = self.peers.contains_key(&id);
+        let disk = self.state.endpoints.iter();
+        let last = disk
+            .filter(|last| !known && last.key == key)
+            .map(|last| last.address)
+            .next();
+        let record = self
+            .peers
+            .entry(id)
+            .or_insert_with(|| PeerRecord::new(key, now.mono));
+        if last.is_some() {
+            record.last_endpoint = last;
+        }
+        record.ipv4 = ipv4;
+        record.name = name;
+        // A key proven by a probe stays in use until the announcement that names it has arrived.
+        if record.adopted.is_none() || record.adopted != next {
+            record.adopted = None;
+            record.change_key(key, now.mono);
+        }
+        if plain {
+            self.traversal.remove_peer(&id);
+        } else {
+            self.tell_traversal(&id, now);
+        }
+        self.plan_dirty = true;
+        self.excluded_dirty = true;
+        self.persist_soon(now);
+        self.refresh_peer(&id, now);
+    }
+
+    /// Tells the traversal what is known of a peer.
+    pub(crate) fn tell_traversal(&mut self, id: &PeerId, now: Now) {
+        let Some((peer, record)) = self.directory.peer(id).zip(self.peers.get(id)) else {
+            return;
+        };
+        let mut keys = vec![record.key];
+        let further = [Some(peer.key), peer.next_key];
+        keys.extend(
+            further
+                .into_iter()
+                .flatten()
+                .filter(|key| *key != record.key),
+        );
+        let spec = PeerSpec {
+            keys,
+            candidates: peer.endpoints.clone(),
+            nat: peer.nat,
+            last_endpoint: record.last_endpoint,
+            relay_capable: peer.may_relay,
+            announcement_seq: peer.seq,
+        };
+        self.traversal.upsert_peer(*id, spec, now);
+    }
+
+    pub(crate) fn handle_traversal(&mut self, event: nat_traversal::Event, now: Now) {
+        match event {
+            nat_traversal::Event::PathChanged { peer } => self.path_changed(&peer, now),
+            nat_traversal::Event::Signal { peer, message } => self.signal(&peer, &message, now),
+            nat_traversal::Event::EndpointsChanged => self.announcement_changed(now),
+            nat_traversal::Event::PeerKeySeen { peer, key } => {
+                self.peer_key_seen(&peer, key, now);
+            }
+            nat_traversal::Event::JoinRequest(request) => self.handle_join_request(&request, now),
+            nat_traversal::Event::JoinAnswer { ticket, sealed, .. } => {
+                self.handle_join_answer(ticket, &sealed, now);
+            }
+            nat_traversal::Event::EpochRaised(epoch) => {
+                self.state.epoch = self.state.epoch.max(epoch);
+                self.persist_now();
+            }
+        }
+    }
+
+    fn path_changed(&mut self, id: &PeerId, now: Now) {
+        let remote = self.traversal.path(id).map(|path| path.remote);
+        let own = self.identity.key.public().idx();
+        let Some(record) = self.peers.get_mut(id) else {
+            return;
+        };
+        self.plan_dirty = true;
+        match remote {
+            Some(remote) => {
+                let fresh = record.path_since.is_none();
+                record.last_endpoint = Some(remote);
+                if fresh {
+                    record.path_since = Some(now.mono);
+                    // The lower idx begins, so that two handshakes do not cross.
+                    let first = own < record.idx || record.session(now.mono);
+                    let wait = if first {
+                        Duration::ZERO
+                    } else {
+                        SECOND_SIDE_DELAY
+                    };
+                    record.open_at = Some(now.mono + wait);
+                }
+                let records = fresh || record.greeting.is_some_and(|greeting| greeting.records);
+                let from = record.open_at.unwrap_or(now.mono).max(now.mono);
+                // On an old connection the words only force a packet onto the new path.
+                record.greeting = Some(Greeting {
+                    at: from + GREET_WITHIN,
+                    generation: None,
+                    records,
+                });
+                self.persist_soon(now);
+            }
+            None => {
+                record.path_since = None;
+                record.open_at = None;
+                record.greeting = None;
+            }
+        }
+        self.refresh_peer(id, now);
+    }
+
+    pub(crate) fn take_tunnel(&mut self, report: &TunnelReport, now: Now) {
+        let ids: Vec<PeerId> = self.peers.keys().copied().collect();
+        for id in ids {
+            let plain = self.directory.peer(&id).is_none_or(|peer| peer.plain);
+            let Some(record) = self.peers.get_mut(&id) else {
+                continue;
+            };
+            let Some(stats) = report.peers.get(&record.key) else {
+                self.refresh_peer(&id, now);
+                continue;
+            };
+            record.handle_stats(*stats, now.mono);
+            if record.session(now.mono) && record.path_since.is_some() && !record.open(now.mono) {
+                record.open_at = Some(now.mono);
+            }
+            if !plain {
+                self.traversal.handle_tunnel(&id, stats, now);
+            }
+            self.refresh_peer(&id, now);
+        }
+        self.greet_due(now);
+    }
+
+    /// Follows a peer's state and says when it comes and goes.
+    pub(crate) fn refresh_peer(&mut self, id: &PeerId, now: Now) {
+        let plain = self.directory.peer(id).is_some_and(|peer| peer.plain);
+        let Some(record) = self.peers.get_mut(id) else {
+            return;
+        };
+        let planned = (record.session(now.mono), record.active(now.mono));
+        if planned != record.planned {
+            record.planned = planned;
+            self.plan_dirty = true;
+        }
+        let state = record.current_state(plain, now.mono);
+        let before = record.state;
+        if state == before {
+            return;
+        }
+        record.state = state;
+        record.since = now.mono;
+        self.plan_dirty = true;
+        let (was, is) = (is_up(before), is_up(state));
+        let name = self.peer_name(id);
+        if is && !was {
+            self.events.push_back(Event::PeerUp { name });
+        } else if was && !is {
+            let reason = self.reason(id, now);
+            self.events.push_back(Event::PeerDown { name, reason });
+        }
+    }
+
+    /// What time alone changes of peers.
+    pub(crate) fn peers_due(&mut self, now: Now) {
+        let ids: Vec<PeerId> = self.peers.keys().copied().collect();
+        for id in ids {
+            if let Some(record) = self.peers.get_mut(&id) {
+                if record.retired.is_some_and(|(_, until)| until <= now.mono) {
+                    record.retired = None;
+                    self.plan_dirty = true;
+                }
+                if record.open(now.mono) && !record.opened {
+                    self.plan_dirty = true;
+                }
+            }
+            self.refresh_peer(&id, now);
+        }
+    }
+
+    pub(crate) fn peer_name(&self, id: &PeerId) -> String {
+        self.directory
+            .peer(id)
+            .map_or_else(|| id.to_string(), |peer| peer.name.clone())
+    }
+
+    /// Is it the name of a WireGuard key of this node?
+    pub(crate) fn is_own_idx(&self, idx: Idx) -> bool {
+        self.identity.key.public().idx() == idx
+            || self
+                .rotation
+                .previous()
+                .is_some_and(|key| key.public().idx() == idx)
+    }
+
+    pub(crate) fn take_host(&mut self, report: HostReport, now: Now) {
+        let moved = report.port_moved != self.host.port_moved;
+        let addresses = !self.host_known
+            || report.addresses != self.host.addresses
+            || report.ipv6_off != self.host.ipv6_off;
+        self.host = report;
+        self.host_known = true;
+        if moved {
+            self.traversal.set_listen_port(self.listen_port());
+            self.persist_soon(now);
+        }
+        if addresses {
+            self.traversal
+                .set_host_addresses(&self.host.addresses, self.host.ipv6_off, now);
+            self.announcement_changed(now);
+        }
+        self.plan_dirty = true;
+    }
+
+    /// Overlay addresses are never underlay addresses, ours or theirs. Ranges behind nodes are left alone:
+    /// a LAN that a node carries is also where its neighbours find it, and outer packets escape the mesh's
+    /// routes by their mark.
+    pub(crate) fn tell_excluded(&mut self) {
+        let mesh = IpNet::V6(mesh_types::address::mesh_prefix(&self.own.domain));
+        let mut out: Vec<IpNet> = std::iter::once(mesh).chain(self.ranges()).collect();
+        let whole = out.len();
+        for net in self.own_addresses() {
+            if !out[..whole].iter().any(|range| range.contains(&net)) {
+                out.push(net);
+            }
+        }
+        for (id, peer) in self.directory.peers() {
+            let ipv4 = self.peers.get(id).and_then(|record| record.ipv4);
+            let Some(net) = ipv4.map(|ip| host_prefix(ip.into())) else {
+                continue;
+            };
+            // A node whose public address is its overlay address as well is met there.
+            let endpoint = peer.endpoints.iter().any(|c| c.address.ip() == net.addr());
+            if !endpoint && !out[..whole].iter().any(|range| range.contains(&net)) {
+                out.push(net);
+            }
+        }
+        self.traversal.set_excluded(out);
+    }
+
+    /// Tells the directory what this node carries itself. What a plain device listed here carries is left
+    /// out: this node carries it on the device's behalf.
+    pub(crate) fn tell_own_ranges(&mut self, now: Now) {
+        let plain = |net: &IpNet| {
+            let mut entries = self.config.peers.iter();
+            entries.any(|entry| entry.plain && entry.allowed_ips.contains(net))
+        };
+        let own = self
+            .config
+            .addresses
+            .iter()
+            .map(|net| host_prefix(net.addr()))
+            .chain(self.config.routes.iter().map(IpNet::trunc))
+            .filter(|net| !plain(net))
+            .collect();
+        self.directory.set_own_ranges(own, now);
+    }
+
+    /// Asks for the addresses of STUN servers that are given by name.
+    pub(crate) fn resolve_stun(&mut self) {
+        for server in self.config.stun.clone() {
+            match server.parse::<SocketAddr>() {
+                Ok(address) => {
+                    self.stun.insert(server, vec![address]);
+                }
+                Err(_) => self.events.push_back(Event::Resolve { name: server }),
+            }
+        }
+    }
+
+    pub(crate) fn tell_stun(&mut self, now: Now) {
+        let servers: Vec<SocketAddr> = self.stun.values().flatten().copied().collect();
+        self.traversal.set_stun_servers(servers, now);
+    }
+
+    /// A name was looked up. Answers in private ranges are refused: a name must not turn probes inwards.
+    pub(crate) fn take_resolved(&mut self, name: String, addresses: Vec<SocketAddr>, now: Now) {
+        if !self.config.stun.contains(&name) {
+            return;
+        }
+        let usable: Vec<SocketAddr> = addresses
+            .into_iter()
+            .filter(|address| is_global(address.ip()))
+            .take(4)
+            .collect();
+        if usable.is_empty() {
+            self.resolve_at.get_or_insert(now.mono + RESOLVE_AGAIN);
+        }
+        self.stun.insert(name, usable);
+        self.tell_stun(now);
+    }
+
+    pub(crate) fn resolve_due(&mut self, now: Now) {
+        if self.resolve_at.is_some_and(|at| at <= now.mono) {
+            self.resolve_at = None;
+            let empty = self.stun.iter().filter(|(_, found)| found.is_empty());
+            let names: Vec<String> = empty.map(|(name, _)| name.clone()).collect();
+            for name in names {
+                self.events.push_back(Event::Resolve { name });
+            }
+        }
+    }
+}
+
+fn is_up(state: PeerState) -> bool {
+    match state {
+        PeerState::Direct | PeerState::Relayed | PeerState::Idle => true,
+        PeerState::Connecting | PeerState::Down => false,
+    }
+}

@@ -1,0 +1,384 @@
+//! Messages inside the tunnel (L2) and sealed ones through a neighbour (L1).
+//!
+//! A message inside the tunnel goes from the own overlay address to the peer's. It is believed to be the
+//! peer's because it comes from exactly that address and port: cryptokey routing lets nobody else use the
+//! address, and the ranges behind a peer (pods, phones) are not the peer itself.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use ipnet::IpNet;
+use mesh_types::address::overlay_ipv6;
+use mesh_types::consts::{CONTROL_PORT, MESSAGE_MAX, PROTOCOL};
+use mesh_types::message::{Ack, Echo, Forward, Hello, MessageError};
+use mesh_types::record::Features;
+use mesh_types::{Candidate, CandidateKind, Filtering, Mapping, Message, NatReport, Now, PeerId};
+use mesh_types::{SocketId, Source, Transmit};
+use peer_discovery::Peer;
+
+use crate::overlay::Overlay;
+use crate::peer::{Greeting, PeerRecord};
+
+/// Neighbours asked to pass one sealed message on.
+const FORWARD_WAYS: usize = 3;
+/// Largest sealed part that is passed on, bytes.
+const FORWARD_MAX: usize = 1024;
+
+impl Overlay {
+    /// A datagram arrived on the overlay device's control port.
+    pub(crate) fn handle_control(&mut self, remote: SocketAddr, bytes: &[u8], now: Now) {
+        let Some(id) = self.directory.by_address(remote.ip()).copied() else {
+            return self.count("control-foreign-source");
+        };
+        if remote.port() != CONTROL_PORT || !self.speaks_from(&id, remote.ip()) {
+            return self.count("control-foreign-source");
+        }
+        let Some(record) = self.peers.get_mut(&id) else {
+            return;
+        };
+        if !record.messages.take(now.mono) {
+            return self.count("control-flood");
+        }
+        record.heard = Some(now.mono);
+        if record.path_since.is_some() && !record.open(now.mono) {
+            record.open_at = Some(now.mono);
+            self.plan_dirty = true;
+        }
+        let message = match Message::decode(bytes) {
+            Ok(message) => message,
+            Err(MessageError::Ignored(_)) => return self.count("control-newer"),
+            Err(MessageError::TooLong(_) | MessageError::Malformed) => {
+                return self.count("control-malformed");
+            }
+            Err(MessageError::UnknownType(_)) => return self.count("control-unknown-type"),
+        };
+        self.handle_message(&id, message, now);
+        self.refresh_peer(&id, now);
+    }
+
+    fn handle_message(&mut self, from: &PeerId, message: Message, now: Now) {
+        if let Message::Hello(hello) = &message {
+            return self.handle_hello(from, hello, now);
+        }
+        if !self.compatible(from) {
+            return self.count("control-protocol");
+        }
+        match message {
+            Message::Hello(_) => {}
+            Message::CallMe(_) | Message::CallMeAck(_) => {
+                self.traversal.handle_message(from, &message, now);
+            }
+            Message::Ack(Ack { seq }) => self.handle_ack(from, seq, now),
+            Message::Digest(digest) => self.handle_digest(from, &digest),
+            Message::Delta(delta) => self.handle_delta(from, &delta, now),
+            Message::Forward(forward) => self.handle_forward(from, forward, now),
+            Message::JoinRelay(relay) => self.handle_join_relay(from, relay, now),
+            Message::Echo(echo) => self.handle_echo(from, &echo, now),
+            // These travel on the outside, inside authenticated Binding messages; relays come later.
+            Message::PathReady(_)
+            | Message::RelayBind(_)
+            | Message::RelayOffer(_)
+            | Message::Join(_)
+            | Message::Joined(_)
+            | Message::JoinRefused(_) => self.count("control-misplaced"),
+        }
+    }
+
+    fn handle_hello(&mut self, from: &PeerId, hello: &Hello, now: Now) {
+        let Some(record) = self.peers.get_mut(from) else {
+            return;
+        };
+        record.protocol = (hello.min, hello.max);
+        if let Some(greeting) = &mut record.greeting {
+            greeting.at = now.mono;
+        }
+        self.greet_due(now);
+    }
+
+    fn handle_echo(&mut self, from: &PeerId, echo: &Echo, now: Now) {
+        if echo.reply {
+            self.handle_pong(from, echo.token, now);
+        } else {
+            let reply = Echo {
+                token: echo.token,
+                reply: true,
+            };
+            self.send_message(from, &reply.into());
+        }
+    }
+
+    /// Passes a sealed message on, or opens it where it is for this node.
+    fn handle_forward(&mut self, from: &PeerId, forward: Forward, now: Now) {
+        if self.is_own_idx(forward.to) {
+            match self.traversal.open(&forward, now) {
+                Ok((sender, message @ (Message::CallMe(_) | Message::CallMeAck(_)))) => {
+                    self.traversal.handle_message(&sender, &message, now);
+                }
+                Ok(_) => self.count("forward-misplaced"),
+                Err(refused) => self.count(refused.kind()),
+            }
+            return;
+        }
+        let allowed = self
+            .peers
+            .get_mut(from)
+            .is_some_and(|record| record.forwards.take(now.mono));
+        if !allowed || forward.ttl == 0 || forward.sealed.len() > FORWARD_MAX {
+            return self.count("forward-refused");
+        }
+        let target = self
+            .peers
+            .iter()
+            .find(|(id, record)| *id != from && record.idx == forward.to)
+            .map(|(id, _)| *id);
+        let Some(target) = target.filter(|id| self.connected(id, now)) else {
+            return self.count("forward-no-way");
+        };
+        let passed = Forward {
+            ttl: forward.ttl - 1,
+            ..forward
+        };
+        self.send_message(&target, &passed.into());
+        self.count("forwarded");
+    }
+
+    /// Delivers a signal inside the tunnel; where the path is gone or in doubt, by neighbours too. Copies on
+    /// two ways count once at the other end.
+    pub(crate) fn signal(&mut self, peer: &PeerId, message: &Message, now: Now) {
+        let sound = self.traversal.path(peer).is_some()
+            && self
+                .traversal
+                .peer_report(peer)
+                .is_some_and(|report| !report.suspect);
+        let session = self
+            .peers
+            .get(peer)
+            .is_some_and(|record| record.session(now.mono));
+        if session || sound {
+            self.send_message(peer, message);
+        }
+        if session && sound {
+            return;
+        }
+        let neighbours = self.neighbours(peer, now);
+        if neighbours.is_empty() {
+            return;
+        }
+        let Some(forward) = self.traversal.seal(peer, message) else {
+            return;
+        };
+        let forward = Message::from(forward);
+        for neighbour in neighbours {
+            self.send_message(&neighbour, &forward);
+        }
+    }
+
+    /// Connected peers that may reach `target`: publicly reachable ones first.
+    fn neighbours(&self, target: &PeerId, now: Now) -> Vec<PeerId> {
+        let mut out: Vec<(bool, PeerId)> = self
+            .peers
+            .keys()
+            .filter(|id| *id != target && self.connected(id, now))
+            .filter_map(|id| {
+                let peer = self.directory.peer(id)?;
+                Some((!public(&peer.nat, &peer.endpoints), *id))
+            })
+            .collect();
+        out.sort();
+        out.into_iter()
+            .take(FORWARD_WAYS)
+            .map(|(_, id)| id)
+            .collect()
+    }
+
+    /// Sends a message inside the tunnel, where an address and a common protocol version exist.
+    pub(crate) fn send_message(&mut self, to: &PeerId, message: &Message) -> bool {
+        let hello = matches!(message, Message::Hello(_));
+        let Some((source, destination)) = self.tunnel_addresses(to) else {
+            return false;
+        };
+        if !hello && !self.compatible(to) {
+            return false;
+        }
+        let bytes = message.encode();
+        if bytes.len() > MESSAGE_MAX {
+            self.count("control-too-long");
+            return false;
+        }
+        self.transmits.push_back(Transmit {
+            socket: SocketId::Overlay,
+            source: Some(source),
+            destination: SocketAddr::new(destination, CONTROL_PORT),
+            ttl: None,
+            bytes,
+        });
+        true
+    }
+
+    /// Own and the peer's address for messages inside the tunnel. Members use IPv6 unless either side has
+    /// none. A peer from the file is met by IPv4 where both have it: its IPv6 address becomes a range only
+    /// once its identity is pinned, and neither side knows when the other has done so.
+    fn tunnel_addresses(&self, to: &PeerId) -> Option<(IpAddr, IpAddr)> {
+        let peer = self.directory.peer(to)?;
+        let record = self.peers.get(to)?;
+        if peer.plain {
+            return None;
+        }
+        let ipv4 = self
+            .own_ipv4()
+            .zip(record.ipv4)
+            .map(|(own, theirs)| (IpAddr::V4(own), IpAddr::V4(theirs)));
+        let both = !self.host.ipv6_off && !peer.features.has(Features::NO_IPV6);
+        let ipv6 = self
+            .peer_ipv6(to, peer)
+            .filter(|_| both)
+            .map(|theirs| (IpAddr::V6(self.own_ipv6()), theirs));
+        match peer.source {
+            Source::Config => ipv4.or(ipv6),
+            Source::Kubernetes { .. } | Source::Signed { .. } | Source::Gossip | Source::Disk => {
+                ipv6.or(ipv4)
+            }
+        }
+    }
+
+    fn peer_ipv6(&self, id: &PeerId, peer: &Peer) -> Option<IpAddr> {
+        let derived = match id {
+            PeerId::Node(node) => Some(IpAddr::V6(overlay_ipv6(node))),
+            PeerId::Key(_) => None,
+        };
+        let vouched = |ip: &IpAddr| peer.allowed_ips.contains(&IpNet::from(*ip));
+        derived.filter(vouched).or_else(|| {
+            let mut ranges = peer.allowed_ips.iter();
+            ranges
+                .find(|net| net.addr().is_ipv6() && net.prefix_len() == 128)
+                .map(IpNet::addr)
+        })
+    }
+
+    fn speaks_from(&self, id: &PeerId, source: IpAddr) -> bool {
+        let Some((peer, record)) = self.directory.peer(id).zip(self.peers.get(id)) else {
+            return false;
+        };
+        !peer.plain
+            && match source {
+                IpAddr::V4(ip) => record.ipv4 == Some(ip),
+                IpAddr::V6(_) => self.peer_ipv6(id, peer) == Some(source),
+            }
+    }
+
+    /// The peer's own IPv4 address: first /32 of its entry in the file, else its membership's.
+    pub(crate) fn peer_ipv4(&self, peer: &Peer) -> Option<Ipv4Addr> {
+        let single = |net: &IpNet| match net {
+            IpNet::V4(net) if net.prefix_len() == 32 => Some(net.addr()),
+            IpNet::V4(_) | IpNet::V6(_) => None,
+        };
+        let listed = peer
+            .configured_key
+            .and_then(|key| self.config.peers.iter().find(|entry| entry.key == key));
+        if let Some(entry) = listed {
+            let vouched = |ip: &Ipv4Addr| peer.allowed_ips.contains(&IpNet::from(IpAddr::V4(*ip)));
+            return entry.allowed_ips.iter().find_map(single).filter(vouched);
+        }
+        let mut singles = peer.allowed_ips.iter().filter_map(single);
+        let first = singles.next()?;
+        if singles.next().is_none() {
+            return Some(first);
+        }
+        let member = self.directory.memberships().find(|signed| {
+            Some(signed.record().identity) == peer.identity
+                && PeerId::Node(mesh_types::record::Record::node(signed.record())) == peer.id
+        })?;
+        member.record().ipv4
+    }
+
+    /// Is there a protocol version that both speak?
+    pub(crate) fn compatible(&self, id: &PeerId) -> bool {
+        let overlap = |(min, max): (u8, u8)| min <= PROTOCOL.1 && max >= PROTOCOL.0;
+        let announced = self
+            .directory
+            .peer(id)
+            .is_some_and(|peer| overlap(peer.protocol));
+        announced
+            && self
+                .peers
+                .get(id)
+                .is_some_and(|record| overlap(record.protocol))
+    }
+
+    /// Do messages reach this peer, as far as anybody can tell?
+    pub(crate) fn connected(&self, id: &PeerId, now: Now) -> bool {
+        self.peers.get(id).is_some_and(|record| {
+            let speaks = self.directory.peer(id).is_some_and(|peer| !peer.plain);
+            speaks && (record.path_since.is_some() || record.session(now.mono))
+        })
+    }
+
+    /// Says what is due to peers on new paths.
+    pub(crate) fn greet_due(&mut self, now: Now) {
+        let applied = self.applied.as_ref().map(|applied| applied.generation);
+        let due = |record: &PeerRecord, greeting: Greeting| {
+            let planned = greeting
+                .generation
+                .is_some_and(|generation| applied >= Some(generation));
+            record.open(now.mono) && (planned || greeting.at <= now.mono)
+        };
+        let ready: Vec<(PeerId, Greeting)> = self
+            .peers
+            .iter_mut()
+            .filter_map(|(id, record)| {
+                let greeting = record.greeting.filter(|greeting| due(record, *greeting))?;
+                record.greeting = None;
+                Some((*id, greeting))
+            })
+            .collect();
+        for (id, greeting) in ready {
+            let (min, max) = PROTOCOL;
+            self.send_message(&id, &Hello { min, max }.into());
+            if greeting.records {
+                self.compare_notes(&id, now);
+            }
+        }
+    }
+}
+
+/// Can strangers reach a node with these properties without its help?
+pub(crate) fn public(nat: &NatReport, endpoints: &[Candidate]) -> bool {
+    let open = nat.mapping == Mapping::EndpointIndependent
+        && nat.filtering == Filtering::EndpointIndependent;
+    open || endpoints.iter().any(|candidate| {
+        let own = match candidate.kind {
+            CandidateKind::Mapped => return true,
+            CandidateKind::Host => is_global(candidate.address.ip()),
+            CandidateKind::ServerReflexive
+            | CandidateKind::PeerReflexive
+            | CandidateKind::Relayed => false,
+        };
+        // An IPv6 address is global behind most firewalls too, and says nothing.
+        own && candidate.address.is_ipv4()
+    })
+}
+
+/// An address that routes on the internet.
+pub(crate) fn is_global(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => {
+            let [a, b, ..] = ip.octets();
+            let shared = a == 100 && (64..128).contains(&b);
+            !(ip.is_private()
+                || ip.is_loopback()
+                || ip.is_link_local()
+                || ip.is_unspecified()
+                || ip.is_multicast()
+                || ip.is_broadcast()
+                || a == 0
+                || shared)
+        }
+        IpAddr::V6(ip) => {
+            let first = ip.segments()[0];
+            !(ip.is_loopback()
+                || ip.is_unspecified()
+                || ip.is_multicast()
+                || first & 0xfe00 == 0xfc00
+                || first & 0xffc0 == 0xfe80)
+        }
+    }
+}

@@ -1,0 +1,291 @@
+//! What is wrong or worth knowing, from real state: each finding says what, how we know, and what to do.
+
+use std::time::Duration;
+
+use ipnet::IpNet;
+use mesh_types::record::Signed;
+use mesh_types::{Now, Source};
+use peer_discovery::Refusal;
+
+use crate::overlay::Overlay;
+use crate::snapshot::{Finding, PeerState, Severity};
+
+/// 2024-01-01: no clock that is right shows less.
+const CLOCK_MIN: Duration = Duration::from_secs(1_704_067_200);
+/// Records further ahead than this come from a wrong clock, there or here.
+const CLOCK_AHEAD: Duration = Duration::from_secs(300);
+/// A peer without a path is worth a finding after this.
+const NO_PATH_AFTER: Duration = Duration::from_secs(10);
+/// Findings of one kind; the rest is counted in the last.
+const LIKE_MAX: usize = 16;
+
+fn finding(code: &str, severity: Severity, message: String, remedy: &str) -> Finding {
+    Finding {
+        code: code.to_owned(),
+        severity,
+        message,
+        remedy: remedy.to_owned(),
+    }
+}
+
+impl Overlay {
+    /// All findings, worst first.
+    pub(crate) fn findings(&self, now: Now) -> Vec<Finding> {
+        let mut out = Vec::new();
+        self.peer_findings(&mut out, now);
+        self.host_findings(&mut out);
+        self.clock_findings(&mut out, now);
+        self.record_findings(&mut out);
+        self.own_findings(&mut out);
+        out.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
+        out
+    }
+
+    fn peer_findings(&self, out: &mut Vec<Finding>, now: Now) {
+        let mut without: usize = 0;
+        for (id, peer) in self.directory.peers() {
+            let Some(record) = self.peers.get(id) else {
+                continue;
+            };
+            let name = &peer.name;
+            let waited = now.mono.saturating_duration_since(record.since) >= NO_PATH_AFTER;
+            let lacking = match record.state {
+                PeerState::Down => true,
+                PeerState::Connecting => waited,
+                PeerState::Direct | PeerState::Relayed | PeerState::Idle => false,
+            };
+            if lacking && !peer.plain {
+                without += 1;
+                if without <= LIKE_MAX {
+                    let reason = self.reason(id, now);
+                    out.push(finding(
+                        "no-path",
+                        Severity::Warning,
+                        format!("no path to {name}: {reason}"),
+                        "check that its agent runs; if both sit behind strict firewalls, open the UDP listen port on one of them",
+                    ));
+                }
+            }
+            if !self.compatible(id) {
+                out.push(finding(
+                    "protocol",
+                    Severity::Error,
+                    format!("{name} speaks no protocol version that this node knows"),
+                    "run the same farspan version on both",
+                ));
+            }
+            if peer.configured_key.is_some_and(|key| key != peer.key) {
+                out.push(finding(
+                    "key-in-file-stale",
+                    Severity::Info,
+                    format!("{name} has changed its key to {}; the [[peer]] entry still names the old one", peer.key),
+                    "put the new public-key into the file; until then the node relies on its state",
+                ));
+            }
+        }
+        if without > LIKE_MAX {
+            out.push(finding(
+                "no-path",
+                Severity::Warning,
+                format!("no path to {} further peers", without - LIKE_MAX),
+                "see `farspan status`",
+            ));
+        }
+    }
+
+    fn host_findings(&self, out: &mut Vec<Finding>) {
+        let host = &self.host;
+        if !host.strict_rp_filter.is_empty() {
+            out.push(finding(
+                "rp-filter",
+                Severity::Warning,
+                format!(
+                    "rp_filter is strict on {}: the kernel may drop replies from peers",
+                    host.strict_rp_filter.join(", ")
+                ),
+                "set net.ipv4.conf.IFACE.rp_filter=2, or net.ipv4.conf.all.src_valid_mark=1",
+            ));
+        }
+        let carries = |ipv4: bool| {
+            self.config
+                .routes
+                .iter()
+                .any(|net| net.addr().is_ipv4() == ipv4)
+        };
+        if !host.forward_drop.is_empty()
+            && !self.config.forward_accept
+            && (carries(true) || carries(false))
+        {
+            out.push(finding(
+                "forward-drop",
+                Severity::Warning,
+                format!("forwarded packets are dropped by policy of {}", host.forward_drop.join(", ")),
+                "set forward-accept = true in [host], or accept forwarding from and to the overlay device in that firewall",
+            ));
+        }
+        let off = [
+            (carries(true) && !host.forwarding_v4, "net.ipv4.ip_forward"),
+            (
+                carries(false) && !host.forwarding_v6 && !host.ipv6_off,
+                "net.ipv6.conf.all.forwarding",
+            ),
+        ];
+        for (_, sysctl) in off.iter().filter(|(off, _)| *off && self.host_known) {
+            out.push(finding(
+                "forwarding-off",
+                Severity::Warning,
+                format!("this node carries routes for others, but {sysctl} is 0"),
+                "set it to 1 with sysctl",
+            ));
+        }
+        if let Some(port) = host.port_moved {
+            out.push(finding(
+                "port-moved",
+                Severity::Info,
+                format!("UDP port {} was taken, {port} is used instead", self.config.listen_port),
+                "free the port or set listen-port in [node]; port forwardings must name the new one",
+            ));
+        }
+        for (prefix, interface) in host.foreign_routes.iter().take(LIKE_MAX) {
+            out.push(finding(
+                "foreign-route",
+                Severity::Warning,
+                format!("the host has a route of its own to {prefix} by {interface}, inside the mesh's ranges"),
+                "remove that route, or choose another range for the mesh; the mesh's route wins for its peers",
+            ));
+        }
+        let failures = self.applied.iter().flat_map(|applied| &applied.failures);
+        for failure in failures.take(LIKE_MAX) {
+            out.push(finding(
+                "apply-failed",
+                Severity::Error,
+                failure.clone(),
+                "the agent tries again by itself; if it persists, see the agent's log",
+            ));
+        }
+    }
+
+    fn clock_findings(&self, out: &mut Vec<Finding>, now: Now) {
+        let remedy =
+            "set the clock right (chrony or systemd-timesyncd), on this node and on the other";
+        if now.unix < CLOCK_MIN {
+            out.push(finding(
+                "clock",
+                Severity::Error,
+                "this machine's clock shows a date before 2024".to_owned(),
+                remedy,
+            ));
+            return;
+        }
+        let limit = (now.unix + CLOCK_AHEAD).as_millis();
+        let ahead = |version: u64| u128::from(version) > limit;
+        let announcements = self.directory.announcements().map(Signed::record);
+        let memberships = self.directory.memberships().map(Signed::record);
+        let from_future = announcements
+            .filter(|record| ahead(record.seq))
+            .map(|record| record.identity)
+            .chain(
+                memberships
+                    .filter(|record| ahead(record.serial))
+                    .map(|record| record.identity),
+            )
+            .next();
+        if let Some(identity) = from_future {
+            out.push(finding(
+                "clock",
+                Severity::Warning,
+                format!("a valid record of the node with identity {identity} is dated more than 5 minutes ahead: its clock or ours was wrong"),
+                remedy,
+            ));
+        } else if self.host_known && !self.host.clock_synchronised {
+            out.push(finding(
+                "clock",
+                Severity::Info,
+                "the kernel says that its clock is not synchronised".to_owned(),
+                remedy,
+            ));
+        }
+    }
+
+    fn record_findings(&self, out: &mut Vec<Finding>) {
+        let add = |out: &mut Vec<Finding>, refusal: &Refusal, severity| {
+            out.push(Finding {
+                code: format!("refused-{}", refusal.reason.kind()),
+                severity,
+                message: refusal.sentence.clone(),
+                remedy: "nothing if you expected it; else find out who sends it: `farspan status -o json` names the node".to_owned(),
+            });
+        };
+        for refusal in self.directory.conflicts().iter().take(LIKE_MAX) {
+            add(out, refusal, Severity::Warning);
+        }
+        let newest = self.directory.refusals().iter().rev();
+        let telling = newest.filter(|refusal| !refusal.reason.is_routine());
+        for refusal in telling.take(LIKE_MAX) {
+            add(out, refusal, Severity::Warning);
+        }
+    }
+
+    fn own_findings(&self, out: &mut Vec<Finding>) {
+        if self.own_ipv4().is_none() {
+            out.push(finding(
+                "no-ipv4-address",
+                Severity::Warning,
+                "this node has no overlay IPv4 address, so it sends no IPv4 to peers".to_owned(),
+                "join a mesh, or set addresses in [node]",
+            ));
+        }
+        if self.revoked {
+            out.push(finding(
+                "revoked",
+                Severity::Error,
+                "the mesh's authority has revoked this node".to_owned(),
+                "ask for a new invitation, or remove farspan with `farspan down`",
+            ));
+        }
+        if let Some(key) = self.rotation.next() {
+            out.push(finding(
+                "next-key",
+                Severity::Info,
+                format!("a key rotation is under way; the next key is {key}"),
+                "nothing; it ends within 15 seconds",
+            ));
+        }
+        let membership = self.directory.own_membership().map(Signed::record);
+        let vouched = |net: &IpNet| {
+            membership.is_none_or(|member| member.ranges.iter().any(|range| range.contains(net)))
+        };
+        for net in self.config.routes.iter().filter(|net| !vouched(net)) {
+            out.push(finding(
+                "route-not-vouched",
+                Severity::Warning,
+                format!("[node] routes names {net}, but the authority does not vouch for it: other members refuse it"),
+                "invite this node again with `farspan invite --routes`, or drop the route",
+            ));
+        }
+        let unresolved = self
+            .stun
+            .iter()
+            .filter(|(_, addresses)| addresses.is_empty());
+        for (name, _) in unresolved.take(LIKE_MAX) {
+            out.push(finding(
+                "stun-unresolved",
+                Severity::Warning,
+                format!("the STUN server {name} has no usable address"),
+                "check its name in [nat] stun and the resolver; private addresses count only when given as such",
+            ));
+        }
+        let only_config = self
+            .directory
+            .peers()
+            .all(|(_, peer)| peer.source == Source::Config);
+        if membership.is_none() && self.state.authority.is_some() && only_config && !self.revoked {
+            out.push(finding(
+                "not-a-member",
+                Severity::Warning,
+                "an authority is known, but this node holds no valid membership".to_owned(),
+                "join with a new invitation",
+            ));
+        }
+    }
+}

@@ -1,0 +1,233 @@
+//! What the node remembers of a peer beside what the directory and the traversal know, and how a peer's
+//! state follows from it.
+//!
+//! ```text
+//! Discovered --probing--> Connecting --path and session--> Direct --quiet--> Idle
+//!      ^                      |   ^                          |
+//!      '--- Down <--patience--'   '---- path and session lost-'
+//! ```
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use mesh_types::report::TunnelStats;
+use mesh_types::{Idx, WgKey};
+
+use crate::budget::Budget;
+use crate::snapshot::PeerState;
+
+/// WireGuard drops a session that old (REJECT_AFTER_TIME), so a younger handshake means a live session.
+pub(crate) const SESSION_LIFETIME: Duration = Duration::from_secs(180);
+/// How long a peer without a path counts as connecting: the traversal's first schedules end by then.
+const PATIENCE: Duration = Duration::from_secs(35);
+/// A peer that moves more than this in [`ACTIVITY_WINDOW`] is active: keepalives and handshakes stay below.
+const ACTIVITY_BYTES: u64 = 1024;
+/// See [`ACTIVITY_BYTES`].
+const ACTIVITY_WINDOW: Duration = Duration::from_secs(10);
+/// A connected peer that was not active for so long is shown as idle.
+const IDLE_AFTER: Duration = Duration::from_secs(600);
+/// The side with the higher idx waits so long before it starts a handshake of its own.
+pub(crate) const SECOND_SIDE_DELAY: Duration = Duration::from_secs(1);
+/// How long handshakes under a rotated peer's old key are still taken.
+pub(crate) const RETIRE_AFTER: Duration = Duration::from_secs(5);
+/// Messages taken from one peer in a second; a digest of 5,000 nodes arrives in less.
+const MESSAGES_PER_SECOND: u32 = 500;
+/// Forwarded messages taken from one peer in a second.
+const FORWARDS_PER_SECOND: u32 = 10;
+
+/// First words on a path. They wait for the plan that holds the path, else the tunnel would drop them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Greeting {
+    /// At the latest, once this side may start handshakes.
+    pub(crate) at: Instant,
+    /// Generation of the plan that holds the path, once built.
+    pub(crate) generation: Option<u64>,
+    /// With records, not only Hello.
+    pub(crate) records: bool,
+}
+
+/// What the node remembers of a peer.
+#[derive(Debug, Clone)]
+pub(crate) struct PeerRecord {
+    /// The WireGuard key the tunnel uses.
+    pub(crate) key: WgKey,
+    /// Names that key.
+    pub(crate) idx: Idx,
+    /// The key before a rotation, and when it goes.
+    pub(crate) retired: Option<(WgKey, Instant)>,
+    /// A key proven by a probe before its announcement came.
+    pub(crate) adopted: Option<WgKey>,
+    /// Its label.
+    pub(crate) name: String,
+    /// What the plan was last built from: session and activity.
+    pub(crate) planned: (bool, bool),
+    /// Where it was last reached.
+    pub(crate) last_endpoint: Option<SocketAddr>,
+    /// Since when there is a path.
+    pub(crate) path_since: Option<Instant>,
+    /// From when on this side starts handshakes (keepalive in the plan).
+    pub(crate) open_at: Option<Instant>,
+    /// The plan knows that it does.
+    pub(crate) opened: bool,
+    /// What is to be said to it soon.
+    pub(crate) greeting: Option<Greeting>,
+    /// Overlay IPv4 address where its messages come from.
+    pub(crate) ipv4: Option<std::net::Ipv4Addr>,
+    /// Last word of WireGuard.
+    pub(crate) stats: TunnelStats,
+    /// When that came.
+    pub(crate) stats_at: Option<Instant>,
+    /// Bytes at the start of the activity window, and that start.
+    window: Option<(u64, Instant)>,
+    /// When it was last active.
+    pub(crate) active_at: Option<Instant>,
+    /// When a message of it last came through the tunnel.
+    pub(crate) heard: Option<Instant>,
+    /// Protocol versions it says it speaks.
+    pub(crate) protocol: (u8, u8),
+    /// State and since when.
+    pub(crate) state: PeerState,
+    /// See [`PeerRecord::state`].
+    pub(crate) since: Instant,
+    /// Limits its messages.
+    pub(crate) messages: Budget,
+    /// Limits what it wants forwarded.
+    pub(crate) forwards: Budget,
+}
+
+impl PeerRecord {
+    pub(crate) fn new(key: WgKey, now: Instant) -> Self {
+        Self {
+            key,
+            idx: key.idx(),
+            retired: None,
+            adopted: None,
+            name: String::new(),
+            planned: (false, false),
+            last_endpoint: None,
+            path_since: None,
+            open_at: None,
+            opened: false,
+            greeting: None,
+            ipv4: None,
+            stats: TunnelStats::default(),
+            stats_at: None,
+            window: None,
+            active_at: None,
+            heard: None,
+            protocol: mesh_types::consts::PROTOCOL,
+            state: PeerState::Connecting,
+            since: now,
+            messages: Budget::new(MESSAGES_PER_SECOND),
+            forwards: Budget::new(FORWARDS_PER_SECOND),
+        }
+    }
+
+    /// Changes the key in use; the old one stays for stragglers.
+    pub(crate) fn change_key(&mut self, key: WgKey, now: Instant) {
+        if key == self.key {
+            return;
+        }
+        self.retired = Some((self.key, now + RETIRE_AFTER));
+        self.key = key;
+        self.idx = key.idx();
+        self.stats.handshake_age = None;
+        self.window = None;
+    }
+
+    /// Takes WireGuard's word in.
+    pub(crate) fn handle_stats(&mut self, stats: TunnelStats, now: Instant) {
+        self.stats = stats;
+        self.stats_at = Some(now);
+        let bytes = stats.rx_bytes.saturating_add(stats.tx_bytes);
+        match self.window {
+            Some((start, since)) if bytes >= start => {
+                if bytes - start > ACTIVITY_BYTES {
+                    self.active_at = Some(now);
+                    self.window = Some((bytes, now));
+                } else if now.saturating_duration_since(since) >= ACTIVITY_WINDOW {
+                    self.window = Some((bytes, now));
+                }
+            }
+            // The counters began anew: another device, or the key changed.
+            Some(_) | None => self.window = Some((bytes, now)),
+        }
+    }
+
+    /// Has it moved data lately?
+    pub(crate) fn active(&self, now: Instant) -> bool {
+        self.active_at
+            .is_some_and(|at| now.saturating_duration_since(at) < ACTIVITY_WINDOW)
+    }
+
+    /// Is there a WireGuard session, as far as anybody can tell?
+    pub(crate) fn session(&self, now: Instant) -> bool {
+        let reported = self
+            .stats
+            .handshake_age
+            .zip(self.stats_at)
+            .is_some_and(|(age, at)| age + now.saturating_duration_since(at) < SESSION_LIFETIME);
+        let heard = self
+            .heard
+            .is_some_and(|at| now.saturating_duration_since(at) < SESSION_LIFETIME);
+        reported || heard
+    }
+
+    /// Age of the last handshake.
+    pub(crate) fn handshake_age(&self, now: Instant) -> Option<Duration> {
+        let (age, at) = self.stats.handshake_age.zip(self.stats_at)?;
+        Some(age + now.saturating_duration_since(at))
+    }
+
+    /// Does this side start handshakes by now?
+    pub(crate) fn open(&self, now: Instant) -> bool {
+        self.open_at.is_some_and(|at| at <= now)
+    }
+
+    /// The state that follows from what is known.
+    pub(crate) fn current_state(&self, plain: bool, now: Instant) -> PeerState {
+        let session = self.session(now);
+        if plain {
+            return match (session, self.active_at) {
+                (true, _) => PeerState::Direct,
+                (false, _) => PeerState::Idle,
+            };
+        }
+        match (self.path_since, session) {
+            (Some(since), true) => {
+                let quiet_since = self.active_at.unwrap_or(since).max(since);
+                if now.saturating_duration_since(quiet_since) >= IDLE_AFTER {
+                    PeerState::Idle
+                } else {
+                    PeerState::Direct
+                }
+            }
+            (Some(_), false) => PeerState::Connecting,
+            (None, _) => {
+                let began = match self.state {
+                    PeerState::Connecting => self.since,
+                    PeerState::Down => return PeerState::Down,
+                    PeerState::Direct | PeerState::Relayed | PeerState::Idle => now,
+                };
+                if now.saturating_duration_since(began) >= PATIENCE {
+                    PeerState::Down
+                } else {
+                    PeerState::Connecting
+                }
+            }
+        }
+    }
+
+    /// When its state, key or keepalive changes by time alone.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        let patience = (self.path_since.is_none() && self.state == PeerState::Connecting)
+            .then(|| self.since + PATIENCE);
+        let retired = self.retired.map(|(_, until)| until);
+        let greeting = self.greeting.map(|greeting| greeting.at);
+        let open = self.greeting.and(self.open_at).filter(|_| !self.opened);
+        [patience, retired, greeting, open]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+}

@@ -1,0 +1,261 @@
+//! The desired state of the host, built anew from what is known whenever something changed. The
+//! generation rises only when the plan differs.
+//!
+//! Every prefix a peer carries is a unicast route with the own overlay address as its source, and a
+//! blackhole twin at a worse metric: while the device is gone its packets are dropped, never sent in clear.
+//! The mesh's own ranges are blackholed as a whole. What this node carries itself is thrown back to the
+//! other tables, unless a peer (a phone, say) carries exactly that.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use mesh_types::address::mesh_prefix;
+use mesh_types::consts::{
+    BLACKHOLE_METRIC, PERSISTENT_KEEPALIVE, ROUTE_METRIC, ROUTE_TABLE, RULE_PRIORITY,
+};
+use mesh_types::plan::{DevicePlan, Route, RouteKind, Rule, TunnelPeer, TunnelPlan, host_prefix};
+use mesh_types::{HostPlan, Now, PeerId, SocketId, WgKey};
+use peer_discovery::Peer;
+
+use crate::overlay::Overlay;
+use crate::peer::PeerRecord;
+
+/// How often WireGuard's numbers are wanted while any peer is active: a dead path shows within a second.
+const REPORT_ACTIVE: Duration = Duration::from_millis(500);
+/// How often otherwise.
+const REPORT_QUIET: Duration = Duration::from_secs(2);
+
+impl Overlay {
+    /// Builds the plan anew where something changed; its generation rises only when it differs.
+    pub(crate) fn refresh_plan(&mut self, now: Now) {
+        if !std::mem::take(&mut self.plan_dirty) {
+            return;
+        }
+        let mut plan = self.build_plan(now);
+        plan.generation = self.plan.generation;
+        if plan != self.plan {
+            plan.generation += 1;
+            self.plan = plan;
+        }
+        let generation = self.plan.generation;
+        for record in self.peers.values_mut() {
+            record.opened = record.open(now.mono);
+            if let Some(greeting) = &mut record.greeting
+                && record.opened
+            {
+                greeting.generation.get_or_insert(generation);
+            }
+        }
+        self.rotation.planned(generation);
+    }
+
+    fn build_plan(&self, now: Now) -> HostPlan {
+        let ipv6 = !self.host.ipv6_off;
+        let addresses: BTreeSet<IpNet> = self
+            .own_addresses()
+            .into_iter()
+            .filter(|net| ipv6 || net.addr().is_ipv4())
+            .collect();
+        let (mark, mask) = self.config.fwmark;
+        let rule = |ipv6| Rule {
+            ipv6,
+            priority: RULE_PRIORITY,
+            table: ROUTE_TABLE,
+            mark,
+            mask,
+        };
+        let any_active = self.peers.values().any(|record| record.active(now.mono));
+        HostPlan {
+            generation: 0,
+            device: DevicePlan {
+                name: self.config.interface.clone(),
+                mtu: self.config.mtu,
+                addresses,
+            },
+            tunnel: TunnelPlan {
+                key: self.identity.key.clone(),
+                previous_key: self.rotation.previous().cloned(),
+                listen_port: self.listen_port(),
+                fwmark: mark,
+                peers: self.tunnel_peers(ipv6, now),
+                report_every: if any_active {
+                    REPORT_ACTIVE
+                } else {
+                    REPORT_QUIET
+                },
+            },
+            routes: self.routes(ipv6),
+            rules: [Some(rule(false)), ipv6.then(|| rule(true))]
+                .into_iter()
+                .flatten()
+                .collect(),
+            sockets: BTreeSet::from([SocketId::Main, SocketId::Alternate, SocketId::Overlay]),
+            mss_clamp: true,
+            forward_accept: self.config.forward_accept,
+            adoptions: BTreeSet::new(),
+            relay_pairs: BTreeSet::new(),
+            proxies: BTreeSet::new(),
+            filters: BTreeSet::new(),
+        }
+    }
+
+    fn tunnel_peers(&self, ipv6: bool, now: Now) -> BTreeMap<WgKey, TunnelPeer> {
+        let mut out = BTreeMap::new();
+        for (id, peer) in self.directory.peers() {
+            let Some(record) = self.peers.get(id) else {
+                continue;
+            };
+            if let Some((old, _)) = record.retired {
+                let passive = TunnelPeer {
+                    passive: true,
+                    preshared_key: peer.preshared_key.clone(),
+                    ..TunnelPeer::default()
+                };
+                out.insert(old, passive);
+            }
+        }
+        for (id, peer) in self.directory.peers() {
+            let Some(record) = self.peers.get(id) else {
+                continue;
+            };
+            let (endpoint, keepalive) = if peer.plain {
+                (
+                    peer.endpoints.first().map(|c| c.address),
+                    peer.persistent_keepalive,
+                )
+            } else {
+                self.reach(id, peer, record, now)
+            };
+            let allowed_ips = peer
+                .allowed_ips
+                .iter()
+                .filter(|net| ipv6 || net.addr().is_ipv4())
+                .copied()
+                .collect();
+            out.insert(
+                record.key,
+                TunnelPeer {
+                    endpoint,
+                    allowed_ips,
+                    keepalive,
+                    preshared_key: peer.preshared_key.clone(),
+                    passive: false,
+                },
+            );
+        }
+        out
+    }
+
+    /// Endpoint and keepalive of a node. Without a path a live session keeps the endpoint that the tunnel
+    /// has learned; a session that has died falls back to where the peer was last reached.
+    fn reach(
+        &self,
+        id: &PeerId,
+        peer: &Peer,
+        record: &PeerRecord,
+        now: Now,
+    ) -> (Option<std::net::SocketAddr>, Option<Duration>) {
+        let path = self.traversal.path(id).map(|path| path.remote);
+        let session = record.session(now.mono);
+        let endpoint = match (path, session) {
+            (Some(remote), _) => Some(remote),
+            (None, true) => None,
+            (None, false) => record
+                .last_endpoint
+                .or_else(|| peer.endpoints.first().map(|c| c.address)),
+        };
+        let open = (path.is_some() && record.open(now.mono)) || session;
+        let keepalive = open.then_some(peer.persistent_keepalive.unwrap_or(PERSISTENT_KEEPALIVE));
+        (endpoint, keepalive)
+    }
+
+    fn routes(&self, ipv6: bool) -> BTreeSet<Route> {
+        let source4 = self.own_ipv4().map(IpAddr::V4);
+        let source6 = ipv6.then(|| IpAddr::V6(self.own_ipv6()));
+        let mut out = BTreeSet::new();
+        let mut carried = BTreeSet::new();
+        for (id, peer) in self.directory.peers() {
+            if !self.peers.contains_key(id) {
+                continue;
+            }
+            for prefix in &peer.allowed_ips {
+                let source = if prefix.addr().is_ipv4() {
+                    source4
+                } else {
+                    source6
+                };
+                carried.insert(*prefix);
+                out.insert(blackhole(*prefix));
+                // Without an own address of that family the kernel would pick some other interface's as
+                // the source, which every peer drops.
+                if source.is_some() {
+                    out.insert(Route {
+                        prefix: *prefix,
+                        metric: ROUTE_METRIC,
+                        kind: RouteKind::Unicast { source, mtu: None },
+                    });
+                }
+            }
+        }
+        let mesh = IpNet::V6(mesh_prefix(&self.own.domain));
+        out.extend(std::iter::once(mesh).chain(self.ranges()).map(blackhole));
+        for own in &self.config.routes {
+            let own = own.trunc();
+            if !carried.contains(&own) {
+                out.insert(Route {
+                    prefix: own,
+                    metric: ROUTE_METRIC,
+                    kind: RouteKind::Throw,
+                });
+            }
+        }
+        out.retain(|route| ipv6 || route.prefix.addr().is_ipv4());
+        out
+    }
+
+    /// The node's overlay addresses: what follows from its identity, what its membership gives it, and what
+    /// the file adds.
+    pub(crate) fn own_addresses(&self) -> BTreeSet<IpNet> {
+        let configured = self
+            .config
+            .addresses
+            .iter()
+            .map(|net| host_prefix(net.addr()));
+        let ipv4 = self.own_ipv4().map(|ip| host_prefix(IpAddr::V4(ip)));
+        let ipv6 = host_prefix(IpAddr::V6(self.own_ipv6()));
+        configured.chain(ipv4).chain([ipv6]).collect()
+    }
+
+    /// The IPv4 address that is the source of this node's own packets: the file's first, else the membership's.
+    pub(crate) fn own_ipv4(&self) -> Option<std::net::Ipv4Addr> {
+        let configured = self.config.addresses.iter().find_map(|net| match net {
+            IpNet::V4(net) => Some(net.addr()),
+            IpNet::V6(_) => None,
+        });
+        configured.or_else(|| {
+            self.directory
+                .own_membership()
+                .and_then(|membership| membership.record().ipv4)
+        })
+    }
+
+    /// The IPv6 address that follows from the node's identity.
+    pub(crate) fn own_ipv6(&self) -> std::net::Ipv6Addr {
+        mesh_types::address::overlay_ipv6(&self.own)
+    }
+
+    /// Where overlay addresses come from, as far as known.
+    pub(crate) fn ranges(&self) -> impl Iterator<Item = IpNet> + '_ {
+        self.state.range.iter().map(IpNet::trunc)
+    }
+}
+
+fn blackhole(prefix: IpNet) -> Route {
+    Route {
+        prefix,
+        metric: BLACKHOLE_METRIC,
+        kind: RouteKind::Blackhole,
+    }
+}

@@ -1,0 +1,188 @@
+//! The view of the node that people see.
+
+use std::time::Duration;
+
+use mesh_types::{Now, PeerId};
+use peer_discovery::Peer;
+
+use crate::overlay::Overlay;
+use crate::peer::PeerRecord;
+use crate::snapshot::{
+    NetcheckSnapshot, NodeSnapshot, PathSnapshot, PeerSnapshot, PeerState, Snapshot,
+};
+
+impl Overlay {
+    pub(crate) fn view(&self, now: Now) -> Snapshot {
+        let mut peers: Vec<PeerSnapshot> = self
+            .directory
+            .peers()
+            .filter_map(|(id, peer)| {
+                let record = self.peers.get(id)?;
+                Some(self.peer_view(id, peer, record, now))
+            })
+            .collect();
+        peers.sort_by(|a, b| (&a.name, a.public_key).cmp(&(&b.name, b.public_key)));
+        let mut counters = self.counters.clone();
+        for (name, value) in self.traversal.counters().iter() {
+            *counters.entry(name).or_default() += value;
+        }
+        for (reason, value) in self.directory.refusal_counts() {
+            *counters.entry(reason.kind()).or_default() += value;
+        }
+        Snapshot {
+            node: self.node_view(),
+            peers,
+            findings: self.findings(now),
+            counters,
+        }
+    }
+
+    fn node_view(&self) -> NodeSnapshot {
+        let membership = self.directory.own_membership();
+        NodeSnapshot {
+            name: membership.map_or_else(
+                || self.config.name.clone(),
+                |signed| signed.record().name.clone(),
+            ),
+            public_key: self.identity.key.public(),
+            identity: self.own.identity,
+            domain: self.own.domain,
+            backend: self.config.backend,
+            interface: self.config.interface.clone(),
+            listen_port: self.listen_port(),
+            region: self.config.region.clone(),
+            addresses: self.plan.device.addresses.iter().copied().collect(),
+            nat: self.traversal.nat(),
+            endpoints: self.traversal.endpoints().to_vec(),
+        }
+    }
+
+    fn peer_view(&self, id: &PeerId, peer: &Peer, record: &PeerRecord, now: Now) -> PeerSnapshot {
+        let path = self.traversal.path(id);
+        let report = self.traversal.peer_report(id);
+        PeerSnapshot {
+            name: peer.name.clone(),
+            public_key: record.key,
+            region: peer.region.clone(),
+            source: peer.source,
+            state: record.current_state(peer.plain, now.mono),
+            identity: peer.identity,
+            reason: self.reason(id, now),
+            path: path.map(|path| PathSnapshot {
+                kind: path.kind.into(),
+                remote: path.remote,
+                via: None,
+            }),
+            rtt: path.map(|path| path.rtt),
+            loss: path
+                .and(report.as_ref())
+                .map(|report| f64::from(report.loss) / 100.0),
+            mtu: self.config.mtu,
+            last_handshake: record.handshake_age(now.mono),
+            rx_bytes: record.stats.rx_bytes,
+            tx_bytes: record.stats.tx_bytes,
+            allowed_ips: peer.allowed_ips.iter().copied().collect(),
+            since: now.mono.saturating_duration_since(record.since),
+            connect: report.and_then(|report| report.connect),
+            plain: peer.plain,
+        }
+    }
+
+    /// One sentence: why the peer is in its state, on its path.
+    pub(crate) fn reason(&self, id: &PeerId, now: Now) -> String {
+        let Some((peer, record)) = self.directory.peer(id).zip(self.peers.get(id)) else {
+            return "it is no longer a peer".to_owned();
+        };
+        let state = record.current_state(peer.plain, now.mono);
+        if peer.plain {
+            return match record.handshake_age(now.mono) {
+                Some(age) => format!(
+                    "a plain WireGuard device, last handshake {} s ago",
+                    age.as_secs()
+                ),
+                None => "a plain WireGuard device that has not called yet".to_owned(),
+            };
+        }
+        if !self.compatible(id) {
+            return "it speaks no protocol version that this node knows".to_owned();
+        }
+        let report = self.traversal.peer_report(id);
+        let error = report.as_ref().and_then(|report| report.error.clone());
+        let remote = self.traversal.path(id).map(|path| {
+            let kind = match path.kind {
+                nat_traversal::PathKind::Lan => "inside the local network",
+                nat_traversal::PathKind::Ipv6 => "by IPv6",
+                nat_traversal::PathKind::Ipv4 => "by IPv4",
+            };
+            format!("{kind} at {}", path.remote)
+        });
+        let suspect = report.as_ref().is_some_and(|report| report.suspect);
+        match (state, remote) {
+            (PeerState::Direct, Some(way)) if suspect => {
+                format!("direct {way}, which stopped answering a moment ago")
+            }
+            (PeerState::Direct, Some(way)) => format!("direct {way}, both ways proven by probes"),
+            (PeerState::Idle, Some(way)) => {
+                format!("direct {way}; nothing has moved for 10 minutes")
+            }
+            (PeerState::Connecting, Some(way)) => {
+                format!("a path {way} is proven, WireGuard's handshake is awaited")
+            }
+            (PeerState::Relayed, _) => "relayed".to_owned(),
+            (PeerState::Direct | PeerState::Idle | PeerState::Connecting | PeerState::Down, _) => {
+                no_path(error, report.as_ref(), peer, record, now)
+            }
+        }
+    }
+
+    pub(crate) fn netcheck(&self, now: Now) -> NetcheckSnapshot {
+        let about_network = [
+            "rp-filter",
+            "forward-drop",
+            "forwarding-off",
+            "port-moved",
+            "clock",
+            "stun-unresolved",
+            "no-path",
+        ];
+        NetcheckSnapshot {
+            nat: self.traversal.nat(),
+            endpoints: self.traversal.endpoints().to_vec(),
+            stun: self
+                .stun
+                .iter()
+                .map(|(name, addresses)| (name.clone(), addresses.clone()))
+                .collect(),
+            ipv6: !self.host.ipv6_off && self.host.default_route_v6,
+            mtu: self.config.mtu,
+            findings: self
+                .findings(now)
+                .into_iter()
+                .filter(|finding| about_network.contains(&finding.code.as_str()))
+                .collect(),
+        }
+    }
+}
+
+fn no_path(
+    error: Option<String>,
+    report: Option<&nat_traversal::PeerReport>,
+    peer: &Peer,
+    record: &PeerRecord,
+    now: Now,
+) -> String {
+    if let Some(error) = error {
+        return error;
+    }
+    let waited = now.mono.saturating_duration_since(record.since);
+    let sent = report.map_or(0, |report| report.probes_sent);
+    if peer.endpoints.is_empty() && record.last_endpoint.is_none() {
+        return "no address of it is known yet; a member that both reach can introduce it"
+            .to_owned();
+    }
+    let seconds = waited.max(Duration::from_secs(1)).as_secs();
+    match sent {
+        0 => "its addresses are about to be tried".to_owned(),
+        _ => format!("{sent} probes in {seconds} s to its known addresses were not answered"),
+    }
+}
