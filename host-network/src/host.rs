@@ -24,12 +24,12 @@ impl Host {
     /// Opens the netlink connections, in the namespace of the calling thread, inside a tokio runtime. Fails in one
     /// sentence where the privilege to change anything is missing.
     pub async fn new(interface: &str) -> Result<Self, HostError> {
-        let mut routing = Routing::open()?;
+        let routing = Routing::open()?;
+        may_change(&routing).await?;
         let tables = Tables::open();
         let own = tables.as_ref().ok().map(Tables::port);
         let notices = watch(routing.port, own)
             .map_err(|error| HostError::from_io("subscribe to netlink notices", &error))?;
-        may_change(&mut routing).await?;
         Ok(Self {
             interface: interface.to_owned(),
             routing,
@@ -83,7 +83,7 @@ impl Host {
 }
 
 /// Asks for a change that changes nothing: the kernel checks the privilege first.
-async fn may_change(routing: &mut Routing) -> Result<(), HostError> {
+async fn may_change(routing: &Routing) -> Result<(), HostError> {
     let result = routing.handle.link().del(u32::MAX >> 1).execute().await;
     match result {
         Err(rtnetlink::Error::NetlinkError(message))

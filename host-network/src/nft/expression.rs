@@ -192,7 +192,6 @@ pub(crate) fn clamp_mss() -> Vec<Expressions> {
                 number(3, size_offset),
                 number(4, size_len),
                 number(6, tcp_option),
-                number(5, 0),
             ],
         ),
     ]

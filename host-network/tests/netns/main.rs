@@ -1,0 +1,6 @@
+//! The host's network against the running kernel, in namespaces that each test makes for itself. Needs root.
+
+mod converge;
+mod demux;
+mod facts;
+mod support;
