@@ -2,7 +2,24 @@
 
 #![forbid(unsafe_code)]
 
+mod activity;
+mod agent;
 mod api;
+mod budget;
+mod candidate;
+mod flood;
+mod join;
+mod nat_kind;
+mod nat_test;
+mod node;
+mod probe;
+mod remote;
+mod replay;
+mod schedule;
+mod score;
+mod seal;
+mod servers;
+mod stun;
 mod traversal;
 
 pub use api::{

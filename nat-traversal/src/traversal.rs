@@ -1,137 +1,275 @@
 //! The node's side of it all: one [`Traversal`] per node.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Instant;
 
 use mesh_types::message::Forward;
 use mesh_types::report::{HostAddress, TunnelStats};
 use mesh_types::token::{TicketId, TicketKeys};
-use mesh_types::{Candidate, IpNet, Message, NatReport, Now, PeerId, SocketId, Transmit, WgSecret};
+use mesh_types::{Candidate, Idx, IpNet, Message, NatReport, Now, PeerId, Transmit, WgSecret};
 
+use crate::agent::PathAgent;
 use crate::api::{Config, Counters, Event, JoinRequest, Path, PeerReport, PeerSpec, Refused};
+use crate::candidate;
+use crate::join::Joins;
+use crate::nat_test::NatTest;
+use crate::node::Node;
+use crate::schedule::SUSPENDED;
+use crate::seal;
+use crate::servers::Servers;
 
-/// Reaches peers through whatever lies between.
+mod receive;
+mod settle;
+
+/// Reaches peers through whatever lies between. See the crate's documentation.
 #[derive(Debug)]
 pub struct Traversal {
-    config: Config,
-    counters: Counters,
+    node: Node,
+    agents: BTreeMap<PeerId, PathAgent>,
+    /// Peers by the names of all their keys.
+    by_idx: BTreeMap<Idx, PeerId>,
+    servers: Servers,
+    joins: Joins,
+    nat_test: NatTest,
+    /// The host's addresses as last told, usable or not.
+    addresses: (Vec<HostAddress>, bool),
+    wake: Option<(Instant, &'static str)>,
+    /// The last moment told.
+    latest: Instant,
 }
 
 impl Traversal {
     /// Starts. `epoch` is already stored and higher than any used before; `seed` is random.
     pub fn new(config: Config, epoch: u32, seed: [u8; 32], now: Now) -> Self {
-        let _ = (epoch, seed, now);
-        Self {
-            config,
-            counters: Counters::default(),
-        }
+        let mut traversal = Self {
+            node: Node::new(config, epoch, seed),
+            agents: BTreeMap::new(),
+            by_idx: BTreeMap::new(),
+            servers: Servers::default(),
+            joins: Joins::default(),
+            nat_test: NatTest::default(),
+            addresses: (Vec::new(), false),
+            wake: None,
+            latest: now.mono,
+        };
+        let stun = traversal.node.config.stun.clone();
+        traversal.servers.set(&stun, now.mono);
+        traversal.nat_test.restart(now.mono);
+        traversal.settle(now);
+        traversal
     }
+
     /// Sets the own WireGuard key, and the previous one during a rotation: both are answered to, probes
     /// go out under the current one.
     pub fn set_keys(&mut self, current: &WgSecret, previous: Option<&WgSecret>, now: Now) {
-        let _ = (current, previous, now);
+        self.node.keys = std::iter::once(current).chain(previous).cloned().collect();
+        for agent in self.agents.values_mut() {
+            agent.relink(&mut self.node, now);
+            agent.rearm();
+        }
+        self.settle(now);
     }
-    /// Sets the port of [`SocketId::Main`].
+
+    /// Sets the port of [`mesh_types::SocketId::Main`]. Takes effect with the next call that has a `now`.
     pub fn set_listen_port(&mut self, port: u16) {
-        self.config.listen_port = port;
+        self.node.config.listen_port = port;
     }
-    /// Sets the port of [`SocketId::Alternate`].
+
+    /// Sets the port of [`mesh_types::SocketId::Alternate`]: answers name it, and come from it where asked.
     pub fn set_alternate_port(&mut self, port: Option<u16>) {
-        let _ = port;
+        self.node.alternate_port = port;
     }
+
     /// Sets the host's addresses. A change of what is usable means the host has moved: all paths are
-    /// probed anew at once.
+    /// probed anew at once, and the own NAT is learned afresh.
     pub fn set_host_addresses(&mut self, addresses: &[HostAddress], ipv6_off: bool, now: Now) {
-        let _ = (addresses, ipv6_off, now);
+        self.addresses = (addresses.to_vec(), ipv6_off);
+        let hosts = candidate::usable(addresses, ipv6_off, &self.node.admission);
+        if hosts != self.node.hosts {
+            self.node.hosts = hosts;
+            if self.agents.is_empty() {
+                self.settle(now);
+            } else {
+                self.moved(now);
+            }
+        }
     }
-    /// Sets mesh, pod and service ranges: never candidates, ours or theirs.
+
+    /// Sets mesh, pod and service ranges: never candidates, ours or theirs. Before
+    /// [`Self::set_host_addresses`] and [`Self::upsert_peer`], or they take effect at the next of them.
     pub fn set_excluded(&mut self, ranges: Vec<IpNet>) {
-        drop(ranges);
+        self.node.admission.excluded = ranges;
+        let (addresses, ipv6_off) = &self.addresses;
+        self.node.hosts = candidate::usable(addresses, *ipv6_off, &self.node.admission);
     }
-    /// Sets the STUN servers, resolved.
+
+    /// Sets the STUN servers, resolved. New ones are asked at once.
     pub fn set_stun_servers(&mut self, servers: Vec<SocketAddr>, now: Now) {
-        let _ = now;
-        self.config.stun = servers;
+        self.servers.set(&servers, now.mono);
+        self.node.config.stun = servers;
+        self.settle(now);
     }
-    /// Adds a peer, or tells news of it.
+
+    /// Adds a peer, or tells news of it. A first sight, a higher `announcement_seq` or a new address is
+    /// probed at once.
     pub fn upsert_peer(&mut self, id: PeerId, peer: PeerSpec, now: Now) {
-        let _ = (id, peer, now);
+        let agent = self
+            .agents
+            .entry(id)
+            .or_insert_with(|| PathAgent::new(id, now));
+        agent.update(&mut self.node, peer, now);
+        let names: Vec<_> = agent.keys().iter().map(mesh_types::WgKey::idx).collect();
+        self.by_idx.retain(|_, peer| *peer != id);
+        self.by_idx.extend(names.into_iter().map(|name| (name, id)));
+        self.with(&id, now, |agent, node| agent.run(node, now));
     }
-    /// Gives a peer another name; paths are kept.
+
+    /// Gives a peer another name; paths are kept. Where both names are known, the one with a path stays.
     pub fn rename_peer(&mut self, from: &PeerId, to: PeerId) {
-        let _ = (from, to);
+        if *from == to {
+            return;
+        }
+        let Some(mut agent) = self.agents.remove(from) else {
+            return;
+        };
+        agent.rename(to);
+        let names: Vec<_> = agent.keys().iter().map(mesh_types::WgKey::idx).collect();
+        let keep_old = agent.path().is_none()
+            && self
+                .agents
+                .get(&to)
+                .is_some_and(|known| known.path().is_some());
+        self.by_idx.retain(|_, peer| peer != from);
+        if !keep_old {
+            self.by_idx.extend(names.into_iter().map(|name| (name, to)));
+            self.agents.insert(to, agent);
+        }
+        for pending in self.node.pending.values_mut() {
+            if pending.peer == *from {
+                pending.peer = to;
+            }
+        }
     }
+
     /// Forgets a peer.
     pub fn remove_peer(&mut self, id: &PeerId) {
-        let _ = id;
+        self.agents.remove(id);
+        self.by_idx.retain(|_, peer| peer != id);
+        self.node.pending.retain(|_, pending| pending.peer != *id);
     }
-    /// A control datagram arrived.
-    pub fn handle_datagram(
-        &mut self,
-        socket: SocketId,
-        local: SocketAddr,
-        remote: SocketAddr,
-        bytes: &[u8],
-        now: Now,
-    ) {
-        let _ = (socket, local, remote, bytes, now);
-    }
+
     /// CallMe or CallMeAck arrived, authenticated by the session or by its seal.
     pub fn handle_message(&mut self, from: &PeerId, message: &Message, now: Now) {
-        let _ = (from, message, now);
+        self.check_suspended(now);
+        self.with(from, now, |agent, node| {
+            agent.on_message(node, message, now);
+        });
     }
-    /// What the tunnel knows of a peer.
+
+    /// What the tunnel knows of a peer: where it sends, what it moves.
     pub fn handle_tunnel(&mut self, id: &PeerId, stats: &TunnelStats, now: Now) {
-        let _ = (id, stats, now);
+        self.check_suspended(now);
+        self.with(id, now, |agent, node| {
+            agent.on_tunnel(node, stats, now.mono);
+        });
     }
+
     /// Time has passed.
     pub fn handle_timeout(&mut self, now: Now) {
-        let _ = now;
+        self.check_suspended(now);
+        self.servers.run(&mut self.node, now.mono);
+        self.joins.run(&mut self.node, now.mono);
+        self.node.nat.handle_timeout(now.mono);
+        for agent in self.agents.values_mut() {
+            if agent.wake().is_some_and(|(at, _)| at <= now.mono) {
+                agent.run(&mut self.node, now);
+                agent.rearm();
+            }
+        }
+        self.settle(now);
     }
+
     /// When to call [`Self::handle_timeout`], and why.
     pub fn poll_timeout(&self) -> Option<(Instant, &'static str)> {
-        None
+        self.wake
     }
-    /// The next datagram to send.
+
+    /// The next datagram to send. Events come first: [`Event::EpochRaised`] must be stored before.
     pub fn poll_transmit(&mut self) -> Option<Transmit> {
-        None
+        self.node.transmits.pop_front()
     }
+
     /// The next event.
     pub fn poll_event(&mut self) -> Option<Event> {
-        None
+        self.node.events.pop_front()
     }
+
     /// The path in use to a peer.
     pub fn path(&self, id: &PeerId) -> Option<&Path> {
-        let _ = id;
-        None
+        self.agents.get(id)?.path()
     }
+
     /// Own candidates to announce, sorted, at most [`mesh_types::consts::CANDIDATES_MAX`].
     pub fn endpoints(&self) -> &[Candidate] {
-        &[]
+        &self.node.endpoints
     }
+
     /// What lies before this node.
     pub fn nat(&self) -> NatReport {
-        NatReport::default()
+        self.node.nat.report()
     }
+
     /// What is known of the attempts to reach a peer.
     pub fn peer_report(&self, id: &PeerId) -> Option<PeerReport> {
-        let _ = id;
-        None
+        Some(self.agents.get(id)?.report(self.latest))
     }
-    /// Numbers by name.
+
+    /// Numbers by name: what was sent, what was refused and why.
     pub fn counters(&self) -> &Counters {
-        &self.counters
+        &self.node.counters
     }
-    /// Seals a message for a peer, to be passed on by a neighbour.
+
+    /// Seals a message for a peer, to be passed on by neighbours; two hops at most. `None` where no key is
+    /// shared with the peer or the message is too long.
     pub fn seal(&mut self, to: &PeerId, message: &Message) -> Option<Forward> {
-        let _ = (to, message);
-        None
+        seal::seal(&mut self.node, self.agents.get(to)?.link()?, message)
     }
+
     /// Opens a sealed message.
     pub fn open(&mut self, forward: &Forward, now: Now) -> Result<(PeerId, Message), Refused> {
-        let _ = (forward, now);
-        Err(Refused::NotForUs)
+        self.check_suspended(now);
+        let opened = self.open_sealed(forward);
+        if let Err(refused) = opened {
+            self.node.counters.add(match refused {
+                Refused::NotForUs => "refused-forward-not-for-us",
+                Refused::UnknownSender => "refused-forward-unknown-sender",
+                Refused::Seal => "refused-forward-seal",
+                Refused::Replayed => "refused-forward-replayed",
+                Refused::OldEpoch => "refused-forward-old-epoch",
+                Refused::Malformed => "refused-forward-malformed",
+            });
+        }
+        opened
     }
+
+    fn open_sealed(&mut self, forward: &Forward) -> Result<(PeerId, Message), Refused> {
+        if !self
+            .node
+            .keys
+            .iter()
+            .any(|key| key.public().idx() == forward.to)
+        {
+            return Err(Refused::NotForUs);
+        }
+        let id = *self
+            .by_idx
+            .get(&forward.from)
+            .ok_or(Refused::UnknownSender)?;
+        let agent = self.agents.get_mut(&id).ok_or(Refused::UnknownSender)?;
+        seal::open(agent, forward).map(|message| (id, message))
+    }
+
     /// Sends a sealed Join to a member and repeats it at 100, 300, 700, 1500, 3100 and 6300 ms until it is
     /// answered ([`Event::JoinAnswer`]) or 10 s have passed, after which it is forgotten. Gives the
     /// transaction id.
@@ -143,35 +281,63 @@ impl Traversal {
         sealed: Vec<u8>,
         now: Now,
     ) -> [u8; 12] {
-        let _ = (ticket, keys, remote, sealed, now);
-        [0; 12]
+        let Self { joins, node, .. } = self;
+        let transaction = joins.send(node, ticket, keys, remote, &sealed, now.mono);
+        self.settle(now);
+        transaction
     }
-    /// The datagram that answers a join request, to be sent to `request.remote` from [`SocketId::Main`].
+
+    /// The datagram that answers a join request, to be sent to `request.remote` from [`mesh_types::SocketId::Main`].
+    /// Empty where `sealed` is longer than [`mesh_types::consts::MESSAGE_MAX_EARLY`] by far.
     pub fn answer_join(
         &mut self,
         request: &JoinRequest,
         keys: &TicketKeys,
         sealed: Vec<u8>,
     ) -> Vec<u8> {
-        let _ = (request, keys, sealed);
-        Vec::new()
+        request.answer(keys, &sealed)
     }
-    /// Learns the own NAT afresh (`farspan netcheck`).
+
+    /// Learns the own NAT afresh (`farspan netcheck`): forgets all verdicts, asks servers and peers.
     pub fn reprobe(&mut self, now: Now) {
-        let _ = now;
+        self.node.nat.reset();
+        self.servers.refresh(now.mono);
+        self.nat_test.restart(now.mono);
+        for agent in self.agents.values_mut() {
+            agent.heartbeat(&mut self.node, now.mono);
+            agent.rearm();
+        }
+        self.settle(now);
     }
-}
 
-impl JoinRequest {
-    /// Reads a joiner's datagram that an introducer has passed on; `local` is the introducer's.
-    pub fn parse(datagram: &[u8], remote: SocketAddr, local: SocketAddr) -> Option<Self> {
-        let _ = (datagram, remote, local);
-        None
+    /// The host has moved or slept.
+    fn moved(&mut self, now: Now) {
+        self.node.counters.add("moved");
+        self.node.nat.reset();
+        self.node.validated.clear();
+        self.servers.refresh(now.mono);
+        self.nat_test.restart(now.mono);
+        for agent in self.agents.values_mut() {
+            agent.moved(&mut self.node, now);
+            agent.run(&mut self.node, now);
+            agent.rearm();
+        }
+        self.settle(now);
     }
 
-    /// Is MESSAGE-INTEGRITY-SHA256 present and right under the ticket's key?
-    pub fn verify(&self, keys: &TicketKeys) -> bool {
-        let _ = keys;
-        false
+    /// A wake-up that comes much later than asked for means that the machine slept.
+    fn check_suspended(&mut self, now: Now) {
+        if self.wake.is_some_and(|(at, _)| now.mono >= at + SUSPENDED) {
+            self.moved(now);
+        }
+    }
+
+    /// Does something with one agent, and then what follows from it.
+    fn with(&mut self, id: &PeerId, now: Now, act: impl FnOnce(&mut PathAgent, &mut Node)) {
+        if let Some(agent) = self.agents.get_mut(id) {
+            act(agent, &mut self.node);
+            agent.rearm();
+        }
+        self.settle(now);
     }
 }

@@ -1,0 +1,396 @@
+//! The path agent: everything about reaching one peer.
+//!
+//! [`run`](PathAgent::run) does what is due; [`wake`](PathAgent::wake) says when something will be. The
+//! parts: `agent/probing.rs` sends probes to candidate addresses, `agent/path.rs` chooses, watches and
+//! loses the path in use, `agent/calling.rs` exchanges candidates through others.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use mesh_types::consts::CANDIDATES_MAX;
+use mesh_types::{Candidate, CandidateKind, Idx, Now, PeerId, WgKey, WgSecret};
+
+use crate::activity::Activity;
+use crate::api::{CandidateReport, Path, PeerReport, PeerSpec};
+use crate::budget::Calls;
+use crate::node::Node;
+use crate::probe::Link;
+use crate::remote::Remote;
+use crate::replay::Replay;
+
+mod calling;
+mod path;
+mod probing;
+
+use calling::Calling;
+use path::{InUse, Nomination};
+use probing::Slot;
+
+/// Of the announced candidates so many are taken; the rest of [`CANDIDATES_MAX`] is for what is learned.
+const ANNOUNCED_MAX: usize = 16;
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct PathAgent {
+    id: PeerId,
+    spec: PeerSpec,
+    /// By own and the peer's idx.
+    links: BTreeMap<(Idx, Idx), Link>,
+    current: Option<(Idx, Idx)>,
+    own_key: Option<WgKey>,
+    replays: BTreeMap<Idx, Replay>,
+    remotes: BTreeMap<SocketAddr, Remote>,
+    in_use: Option<InUse>,
+    nomination: Option<Nomination>,
+    /// Highest choice of the controlling side.
+    last_ready: u64,
+    /// A choice of the controlling side on an address we have not validated yet.
+    awaited_ready: Option<(SocketAddr, u64)>,
+    /// Since when it is sought.
+    searching: Instant,
+    slot: Option<Slot>,
+    calling: Calling,
+    calls: Calls,
+    activity: Activity,
+    tunnel_endpoint: Option<SocketAddr>,
+    key_seen: Option<WgKey>,
+    /// OTHER-ADDRESS of its last answer.
+    other: Option<SocketAddr>,
+    probes_sent: u64,
+    probes_answered: u64,
+    last_heard: Option<Instant>,
+    connect: Option<Duration>,
+    wake: Option<(Instant, &'static str)>,
+}
+
+impl PathAgent {
+    pub(crate) fn new(id: PeerId, now: Now) -> Self {
+        Self {
+            id,
+            spec: PeerSpec::default(),
+            links: BTreeMap::new(),
+            current: None,
+            own_key: None,
+            replays: BTreeMap::new(),
+            remotes: BTreeMap::new(),
+            in_use: None,
+            nomination: None,
+            last_ready: 0,
+            awaited_ready: None,
+            searching: now.mono,
+            slot: None,
+            calling: Calling::default(),
+            calls: Calls::default(),
+            activity: Activity::default(),
+            tunnel_endpoint: None,
+            key_seen: None,
+            other: None,
+            probes_sent: 0,
+            probes_answered: 0,
+            last_heard: None,
+            connect: None,
+            wake: None,
+        }
+    }
+
+    pub(crate) fn rename(&mut self, id: PeerId) {
+        self.id = id;
+    }
+
+    pub(crate) fn keys(&self) -> &[WgKey] {
+        &self.spec.keys
+    }
+
+    /// The link probes go out under.
+    pub(crate) fn link(&self) -> Option<&Link> {
+        self.links.get(&self.current?)
+    }
+
+    pub(crate) fn link_between(&self, own: Idx, peer: Idx) -> Option<&Link> {
+        self.links.get(&(own, peer))
+    }
+
+    pub(crate) fn replay(&mut self, sender: Idx) -> &mut Replay {
+        self.replays.entry(sender).or_default()
+    }
+
+    pub(crate) fn path(&self) -> Option<&Path> {
+        self.in_use.as_ref().map(|in_use| &in_use.path)
+    }
+
+    pub(crate) fn other(&self) -> Option<SocketAddr> {
+        self.other
+    }
+
+    pub(crate) fn last_heard(&self) -> Option<Instant> {
+        self.last_heard
+    }
+
+    /// When to run next, and why.
+    pub(crate) fn wake(&self) -> Option<(Instant, &'static str)> {
+        self.wake
+    }
+
+    /// News of the peer, the first included.
+    pub(crate) fn update(&mut self, node: &mut Node, mut spec: PeerSpec, now: Now) {
+        let first = self.spec.keys.is_empty();
+        let announced = first || spec.announcement_seq > self.spec.announcement_seq;
+        spec.candidates.sort();
+        spec.candidates.dedup();
+        let keys_changed = spec.keys != self.spec.keys;
+        let last_endpoint = spec.last_endpoint.filter(|_| first);
+        self.spec = spec;
+        if keys_changed {
+            self.relink(node, now);
+        }
+        let listed: Vec<_> = self.spec.candidates.clone();
+        for remote in self.remotes.values_mut() {
+            remote.announced = listed
+                .iter()
+                .any(|candidate| candidate.address == remote.candidate.address);
+        }
+        let keep = self.path().map(|path| path.remote);
+        self.remotes.retain(|address, remote| {
+            remote.announced
+                || remote.confirmed
+                || remote.candidate.kind == CandidateKind::PeerReflexive
+                || Some(*address) == keep
+        });
+        let mut taken = 0;
+        for candidate in listed {
+            if taken < ANNOUNCED_MAX && self.learn(node, candidate, now.mono) {
+                taken += 1;
+                if let Some(remote) = self.remotes.get_mut(&candidate.address) {
+                    remote.announced = true;
+                    if announced && self.in_use.is_none() {
+                        remote.restart(true, now.mono);
+                    }
+                }
+            }
+        }
+        if let Some(address) = last_endpoint {
+            let kind = CandidateKind::PeerReflexive;
+            self.learn(node, Candidate { kind, address }, now.mono);
+        }
+        if self.in_use.is_none() && (announced || keys_changed) {
+            self.search(node, now);
+        }
+    }
+
+    /// The own keys or the peer's have changed.
+    pub(crate) fn relink(&mut self, node: &mut Node, now: Now) {
+        let mut links = BTreeMap::new();
+        for own in &node.keys {
+            for peer in &self.spec.keys {
+                let names = (own.public().idx(), peer.idx());
+                let link = self.links.remove(&names);
+                if let Some(link) = link.or_else(|| Link::new(own, peer)) {
+                    links.insert(names, link);
+                }
+            }
+        }
+        self.links = links;
+        self.own_key = node.keys.first().map(WgSecret::public);
+        let current = node
+            .keys
+            .first()
+            .zip(self.spec.keys.first())
+            .map(|(own, peer)| (own.public().idx(), peer.idx()))
+            .filter(|names| self.links.contains_key(names));
+        let had = self.current.is_some();
+        self.current = current;
+        let peers: Vec<_> = self.spec.keys.iter().map(WgKey::idx).collect();
+        self.replays.retain(|idx, _| peers.contains(idx));
+        if current.is_none() {
+            return;
+        }
+        if self.in_use.is_some() {
+            // The peer learns a new key of ours from a probe; nothing else tells it so soon.
+            self.heartbeat(node, now.mono);
+        } else if !had {
+            self.search(node, now);
+        }
+    }
+
+    /// The lower idx chooses the path.
+    fn controlling(&self) -> bool {
+        self.current.is_some_and(|(own, peer)| own < peer)
+    }
+
+    /// Adds a candidate where it is admissible and there is room. True where it is known afterwards.
+    fn learn(&mut self, node: &mut Node, candidate: Candidate, now: Instant) -> bool {
+        if !node.admission.admits(&candidate.address)
+            || node
+                .endpoints
+                .iter()
+                .any(|own| own.kind == CandidateKind::Host && own.address == candidate.address)
+        {
+            node.counters.add("refused-candidate");
+            return false;
+        }
+        if self.remotes.contains_key(&candidate.address) {
+            return true;
+        }
+        if self.remotes.len() >= CANDIDATES_MAX && !self.make_room(candidate.kind) {
+            node.counters.add("refused-candidate-full");
+            return false;
+        }
+        let kind = node.tier(&candidate.address.ip());
+        let remote = Remote::new(candidate, kind, now);
+        self.remotes.insert(candidate.address, remote);
+        true
+    }
+
+    fn make_room(&mut self, kind: CandidateKind) -> bool {
+        let keep = self.path().map(|path| path.remote);
+        let worst = self
+            .remotes
+            .iter()
+            .filter(|(address, _)| Some(**address) != keep)
+            .max_by_key(|(_, remote)| remote.dispensable())
+            .map(|(address, remote)| (*address, remote.dispensable()));
+        // What an authenticated datagram came from displaces what is only claimed.
+        let learned = kind == CandidateKind::PeerReflexive;
+        match worst {
+            Some((address, (unconfirmed, spent, worst_kind)))
+                if learned || (unconfirmed && (spent || worst_kind > kind)) =>
+            {
+                self.remotes.remove(&address);
+                true
+            }
+            Some(_) | None => false,
+        }
+    }
+
+    /// Starts to seek a path: bursts, calls, slots.
+    fn search(&mut self, node: &mut Node, now: Now) {
+        self.call_soon(node, now.mono);
+        self.slot = self.next_slot(now);
+    }
+
+    /// The host has moved or has slept: nothing that was learned of paths holds.
+    pub(crate) fn moved(&mut self, node: &mut Node, now: Now) {
+        for remote in self.remotes.values_mut() {
+            remote.restart(true, now.mono);
+            remote.kind = node.tier(&remote.candidate.address.ip());
+        }
+        if self.in_use.is_some() {
+            self.suspect(node, now.mono);
+            self.widen(node, now.mono);
+            self.calling.once = true;
+        } else {
+            self.search(node, now);
+        }
+    }
+
+    /// What was sent of late counts for nothing: sends it again.
+    pub(crate) fn again(&mut self, node: &mut Node, now: Instant) {
+        if self.in_use.is_some() {
+            self.heartbeat(node, now);
+        }
+        let all: Vec<_> = self.remotes.keys().copied().collect();
+        self.burst(&all, self.in_use.is_none(), now);
+    }
+
+    /// The own candidates have changed: whoever is being called must know.
+    pub(crate) fn endpoints_changed(&mut self, node: &mut Node, now: Instant) {
+        if self.current.is_some() {
+            self.recall(now);
+            self.run_calling(node, now);
+        }
+    }
+
+    /// Does what is due.
+    pub(crate) fn run(&mut self, node: &mut Node, now: Now) {
+        if self.current.is_some() {
+            self.run_nomination(node, now.mono);
+            self.run_path(node, now);
+            self.run_probes(node, now.mono);
+            self.run_slot(node, now);
+            self.run_calling(node, now.mono);
+        }
+    }
+
+    /// Computes [`Self::wake`]; after every change.
+    pub(crate) fn rearm(&mut self) {
+        self.wake = if self.current.is_none() {
+            None
+        } else {
+            let probes = self
+                .remotes
+                .values()
+                .filter_map(|remote| remote.next)
+                .min()
+                .map(|at| (at, "probe"));
+            [
+                probes,
+                self.path_deadline(),
+                self.nomination.as_ref().map(|n| (n.next, "nomination")),
+                self.slot_deadline(),
+                self.calling.at.map(|at| (at, "call")),
+            ]
+            .into_iter()
+            .flatten()
+            .min()
+        };
+    }
+
+    /// For status.
+    pub(crate) fn report(&self, now: Instant) -> PeerReport {
+        let mut candidates: Vec<_> = self
+            .remotes
+            .values()
+            .map(|remote| CandidateReport {
+                candidate: remote.candidate,
+                kind: remote.kind,
+                sent: remote.sent,
+                answered: remote.answered,
+                rtt: remote.rtt,
+            })
+            .collect();
+        candidates.sort_by_key(|report| {
+            let rtt = report.rtt.unwrap_or(Duration::MAX);
+            (report.rtt.is_none(), report.kind, rtt, report.candidate)
+        });
+        PeerReport {
+            path: self.path().cloned(),
+            suspect: self.is_suspect(),
+            active: self.activity.is_active(now),
+            candidates,
+            probes_sent: self.probes_sent,
+            probes_answered: self.probes_answered,
+            loss: self.in_use.as_ref().map_or(0, InUse::loss),
+            last_heard: self.last_heard,
+            connect: self.connect,
+            error: self.error(),
+        }
+    }
+
+    fn error(&self) -> Option<String> {
+        if self.in_use.is_some() {
+            return None;
+        }
+        let addresses = self.remotes.len();
+        Some(if self.current.is_none() {
+            "not tried: its WireGuard key makes no shared secret with ours; check the key"
+                .to_owned()
+        } else if addresses == 0 {
+            "not tried: no usable address is known; give it an endpoint, or reach a node both know"
+                .to_owned()
+        } else if self.remotes.values().all(|remote| remote.sent == 0) {
+            format!("{addresses} addresses are about to be probed")
+        } else if self.last_heard.is_none() {
+            format!(
+                "{} probes to {addresses} addresses brought no answer; is the node up, does a firewall drop its UDP port, \
+                 can a node both know introduce them?",
+                self.probes_sent
+            )
+        } else {
+            format!(
+                "the path broke, {} probes to {addresses} addresses in all; no address answers now, trying on",
+                self.probes_sent
+            )
+        })
+    }
+}

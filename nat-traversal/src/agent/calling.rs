@@ -1,0 +1,156 @@
+//! CallMe and its answer: fresh candidates, exchanged through whoever reaches both sides.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use mesh_types::consts::CANDIDATES_MAX;
+use mesh_types::message::{CallMe, CallMeAck, Message};
+use mesh_types::{Candidate, CandidateKind, Now};
+
+use super::PathAgent;
+use crate::api::Event;
+use crate::node::Node;
+use crate::schedule::{CALL, CALL_SPACING, CALL_WAIT};
+use crate::score::is_private;
+
+/// Calls of the peer remembered, so that copies on two ways count once.
+const SEEN_MAX: usize = 8;
+
+/// When to call.
+#[derive(Debug, Default)]
+pub(super) struct Calling {
+    pub(super) at: Option<Instant>,
+    /// One call is owed even where the path turns out to work.
+    pub(super) once: bool,
+    step: usize,
+    last: Option<Instant>,
+    seen: VecDeque<u64>,
+}
+
+impl Calling {
+    /// There is a path.
+    pub(super) fn stop(&mut self) {
+        self.step = 0;
+        if !self.once {
+            self.at = None;
+        }
+    }
+
+    fn spaced(&self, at: Instant) -> Instant {
+        self.last.map_or(at, |last| at.max(last + CALL_SPACING))
+    }
+}
+
+impl PathAgent {
+    /// Calls now where the own address is known to the outside, else a moment later.
+    pub(super) fn call_soon(&mut self, node: &Node, now: Instant) {
+        let known = node.endpoints.iter().any(|candidate| {
+            candidate.kind != CandidateKind::Host || !is_private(&candidate.address.ip())
+        });
+        let fresh = known && !node.refresh;
+        self.calling.step = 0;
+        let at = if fresh { now } else { now + CALL_WAIT };
+        self.calling.at = Some(self.calling.spaced(at));
+    }
+
+    /// The own candidates have changed: a call that is under way, or was a moment ago, is repeated with them.
+    pub(super) fn recall(&mut self, now: Instant) {
+        let recent = self
+            .calling
+            .last
+            .is_some_and(|last| now.saturating_duration_since(last) < CALL[2]);
+        if self.calling.at.is_some() || self.in_use.is_none() || recent {
+            self.calling.once |= recent;
+            self.calling.at = Some(self.calling.spaced(now));
+        }
+    }
+
+    pub(super) fn run_calling(&mut self, node: &mut Node, now: Instant) {
+        if self.calling.at.is_none_or(|at| at > now) {
+            return;
+        }
+        let message = Message::from(CallMe {
+            seq: node.next_choice(),
+            candidates: node.endpoints.clone(),
+            nat: node.nat.report(),
+            predicted: Vec::new(),
+            start_ms: 0,
+        });
+        node.counters.add("calls-sent");
+        node.events.push_back(Event::Signal {
+            peer: self.id,
+            message,
+        });
+        let wanted = self.in_use.is_none() || self.is_suspect();
+        let interval = CALL[self.calling.step.min(CALL.len() - 1)];
+        self.calling.once = false;
+        self.calling.step += 1;
+        self.calling.last = Some(now);
+        self.calling.at = wanted.then(|| now + interval);
+    }
+
+    /// CallMe or CallMeAck arrived.
+    pub(crate) fn on_message(&mut self, node: &mut Node, message: &Message, now: Now) {
+        match message {
+            Message::CallMe(call) => {
+                if self.calling.seen.contains(&call.seq) {
+                    return;
+                }
+                if self.calling.seen.len() == SEEN_MAX {
+                    self.calling.seen.pop_front();
+                }
+                self.calling.seen.push_back(call.seq);
+                self.spec.nat = call.nat;
+                self.called(node, &call.candidates, now.mono);
+                let answer = Message::from(CallMeAck {
+                    seq: call.seq,
+                    candidates: node.endpoints.clone(),
+                    nat: node.nat.report(),
+                    predicted: Vec::new(),
+                });
+                self.calling.last = Some(now.mono);
+                node.events.push_back(Event::Signal {
+                    peer: self.id,
+                    message: answer,
+                });
+            }
+            Message::CallMeAck(answer) => {
+                self.spec.nat = answer.nat;
+                self.called(node, &answer.candidates, now.mono);
+            }
+            Message::Hello(_)
+            | Message::PathReady(_)
+            | Message::Ack(_)
+            | Message::Digest(_)
+            | Message::Delta(_)
+            | Message::Forward(_)
+            | Message::RelayBind(_)
+            | Message::RelayOffer(_)
+            | Message::Join(_)
+            | Message::Joined(_)
+            | Message::JoinRelay(_)
+            | Message::Echo(_)
+            | Message::JoinRefused(_) => node.counters.add("refused-message"),
+        }
+    }
+
+    fn called(&mut self, node: &mut Node, candidates: &[Candidate], now: Instant) {
+        let renewed = self.calls.take(now);
+        let fresh: Vec<SocketAddr> = candidates
+            .iter()
+            .take(CANDIDATES_MAX)
+            .filter(|candidate| self.learn(node, **candidate, now))
+            .map(|candidate| candidate.address)
+            .collect();
+        self.burst(&fresh, renewed, now);
+        if self.in_use.is_some() {
+            // The peer would not call if it were content.
+            self.suspect(node, now);
+        } else {
+            let all: Vec<_> = self.remotes.keys().copied().collect();
+            self.burst(&all, false, now);
+        }
+        self.run_probes(node, now);
+    }
+}

@@ -1,0 +1,515 @@
+//! The path in use: chosen, watched, suspected, lost.
+//!
+//! With no path either side takes the first address that answers. The controlling side then says so on
+//! that path (PathReady in a request, Ack in the answer) and is the only one to change it while it
+//! works; every probe it sends on its path repeats the choice, so both sides come to agree whatever was lost.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use mesh_types::Now;
+use mesh_types::message::{Ack, Message};
+use mesh_types::report::TunnelStats;
+use tracing::debug;
+
+use super::PathAgent;
+use crate::api::{Event, Path, PathKind};
+use crate::node::{Node, Purpose};
+use crate::schedule::{
+    FAST_GRACE, FAST_INTERVAL, FAST_PROBES, HEARTBEAT, KEEPALIVE, KEEPALIVE_RETRY, NOMINATE_RETRY,
+    NOMINATE_TRIES, SILENCE,
+};
+use crate::score::{Preference, SAMPLES, Score};
+
+/// While a challenger is compared, it is probed this often.
+const SAMPLE_EVERY: Duration = Duration::from_secs(1);
+
+/// A path and how it does.
+#[derive(Debug, Clone)]
+pub(super) struct InUse {
+    pub(super) path: Path,
+    /// The choice that it stands for; 0 on the controlled side.
+    pub(super) seq: u64,
+    health: Health,
+    /// Next heartbeat or keepalive.
+    next: Instant,
+    /// The last heartbeat was not answered yet.
+    awaiting: bool,
+    missed: u8,
+    last_answer: Instant,
+    /// One bit a probe, the newest lowest; set while unanswered.
+    history: u32,
+}
+
+/// Does the path answer?
+#[derive(Debug, Clone, Copy)]
+enum Health {
+    /// As far as is known.
+    Good,
+    /// It is being asked.
+    Suspect {
+        since: Instant,
+        sent: u8,
+        next: Instant,
+        /// When to look for others too; `None` once that was done.
+        widen: Option<Instant>,
+    },
+}
+
+/// A choice of the controlling side on its way to the other.
+#[derive(Debug, Clone)]
+pub(super) struct Nomination {
+    pub(super) remote: SocketAddr,
+    pub(super) seq: u64,
+    pub(super) next: Instant,
+    tries: u32,
+}
+
+impl InUse {
+    /// Unanswered of the last 32 probes, percent; the newest may still be on its way.
+    pub(super) fn loss(&self) -> u8 {
+        let lost = (self.history >> u32::from(self.awaiting)).count_ones();
+        u8::try_from(lost * 100 / 32).unwrap_or(100)
+    }
+
+    fn probed(&mut self) {
+        self.history = (self.history << 1) | 1;
+        self.awaiting = true;
+    }
+}
+
+impl PathAgent {
+    pub(crate) fn is_suspect(&self) -> bool {
+        self.in_use
+            .as_ref()
+            .is_some_and(|in_use| matches!(in_use.health, Health::Suspect { .. }))
+    }
+
+    /// A verified answer to a probe to `address`.
+    pub(crate) fn on_answer(
+        &mut self,
+        node: &mut Node,
+        address: SocketAddr,
+        sent: Instant,
+        answer: (Option<SocketAddr>, Option<&[u8]>),
+        now: Instant,
+    ) {
+        let (other, data) = answer;
+        self.heard(now);
+        self.probes_answered += 1;
+        self.other = other.or(self.other);
+        let rtt = now.saturating_duration_since(sent);
+        let Some(remote) = self.remotes.get_mut(&address) else {
+            return;
+        };
+        remote.answer(rtt, now);
+        let (score, smoothed) = (remote.score(), remote.rtt.unwrap_or(rtt));
+        if remote.next.is_none() {
+            remote.schedule(true, now);
+        }
+        node.validate(address);
+        if let Some(in_use) = self.in_use.as_mut().filter(|u| u.path.remote == address) {
+            in_use.path.rtt = smoothed;
+            in_use.awaiting = false;
+            in_use.missed = 0;
+            in_use.history &= !1;
+            in_use.last_answer = now;
+            self.activity.proven();
+            if matches!(in_use.health, Health::Suspect { .. }) {
+                in_use.health = Health::Good;
+                in_use.next = now + node.jitter(KEEPALIVE);
+                self.calling.stop();
+            }
+            let soonest = now + HEARTBEAT;
+            if self.activity.is_active(now) {
+                in_use.next = in_use.next.min(soonest);
+            } else if in_use.next < soonest + HEARTBEAT {
+                in_use.next = now + node.jitter(KEEPALIVE);
+            }
+        }
+        if let Some((_, seq)) = self.awaited_ready.take_if(|(remote, _)| *remote == address) {
+            self.follow(node, address, seq, now);
+        }
+        if let Some(Ok(Message::Ack(Ack { seq }))) = data.map(Message::decode) {
+            self.on_ack(node, address, seq, now);
+        }
+        match self.in_use.as_ref() {
+            None => self.adopt(node, address, now),
+            Some(in_use) if in_use.path.remote != address => {
+                self.consider(node, address, score, now)
+            }
+            Some(_) => {}
+        }
+    }
+
+    /// Is another address that answered better than the path in use?
+    fn consider(&mut self, node: &mut Node, address: SocketAddr, score: Score, now: Instant) {
+        let controlling = self.controlling();
+        let (Some(in_use), Some(remote)) = (self.in_use.as_ref(), self.remotes.get_mut(&address))
+        else {
+            return;
+        };
+        if !controlling
+            || self.nomination.is_some()
+            || matches!(in_use.health, Health::Suspect { .. })
+        {
+            return;
+        }
+        let current = Score {
+            kind: in_use.path.kind,
+            rtt: in_use.path.rtt,
+        };
+        let better = match score.challenges(current) {
+            Preference::Stay => {
+                remote.better = 0;
+                false
+            }
+            Preference::AfterSamples => {
+                remote.better += 1;
+                remote.defer(now + SAMPLE_EVERY);
+                remote.better >= SAMPLES
+            }
+            Preference::Switch => true,
+        };
+        if better {
+            self.nominate(node, address, now);
+        }
+    }
+
+    /// Takes an address into use, on this side.
+    fn adopt(&mut self, node: &mut Node, address: SocketAddr, now: Instant) {
+        self.take(node, address, now);
+        if self.controlling() {
+            self.nominate(node, address, now);
+        }
+    }
+
+    fn take(&mut self, node: &mut Node, address: SocketAddr, now: Instant) {
+        let Some(remote) = self.remotes.get_mut(&address) else {
+            return;
+        };
+        remote.better = 0;
+        let path = Path {
+            remote: address,
+            kind: remote.kind,
+            rtt: remote.rtt.unwrap_or(FAST_INTERVAL),
+            since: now,
+            confirmed: false,
+        };
+        debug!(peer = %self.id, remote = %path.remote, kind = path.kind.kind(), rtt = ?path.rtt, "Path in use");
+        let next = if self.activity.is_active(now) {
+            HEARTBEAT
+        } else {
+            node.jitter(KEEPALIVE)
+        };
+        if self.in_use.is_none() {
+            self.connect = Some(now.saturating_duration_since(self.searching));
+        }
+        self.in_use = Some(InUse {
+            path,
+            seq: 0,
+            health: Health::Good,
+            next: now + next,
+            awaiting: false,
+            missed: 0,
+            last_answer: now,
+            history: 0,
+        });
+        self.slot = None;
+        self.calling.stop();
+        self.activity.proven();
+        node.events.push_back(Event::PathChanged { peer: self.id });
+    }
+
+    /// Tells the other side of a choice.
+    fn nominate(&mut self, node: &mut Node, address: SocketAddr, now: Instant) {
+        let seq = node.next_choice();
+        if let Some(in_use) = self.in_use.as_mut().filter(|u| u.path.remote == address) {
+            in_use.seq = seq;
+        }
+        self.nomination = Some(Nomination {
+            remote: address,
+            seq,
+            next: now,
+            tries: 0,
+        });
+        self.run_nomination(node, now);
+    }
+
+    pub(super) fn run_nomination(&mut self, node: &mut Node, now: Instant) {
+        let Some(nomination) = self.nomination.as_mut().filter(|n| n.next <= now) else {
+            return;
+        };
+        if nomination.tries == NOMINATE_TRIES {
+            let given_up = nomination.remote;
+            self.nomination = None;
+            // The other side may have followed without our hearing of it: call it back.
+            let current = self.path().map(|path| path.remote);
+            if let Some(current) = current.filter(|current| *current != given_up) {
+                self.nominate(node, current, now);
+            }
+            return;
+        }
+        nomination.next = now + NOMINATE_RETRY * 2_u32.pow(nomination.tries);
+        nomination.tries += 1;
+        let (remote, seq) = (nomination.remote, nomination.seq);
+        self.send_probe(node, remote, Purpose::Ready(seq), now);
+    }
+
+    /// The controlled side uses our choice.
+    fn on_ack(&mut self, node: &mut Node, address: SocketAddr, seq: u64, now: Instant) {
+        if self
+            .nomination
+            .take_if(|n| n.seq == seq && n.remote == address)
+            .is_some()
+            && self.path().is_none_or(|path| path.remote != address)
+        {
+            self.take(node, address, now);
+        }
+        if let Some(in_use) = self.in_use.as_mut().filter(|u| u.path.remote == address) {
+            in_use.seq = seq;
+            in_use.path.confirmed = true;
+        }
+    }
+
+    /// The controlling side's choice arrived on `address`. True where it is followed.
+    pub(super) fn on_ready(
+        &mut self,
+        node: &mut Node,
+        address: SocketAddr,
+        seq: u64,
+        now: Instant,
+    ) -> bool {
+        if self.controlling() || seq < self.last_ready {
+            return false;
+        }
+        self.last_ready = seq;
+        if self.remotes.get(&address).is_some_and(|r| r.confirmed) {
+            self.follow(node, address, seq, now);
+            true
+        } else {
+            // Integrity does not cover addresses: it must answer there before it is sent to.
+            self.awaited_ready = Some((address, seq));
+            self.check(node, address, now);
+            false
+        }
+    }
+
+    fn follow(&mut self, node: &mut Node, address: SocketAddr, seq: u64, now: Instant) {
+        if seq < self.last_ready {
+            return;
+        }
+        if self.path().is_none_or(|path| path.remote != address) {
+            self.take(node, address, now);
+        }
+        if let Some(in_use) = &mut self.in_use {
+            in_use.path.confirmed = true;
+        }
+    }
+
+    /// Is the path still there? Asks it fast.
+    pub(super) fn suspect(&mut self, node: &mut Node, now: Instant) {
+        let Some(in_use) = self.in_use.as_mut() else {
+            return;
+        };
+        if matches!(in_use.health, Health::Good) {
+            let patience = FAST_INTERVAL.max(in_use.path.rtt * 5 / 4 + Duration::from_millis(20));
+            in_use.health = Health::Suspect {
+                since: now,
+                sent: 0,
+                next: now,
+                widen: Some(now + patience),
+            };
+            node.counters.add("suspects");
+            self.run_suspect(node, now);
+        }
+    }
+
+    /// Looks for other ways while the path is suspect.
+    pub(super) fn widen(&mut self, node: &mut Node, now: Instant) {
+        if let Some(InUse {
+            health: Health::Suspect { widen, .. },
+            path,
+            ..
+        }) = &mut self.in_use
+        {
+            *widen = None;
+            let remote = path.remote;
+            let others: Vec<_> = self
+                .remotes
+                .keys()
+                .copied()
+                .filter(|a| *a != remote)
+                .collect();
+            self.burst(&others, false, now);
+            node.refresh = true;
+            self.call_soon(node, now);
+        }
+    }
+
+    fn run_suspect(&mut self, node: &mut Node, now: Instant) {
+        let Some(in_use) = &mut self.in_use else {
+            return;
+        };
+        let Health::Suspect {
+            since,
+            sent,
+            next,
+            widen,
+        } = &mut in_use.health
+        else {
+            return;
+        };
+        let (since, remote, rtt) = (*since, in_use.path.remote, in_use.path.rtt);
+        if *next <= now {
+            if *sent == FAST_PROBES {
+                self.lose(node, since, now);
+                return;
+            }
+            *sent += 1;
+            *next = if *sent == FAST_PROBES {
+                now + (rtt * 2 + FAST_GRACE).max(FAST_INTERVAL)
+            } else {
+                now + FAST_INTERVAL
+            };
+            in_use.probed();
+            let widen_now = widen_due(in_use, now);
+            let first = matches!(in_use.health, Health::Suspect { sent: 1, .. });
+            self.send_probe(node, remote, self.purpose(remote), now);
+            if first && let Some(second) = self.runner_up(None) {
+                self.send_probe(node, second, Purpose::Check, now);
+            }
+            if widen_now {
+                self.widen(node, now);
+            }
+        } else if widen.is_some_and(|at| at <= now) {
+            self.widen(node, now);
+        }
+    }
+
+    /// The best other address that ever answered, or that answered since a moment.
+    fn runner_up(&self, since: Option<Instant>) -> Option<SocketAddr> {
+        let path = self.path().map(|path| path.remote);
+        self.remotes
+            .iter()
+            .filter(|(address, remote)| {
+                Some(**address) != path && remote.confirmed && remote.last_answer >= since
+            })
+            .min_by_key(|(_, remote)| remote.score())
+            .map(|(address, _)| *address)
+    }
+
+    fn lose(&mut self, node: &mut Node, suspect_since: Instant, now: Instant) {
+        let next = self.runner_up(Some(suspect_since));
+        let lost = self.path().map(|path| path.remote);
+        debug!(peer = %self.id, ?lost, ?next, "Path lost");
+        self.in_use = None;
+        self.nomination = None;
+        self.awaited_ready = None;
+        self.searching = now;
+        node.counters.add("paths-lost");
+        if let Some(address) = lost {
+            node.validated.remove(&address);
+        }
+        let all: Vec<_> = self.remotes.keys().copied().collect();
+        self.burst(&all, false, now);
+        if let Some(address) = next {
+            self.adopt(node, address, now);
+        } else {
+            node.events.push_back(Event::PathChanged { peer: self.id });
+            if self.calling.at.is_none() {
+                self.call_soon(node, now);
+            }
+        }
+    }
+
+    pub(super) fn run_path(&mut self, node: &mut Node, now: Now) {
+        self.run_suspect(node, now.mono);
+        if self.in_use.is_none() && self.slot.is_none() {
+            self.slot = self.next_slot(now);
+        }
+        let active = self.activity.is_active(now.mono);
+        let Some(in_use) = self.in_use.as_mut() else {
+            return;
+        };
+        if !matches!(in_use.health, Health::Good) || in_use.next > now.mono {
+            return;
+        }
+        if in_use.awaiting {
+            in_use.missed += 1;
+        }
+        if in_use.missed >= 2 {
+            self.suspect(node, now.mono);
+            return;
+        }
+        let wait = if active {
+            HEARTBEAT
+        } else {
+            KEEPALIVE_RETRY.max(in_use.path.rtt * 3)
+        };
+        in_use.next = now.mono + wait;
+        self.heartbeat(node, now.mono);
+    }
+
+    /// One probe on the path.
+    pub(crate) fn heartbeat(&mut self, node: &mut Node, now: Instant) {
+        if let Some(in_use) = &mut self.in_use {
+            in_use.probed();
+            in_use.next = in_use.next.max(now + KEEPALIVE_RETRY);
+            let remote = in_use.path.remote;
+            self.send_probe(node, remote, self.purpose(remote), now);
+        }
+    }
+
+    pub(super) fn path_deadline(&self) -> Option<(Instant, &'static str)> {
+        let in_use = self.in_use.as_ref()?;
+        Some(match in_use.health {
+            Health::Good => (in_use.next, "keepalive"),
+            Health::Suspect { next, widen, .. } => {
+                (widen.map_or(next, |at| at.min(next)), "suspect")
+            }
+        })
+    }
+
+    /// What the tunnel says of this peer.
+    pub(crate) fn on_tunnel(&mut self, node: &mut Node, stats: &TunnelStats, now: Instant) {
+        let was_active = self.activity.is_active(now);
+        self.activity.update(stats.rx_bytes, stats.tx_bytes, now);
+        let active = self.activity.is_active(now);
+        if stats.endpoint != self.tunnel_endpoint {
+            self.tunnel_endpoint = stats.endpoint;
+            let elsewhere = stats
+                .endpoint
+                .filter(|endpoint| self.path().is_none_or(|path| path.remote != *endpoint));
+            if let Some(endpoint) = elsewhere {
+                self.roamed(node, endpoint, now);
+                self.suspect(node, now);
+            }
+        }
+        let silence = self.activity.silence(now);
+        let Some(in_use) = self.in_use.as_mut() else {
+            return;
+        };
+        if active && !was_active {
+            in_use.next = in_use.next.min(now + HEARTBEAT);
+        }
+        let patience = SILENCE + in_use.path.rtt * 2;
+        let unheard = now.saturating_duration_since(in_use.last_answer);
+        if active && silence.is_some_and(|silence| silence >= patience) && unheard >= patience {
+            self.suspect(node, now);
+        }
+    }
+
+    /// Across the internet, and good: fit to learn the own NAT by.
+    pub(crate) fn shows_nat(&self) -> Option<SocketAddr> {
+        let path = self.path()?;
+        (path.kind != PathKind::Lan && !self.is_suspect()).then_some(path.remote)
+    }
+}
+
+fn widen_due(in_use: &InUse, now: Instant) -> bool {
+    match in_use.health {
+        Health::Suspect { widen, .. } => widen.is_some_and(|at| at <= now),
+        Health::Good => false,
+    }
+}

@@ -1,0 +1,196 @@
+//! Probes to candidate addresses: bursts, the slow search, wall-clock slots, checks of what was heard.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use mesh_types::message::{Ack, Message, PathReady};
+use mesh_types::{Candidate, CandidateKind, Now, WgKey};
+
+use super::PathAgent;
+use crate::api::Event;
+use crate::node::{Node, Purpose};
+use crate::schedule::{BURST, SLOT_LAZY_AFTER, SLOT_PROBES, next_slot};
+
+/// Budgets refuse for a moment only.
+const DEFER: (Duration, Duration) = (Duration::from_millis(100), Duration::from_millis(300));
+
+/// The pair's next wall-clock rendezvous (L0).
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Slot {
+    start: Instant,
+    step: usize,
+}
+
+impl PathAgent {
+    /// Sends one probe. False where a budget refuses.
+    pub(super) fn send_probe(
+        &mut self,
+        node: &mut Node,
+        address: SocketAddr,
+        purpose: Purpose,
+        now: Instant,
+    ) -> bool {
+        let on_path = self.path().is_some_and(|path| path.remote == address);
+        let confirmed = on_path || self.remotes.get(&address).is_some_and(|r| r.confirmed);
+        if !confirmed && !node.budget.take(address.ip(), now) {
+            node.counters.add("budget-deferred");
+            return false;
+        }
+        let Some(link) = self.current.and_then(|names| self.links.get(&names)) else {
+            return true;
+        };
+        node.probe(self.id, link, address, purpose, now);
+        self.probes_sent += 1;
+        if let Some(remote) = self.remotes.get_mut(&address) {
+            remote.sent(now);
+        }
+        true
+    }
+
+    /// What a probe to an address is for: those of the controlling side on its path choose it again.
+    pub(super) fn purpose(&self, address: SocketAddr) -> Purpose {
+        match (&self.nomination, &self.in_use) {
+            (Some(nomination), _) if nomination.remote == address => Purpose::Ready(nomination.seq),
+            (None, Some(in_use)) if in_use.path.remote == address && self.controlling() => {
+                Purpose::Ready(in_use.seq)
+            }
+            (Some(_) | None, Some(_) | None) => Purpose::Check,
+        }
+    }
+
+    pub(super) fn run_probes(&mut self, node: &mut Node, now: Instant) {
+        let due: Vec<_> = self
+            .remotes
+            .iter()
+            .filter(|(_, remote)| remote.next.is_some_and(|at| at <= now))
+            .map(|(address, _)| *address)
+            .collect();
+        for address in due {
+            let sent = self.send_probe(node, address, self.purpose(address), now);
+            let has_path = self.in_use.is_some();
+            if let Some(remote) = self.remotes.get_mut(&address) {
+                if sent {
+                    remote.schedule(has_path, now);
+                } else {
+                    remote.defer(now + node.jitter(DEFER));
+                }
+            }
+        }
+    }
+
+    /// Probes an address at once, unless that was just done.
+    pub(super) fn check(&mut self, node: &mut Node, address: SocketAddr, now: Instant) {
+        let just = |at: Instant| now.saturating_duration_since(at) < BURST[1];
+        let Some(remote) = self.remotes.get(&address) else {
+            return;
+        };
+        if remote.may_send() && !remote.last_sent.is_some_and(just) {
+            self.send_probe(node, address, self.purpose(address), now);
+        }
+    }
+
+    pub(super) fn next_slot(&self, now: Now) -> Option<Slot> {
+        let (own, peer) = (self.own_key?, self.spec.keys.first()?);
+        let lazy = now.mono.saturating_duration_since(self.searching) > SLOT_LAZY_AFTER;
+        let at = next_slot(&own, peer, now.unix, lazy);
+        Some(Slot {
+            start: now.mono + at.saturating_sub(now.unix),
+            step: 0,
+        })
+    }
+
+    pub(super) fn slot_deadline(&self) -> Option<(Instant, &'static str)> {
+        let slot = self.slot.filter(|_| self.in_use.is_none())?;
+        (!self.remotes.is_empty())
+            .then(|| {
+                SLOT_PROBES
+                    .get(slot.step)
+                    .map(|offset| slot.start + *offset)
+            })
+            .flatten()
+            .map(|at| (at, "slot"))
+    }
+
+    pub(super) fn run_slot(&mut self, node: &mut Node, now: Now) {
+        if self.slot_deadline().is_none_or(|(at, _)| at > now.mono) {
+            return;
+        }
+        let addresses: Vec<_> = self.remotes.keys().copied().collect();
+        for address in addresses {
+            self.send_probe(node, address, Purpose::Check, now.mono);
+        }
+        if let Some(slot) = &mut self.slot {
+            slot.step += 1;
+            if slot.step == SLOT_PROBES.len() {
+                self.slot = self.next_slot(now);
+            }
+        }
+    }
+
+    /// An authenticated request arrived. Gives the DATA of the answer.
+    pub(crate) fn on_request(
+        &mut self,
+        node: &mut Node,
+        address: SocketAddr,
+        key: &WgKey,
+        data: Option<&[u8]>,
+        now: Instant,
+    ) -> Option<Vec<u8>> {
+        self.heard(now);
+        if self.spec.keys.first() != Some(key) && self.key_seen != Some(*key) {
+            self.key_seen = Some(*key);
+            node.events.push_back(Event::PeerKeySeen {
+                peer: self.id,
+                key: *key,
+            });
+        }
+        let known = self.remotes.contains_key(&address);
+        let kind = CandidateKind::PeerReflexive;
+        if !self.learn(node, Candidate { kind, address }, now) {
+            return None;
+        }
+        if let Some(remote) = self.remotes.get_mut(&address) {
+            remote.grant(now);
+        }
+        let on_path = self.path().is_some_and(|path| path.remote == address);
+        if !known && self.in_use.is_some() {
+            // The peer's mapping may have changed: does it still answer at the old one?
+            self.suspect(node, now);
+        }
+        let answered = self.remotes.get(&address).is_some_and(|r| r.confirmed);
+        if !on_path && (!answered || self.in_use.is_none()) {
+            self.check(node, address, now);
+        }
+        match data.map(Message::decode) {
+            Some(Ok(Message::PathReady(PathReady { seq }))) => self
+                .on_ready(node, address, seq, now)
+                .then(|| Message::from(Ack { seq }).encode()),
+            Some(_) | None => None,
+        }
+    }
+
+    /// Something authentic came from the peer.
+    pub(super) fn heard(&mut self, now: Instant) {
+        self.last_heard = Some(now);
+    }
+
+    /// Addresses of the peer that are worth a burst now.
+    pub(super) fn burst(&mut self, addresses: &[SocketAddr], renewed: bool, now: Instant) {
+        for address in addresses {
+            if let Some(remote) = self.remotes.get_mut(address) {
+                remote.restart(renewed, now);
+            }
+        }
+    }
+
+    /// A datagram of the peer's tunnel came from `address` (as a stranger to probes might).
+    pub(super) fn roamed(&mut self, node: &mut Node, address: SocketAddr, now: Instant) {
+        let kind = CandidateKind::PeerReflexive;
+        if self.learn(node, Candidate { kind, address }, now) {
+            if let Some(remote) = self.remotes.get_mut(&address) {
+                remote.grant(now);
+            }
+            self.check(node, address, now);
+        }
+    }
+}

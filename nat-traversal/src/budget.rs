@@ -1,0 +1,201 @@
+//! The mesh must never be a weapon: what may be sent to addresses that nobody has confirmed.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use mesh_types::IpNet;
+
+/// Packets to an unconfirmed address per announcement or call.
+pub(crate) const PER_ANNOUNCEMENT: u8 = 7;
+/// Destinations remembered; with more in use at once, new ones wait.
+const DESTINATIONS_MAX: usize = 4096;
+/// All unconfirmed destinations together: 500 in any second.
+const NODE: Rate = Rate::new(450, 50);
+/// One destination address: 20 in any second.
+const DESTINATION: Rate = Rate::new(13, 7);
+/// Calls that renew the allowance of unconfirmed addresses, per peer: the backoff of CallMe and its answers.
+const CALLS: Rate = Rate::every(Duration::from_secs(10), 6);
+
+/// So many a second, and so many at once.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Rate {
+    interval: Duration,
+    burst: u32,
+}
+
+impl Rate {
+    /// At most `per_second + burst` in any second.
+    pub(crate) const fn new(per_second: u32, burst: u32) -> Self {
+        Self {
+            interval: Duration::from_nanos(1_000_000_000 / per_second as u64),
+            burst,
+        }
+    }
+
+    const fn every(interval: Duration, burst: u32) -> Self {
+        Self { interval, burst }
+    }
+}
+
+/// A token bucket as a generic cell rate: one instant of memory.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Bucket(Option<Instant>);
+
+impl Bucket {
+    /// Would one more be within the rate?
+    pub(crate) fn has(&self, rate: Rate, now: Instant) -> bool {
+        self.0.is_none_or(|at| {
+            at.saturating_duration_since(now) + rate.interval <= rate.interval * rate.burst
+        })
+    }
+
+    /// Takes one where it is within the rate.
+    pub(crate) fn take(&mut self, rate: Rate, now: Instant) -> bool {
+        let has = self.has(rate, now);
+        if has {
+            self.0 = Some(self.0.map_or(now, |at| at.max(now)) + rate.interval);
+        }
+        has
+    }
+
+    fn is_full(&self, now: Instant) -> bool {
+        self.0.is_none_or(|at| at <= now)
+    }
+}
+
+/// What this node has sent lately to addresses that nobody confirmed.
+#[derive(Debug, Default)]
+pub(crate) struct Budget {
+    node: Bucket,
+    destinations: BTreeMap<IpAddr, Bucket>,
+}
+
+impl Budget {
+    /// Takes one packet to an unconfirmed address.
+    pub(crate) fn take(&mut self, destination: IpAddr, now: Instant) -> bool {
+        if self.destinations.len() >= DESTINATIONS_MAX {
+            self.destinations.retain(|_, bucket| !bucket.is_full(now));
+        }
+        let known = self.destinations.contains_key(&destination);
+        if !self.node.has(NODE, now) || (!known && self.destinations.len() >= DESTINATIONS_MAX) {
+            return false;
+        }
+        self.destinations
+            .entry(destination)
+            .or_default()
+            .take(DESTINATION, now)
+            && self.node.take(NODE, now)
+    }
+}
+
+/// How often a peer's calls may renew the allowance of unconfirmed addresses.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Calls(Bucket);
+
+impl Calls {
+    /// Takes one.
+    pub(crate) fn take(&mut self, now: Instant) -> bool {
+        self.0.take(CALLS, now)
+    }
+}
+
+/// Addresses that may be candidates at all.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Admission {
+    /// Mesh, pod and service ranges.
+    pub(crate) excluded: Vec<IpNet>,
+    /// For tests on one machine.
+    pub(crate) allow_loopback: bool,
+}
+
+impl Admission {
+    /// May packets be sent there?
+    pub(crate) fn admits(&self, address: &SocketAddr) -> bool {
+        address.port() >= 1024 && self.admits_ip(&address.ip())
+    }
+
+    /// Is this an address a node can have?
+    pub(crate) fn admits_ip(&self, ip: &IpAddr) -> bool {
+        let special = match ip {
+            IpAddr::V4(ip) => {
+                ip.octets()[0] == 0 || ip.is_multicast() || ip.is_link_local() || ip.is_broadcast()
+            }
+            IpAddr::V6(ip) => {
+                ip.is_unspecified()
+                    || ip.is_multicast()
+                    || ip.is_unicast_link_local()
+                    || ip.to_ipv4_mapped().is_some()
+            }
+        };
+        !special
+            && (self.allow_loopback || !ip.is_loopback())
+            && !self.excluded.iter().any(|net| net.contains(ip))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "tests need some instant to start from"
+    )]
+    fn start() -> Instant {
+        Instant::now()
+    }
+
+    #[test]
+    fn no_second_sees_more_than_twenty_packets_to_one_address() {
+        let (mut budget, start) = (Budget::default(), start());
+        let victim = "198.51.100.1".parse().unwrap();
+        let sent: Vec<_> = (0..5000)
+            .map(Duration::from_millis)
+            .filter(|at| budget.take(victim, start + *at))
+            .collect();
+        assert!(sent.len() > 60);
+        assert!(
+            sent.windows(21)
+                .all(|w| w[20] - w[0] >= Duration::from_secs(1))
+        );
+    }
+
+    #[test]
+    fn no_second_sees_more_than_five_hundred_packets_in_all() {
+        let (mut budget, start) = (Budget::default(), start());
+        let sent = (0..10_000u32)
+            .filter(|i| {
+                let ip = IpAddr::from((0xc633_0000 + i).to_be_bytes());
+                budget.take(ip, start + Duration::from_micros(100) * *i)
+            })
+            .count();
+        assert!((450..=500).contains(&sent), "{sent}");
+    }
+
+    #[test]
+    fn addresses_that_are_no_nodes_are_not_admitted() {
+        let admission = Admission {
+            excluded: vec!["10.77.0.0/16".parse().unwrap()],
+            allow_loopback: false,
+        };
+        for refused in [
+            "127.0.0.1:5000",
+            "224.0.0.1:5000",
+            "169.254.169.254:5000",
+            "0.0.0.0:5000",
+            "255.255.255.255:5000",
+            "10.77.3.4:5000",
+            "203.0.113.1:53",
+            "[fe80::1]:5000",
+            "[ff02::1]:5000",
+            "[::]:5000",
+            "[::1]:5000",
+            "[::ffff:203.0.113.1]:5000",
+        ] {
+            assert!(!admission.admits(&refused.parse().unwrap()), "{refused}");
+        }
+        assert!(admission.admits(&"203.0.113.1:5000".parse().unwrap()));
+        assert!(admission.admits(&"[2001:db8::1]:5000".parse().unwrap()));
+    }
+}

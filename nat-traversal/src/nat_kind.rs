@@ -1,0 +1,371 @@
+//! The translators and filters before this node, told from what others see of it (RFC 4787, RFC 5780).
+//!
+//! Every answer says under which address it saw us. Those of peers are authenticated; those of STUN
+//! servers are believed when two agree, or when the only configured one is all there is.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use mesh_types::{Allocation, Filtering, Mapping, NatReport};
+
+use crate::score::is_private;
+
+/// Answers kept.
+const OBSERVATIONS_MAX: usize = 64;
+/// Older answers say nothing of the mapping behaviour.
+const FRESH: Duration = Duration::from_secs(60);
+/// Two answers contradict each other only when they are this close: a mapping may be lost in between.
+const CLOSE: Duration = Duration::from_secs(3);
+/// Silence of so many remotes...
+const BLOCKED_REMOTES: usize = 3;
+/// ...for so long means that UDP is blocked.
+const BLOCKED_AFTER: Duration = Duration::from_secs(3);
+/// Addresses remembered as sent to, for the filtering verdict.
+const CONTACTED_MAX: usize = 4096;
+
+/// Who saw us.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Witness {
+    /// A peer, authenticated.
+    Peer,
+    /// A STUN server.
+    Server,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Seen {
+    mapped: SocketAddr,
+    at: Instant,
+    witness: Witness,
+    /// Another remote has seen our address change since.
+    stale: bool,
+}
+
+/// What is known of the own NAT.
+#[derive(Debug)]
+pub(crate) struct NatKind {
+    seen: BTreeMap<SocketAddr, Seen>,
+    contacted: BTreeSet<IpAddr>,
+    silent: BTreeSet<IpAddr>,
+    silent_since: Option<Instant>,
+    report: NatReport,
+}
+
+impl NatKind {
+    pub(crate) fn new() -> Self {
+        Self {
+            seen: BTreeMap::new(),
+            contacted: BTreeSet::new(),
+            silent: BTreeSet::new(),
+            silent_since: None,
+            report: NatReport::default(),
+        }
+    }
+
+    pub(crate) fn report(&self) -> NatReport {
+        self.report
+    }
+
+    /// The host has moved, or is asked to learn all anew: nothing known holds.
+    pub(crate) fn reset(&mut self) {
+        *self = Self::new();
+    }
+
+    /// Are the mapping or the filtering still to be told?
+    pub(crate) fn wants_tests(&self) -> bool {
+        self.report.mapping == Mapping::Unknown || self.report.filtering == Filtering::Unknown
+    }
+
+    /// An answer of `remote` says that it saw `mapped`. True where it saw another address before: the
+    /// mapping was lost, or the host has moved.
+    pub(crate) fn observe(
+        &mut self,
+        remote: SocketAddr,
+        mapped: SocketAddr,
+        witness: Witness,
+        now: Instant,
+    ) -> bool {
+        let moved = self
+            .seen
+            .get(&remote)
+            .is_some_and(|seen| seen.mapped != mapped);
+        if moved {
+            self.seen
+                .values_mut()
+                .filter(|seen| seen.mapped != mapped && seen.mapped.is_ipv4() == mapped.is_ipv4())
+                .for_each(|seen| seen.stale = true);
+        }
+        if self.seen.len() >= OBSERVATIONS_MAX && !self.seen.contains_key(&remote) {
+            let oldest = self.seen.iter().min_by_key(|(_, seen)| seen.at);
+            if let Some(oldest) = oldest.map(|(remote, _)| *remote) {
+                self.seen.remove(&oldest);
+            }
+        }
+        let seen = Seen {
+            mapped,
+            at: now,
+            witness,
+            stale: false,
+        };
+        self.seen.insert(remote, seen);
+        moved
+    }
+
+    /// Answers that count for a family: those of the internet where there are any.
+    fn counting(&self, ipv4: bool) -> Vec<(SocketAddr, Seen)> {
+        let all: Vec<_> = self
+            .seen
+            .iter()
+            .filter(|(remote, seen)| {
+                !seen.stale && seen.mapped.is_ipv4() == ipv4 && remote.is_ipv4() == ipv4
+            })
+            .map(|(remote, seen)| (*remote, *seen))
+            .collect();
+        let (near, far): (Vec<_>, Vec<_>) = all
+            .into_iter()
+            .partition(|(remote, _)| is_private(&remote.ip()));
+        if far.is_empty() { near } else { far }
+    }
+
+    /// The address under which others see us, one a family: what most remotes see, then what was seen last.
+    pub(crate) fn reflexive(&self, servers: usize) -> Vec<SocketAddr> {
+        [true, false]
+            .into_iter()
+            .filter_map(|ipv4| {
+                let mut groups: BTreeMap<SocketAddr, (usize, usize, Option<Instant>)> =
+                    BTreeMap::new();
+                for (_, seen) in self.counting(ipv4) {
+                    let (peers, all, last) = groups.entry(seen.mapped).or_default();
+                    *peers += usize::from(seen.witness == Witness::Peer);
+                    *all += 1;
+                    *last = (*last).max(Some(seen.at));
+                }
+                let peers_answered = groups.values().any(|(peers, ..)| *peers > 0);
+                groups
+                    .into_iter()
+                    .filter(|(_, (peers, all, _))| {
+                        *peers > 0 || *all >= 2 || (servers == 1 && !peers_answered)
+                    })
+                    .max_by_key(|(_, (_, all, last))| (*all, *last))
+                    .map(|(mapped, _)| mapped)
+            })
+            .collect()
+    }
+
+    /// Judges mapping and allocation afresh, given the host's own addresses and port.
+    pub(crate) fn judge(&mut self, hosts: &[IpAddr], port: u16, now: Instant) {
+        let ipv4 = !self.counting(true).is_empty();
+        let seen: Vec<_> = self
+            .counting(ipv4)
+            .into_iter()
+            .filter(|(_, seen)| now.saturating_duration_since(seen.at) < FRESH)
+            .collect();
+        let is_own = |mapped: &SocketAddr| mapped.port() == port && hosts.contains(&mapped.ip());
+        if !seen.is_empty() && seen.iter().all(|(_, seen)| is_own(&seen.mapped)) {
+            self.report.mapping = Mapping::EndpointIndependent;
+            self.report.allocation = Allocation::Preserving;
+            return;
+        }
+        let mut agree = 0;
+        let mut same_ip_agrees = false;
+        let mut differ = false;
+        let mut same_ip_differs = false;
+        for (i, (a, first)) in seen.iter().enumerate() {
+            for (b, second) in &seen[i + 1..] {
+                let same_ip = a.ip() == b.ip();
+                let apart = first.at.max(second.at) - first.at.min(second.at);
+                if first.mapped == second.mapped {
+                    agree += 1;
+                    same_ip_agrees |= same_ip;
+                } else if apart <= CLOSE {
+                    differ = true;
+                    same_ip_differs |= same_ip;
+                }
+            }
+        }
+        if differ {
+            self.report.mapping = if same_ip_agrees && !same_ip_differs {
+                Mapping::AddressDependent
+            } else {
+                Mapping::AddressAndPortDependent
+            };
+            self.report.allocation = Allocation::Unknown;
+        } else if agree > 0 {
+            self.report.mapping = Mapping::EndpointIndependent;
+        }
+        if !differ && let Some((_, seen)) = seen.iter().max_by_key(|(_, seen)| seen.at) {
+            self.report.allocation = if seen.mapped.port() == port {
+                Allocation::Preserving
+            } else {
+                Allocation::Unknown
+            };
+        }
+    }
+
+    /// A datagram was sent; `watched` where silence says something (nobody is connected).
+    pub(crate) fn sent(&mut self, to: IpAddr, watched: bool, now: Instant) {
+        if self.contacted.len() < CONTACTED_MAX {
+            self.contacted.insert(to);
+        }
+        if watched && self.silent.len() < BLOCKED_REMOTES {
+            self.silent.insert(to);
+            if self.silent.len() == BLOCKED_REMOTES {
+                self.silent_since.get_or_insert(now);
+            }
+        }
+    }
+
+    /// Something authentic came from outside.
+    pub(crate) fn heard(&mut self) {
+        self.silent.clear();
+        self.silent_since = None;
+        self.report.udp_blocked = false;
+    }
+
+    /// An authenticated request came from an address of the internet.
+    pub(crate) fn request_from(&mut self, remote: IpAddr) {
+        let uncontacted = self.contacted.len() < CONTACTED_MAX && !self.contacted.contains(&remote);
+        if uncontacted && !is_private(&remote) {
+            self.report.filtering = Filtering::EndpointIndependent;
+        }
+    }
+
+    /// An answer came from another port than the one asked.
+    pub(crate) fn other_port_answered(&mut self) {
+        if self.report.filtering != Filtering::EndpointIndependent {
+            self.report.filtering = Filtering::AddressDependent;
+        }
+    }
+
+    /// No answer came from another port, though the peer is there.
+    pub(crate) fn other_port_silent(&mut self) {
+        if self.report.filtering == Filtering::Unknown {
+            self.report.filtering = Filtering::AddressAndPortDependent;
+        }
+    }
+
+    /// When silence becomes a verdict.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        self.silent_since
+            .filter(|_| !self.report.udp_blocked)
+            .map(|since| since + BLOCKED_AFTER)
+    }
+
+    /// Time has passed.
+    pub(crate) fn handle_timeout(&mut self, now: Instant) {
+        if self.deadline().is_some_and(|at| at <= now) {
+            self.report.udp_blocked = true;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "tests need some instant to start from"
+    )]
+    fn start() -> Instant {
+        Instant::now()
+    }
+
+    fn at(text: &str) -> SocketAddr {
+        text.parse().unwrap()
+    }
+
+    fn judged(seen: &[(&str, &str)]) -> NatKind {
+        let (mut nat, now) = (NatKind::new(), start());
+        for (remote, mapped) in seen {
+            nat.observe(at(remote), at(mapped), Witness::Peer, now);
+        }
+        nat.judge(&["192.168.1.5".parse().unwrap()], 22000, now);
+        nat
+    }
+
+    #[test]
+    fn mapping_is_told_from_what_remotes_see() {
+        let kind = |seen: &[(&str, &str)]| judged(seen).report().mapping;
+        let (a, b, c) = (
+            "198.51.100.1:5000",
+            "198.51.100.2:5000",
+            "198.51.100.1:6000",
+        );
+        assert_eq!(kind(&[(a, "203.0.113.1:22000")]), Mapping::Unknown);
+        assert_eq!(
+            kind(&[(a, "203.0.113.1:22000"), (b, "203.0.113.1:22000")]),
+            Mapping::EndpointIndependent
+        );
+        assert_eq!(
+            kind(&[(a, "203.0.113.1:1025"), (c, "203.0.113.1:1026")]),
+            Mapping::AddressAndPortDependent
+        );
+        assert_eq!(
+            kind(&[
+                (a, "203.0.113.1:1025"),
+                (c, "203.0.113.1:1025"),
+                (b, "203.0.113.1:1026")
+            ]),
+            Mapping::AddressDependent
+        );
+        assert_eq!(
+            kind(&[(a, "192.168.1.5:22000")]),
+            Mapping::EndpointIndependent
+        );
+        assert_eq!(
+            kind(&[
+                ("192.168.1.9:5000", "192.168.1.5:22000"),
+                (a, "203.0.113.1:1025")
+            ]),
+            Mapping::Unknown
+        );
+    }
+
+    #[test]
+    fn a_lost_mapping_is_not_taken_for_a_dependent_one() {
+        let mut nat = judged(&[
+            ("198.51.100.1:5000", "203.0.113.1:1025"),
+            ("198.51.100.2:5000", "203.0.113.1:1025"),
+        ]);
+        let now = start() + Duration::from_secs(1);
+        assert!(nat.observe(
+            at("198.51.100.1:5000"),
+            at("203.0.113.1:1030"),
+            Witness::Peer,
+            now
+        ));
+        nat.judge(&[], 22000, now);
+        assert_eq!(nat.report().mapping, Mapping::EndpointIndependent);
+        assert_eq!(nat.reflexive(0), [at("203.0.113.1:1030")]);
+    }
+
+    #[test]
+    fn a_servers_word_needs_a_second_unless_it_is_the_only_one() {
+        let (mut nat, now) = (NatKind::new(), start());
+        let mapped = at("203.0.113.1:1025");
+        nat.observe(at("198.51.100.1:3478"), mapped, Witness::Server, now);
+        assert_eq!(nat.reflexive(2), []);
+        assert_eq!(nat.reflexive(1), [mapped]);
+        nat.observe(at("198.51.100.2:3478"), mapped, Witness::Server, now);
+        assert_eq!(nat.reflexive(2), [mapped]);
+        let lie = at("192.0.2.66:53000");
+        nat.observe(at("198.51.100.3:3478"), lie, Witness::Server, now);
+        assert_eq!(nat.reflexive(3), [mapped]);
+    }
+
+    #[test]
+    fn three_silent_remotes_mean_blocked_until_somebody_answers() {
+        let (mut nat, now) = (NatKind::new(), start());
+        for last in 1..=3 {
+            nat.sent(IpAddr::from([198, 51, 100, last]), true, now);
+        }
+        let at = nat.deadline().unwrap();
+        nat.handle_timeout(at);
+        assert!(nat.report().udp_blocked);
+        assert_eq!(nat.deadline(), None);
+        nat.heard();
+        assert!(!nat.report().udp_blocked);
+    }
+}

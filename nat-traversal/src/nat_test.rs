@@ -1,0 +1,166 @@
+//! Tests of the own NAT with a connected peer's two ports (RFC 5780 4.3 and 4.4).
+//!
+//! Filtering first: the peer is asked to answer from its alternate port, to which nothing was sent yet.
+//! Then mapping: that port is asked how it sees us.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use mesh_types::PeerId;
+
+use crate::node::{Node, Purpose};
+use crate::probe::Link;
+use crate::schedule::NAT_TEST;
+
+const TRIES: u8 = 3;
+const RETRY: Duration = Duration::from_millis(300);
+/// Another peer may tell more.
+const AGAIN: Duration = Duration::from_secs(10);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Filtering,
+    Mapping,
+}
+
+/// A test with one peer.
+#[derive(Debug)]
+struct Running {
+    peer: PeerId,
+    remote: SocketAddr,
+    other: SocketAddr,
+    phase: Phase,
+    sent: u8,
+    next: Instant,
+}
+
+/// When to test, and the test under way.
+#[derive(Debug, Default)]
+pub(crate) struct NatTest {
+    running: Option<Running>,
+    /// Not before.
+    due: Option<Instant>,
+    last: Option<PeerId>,
+}
+
+impl NatTest {
+    /// Tests afresh, as soon as somebody is connected.
+    pub(crate) fn restart(&mut self, now: Instant) {
+        *self = Self {
+            running: None,
+            due: Some(now),
+            last: self.last,
+        };
+    }
+
+    /// May a test begin now? With another peer than the last, where there is a choice.
+    pub(crate) fn is_due(&self, now: Instant) -> bool {
+        self.running.is_none() && self.due.is_some_and(|due| due <= now)
+    }
+
+    pub(crate) fn last(&self) -> Option<PeerId> {
+        self.last
+    }
+
+    /// Begins with a peer at `remote`, whose answers name `other`.
+    pub(crate) fn begin(
+        &mut self,
+        peer: PeerId,
+        remote: SocketAddr,
+        other: SocketAddr,
+        now: Instant,
+    ) {
+        self.last = Some(peer);
+        self.running = Some(Running {
+            peer,
+            remote,
+            other,
+            phase: Phase::Filtering,
+            sent: 0,
+            next: now,
+        });
+    }
+
+    /// The peer whose turn it is to be asked.
+    pub(crate) fn wants(&self, now: Instant) -> Option<PeerId> {
+        self.running
+            .as_ref()
+            .filter(|running| running.next <= now)
+            .map(|running| running.peer)
+    }
+
+    /// Asks; `link` is that of [`Self::wants`], `None` where the peer has gone.
+    pub(crate) fn run(&mut self, node: &mut Node, link: Option<&Link>, now: Instant) {
+        let Some(running) = &mut self.running else {
+            return;
+        };
+        let Some(link) = link else {
+            self.finish(AGAIN, now);
+            return;
+        };
+        if running.sent == TRIES {
+            match running.phase {
+                Phase::Filtering => {
+                    node.nat.other_port_silent();
+                    self.next_phase(now);
+                }
+                Phase::Mapping => self.finish(AGAIN, now),
+            }
+            return;
+        }
+        running.sent += 1;
+        running.next = now + RETRY;
+        let (remote, purpose) = match running.phase {
+            Phase::Filtering => (running.remote, Purpose::OtherPort),
+            Phase::Mapping => (running.other, Purpose::Mapping),
+        };
+        node.probe(running.peer, link, remote, purpose, now);
+    }
+
+    /// An answer to one of these probes came, from the port asked or from another.
+    pub(crate) fn answered(
+        &mut self,
+        node: &mut Node,
+        purpose: Purpose,
+        from_other: bool,
+        now: Instant,
+    ) {
+        match (purpose, self.running.as_ref().map(|running| running.phase)) {
+            (Purpose::OtherPort, Some(Phase::Filtering)) => {
+                if from_other {
+                    node.nat.other_port_answered();
+                }
+                self.next_phase(now);
+            }
+            (Purpose::Mapping, Some(Phase::Mapping)) => self.finish(NAT_TEST, now),
+            (
+                Purpose::OtherPort | Purpose::Mapping | Purpose::Check | Purpose::Ready(_),
+                Some(_) | None,
+            ) => {}
+        }
+    }
+
+    fn next_phase(&mut self, now: Instant) {
+        match &mut self.running {
+            // Behind a translator the peer does not know its alternate port's outer address.
+            Some(running) if running.other.ip() == running.remote.ip() => {
+                running.phase = Phase::Mapping;
+                running.sent = 0;
+                running.next = now;
+            }
+            Some(_) => self.finish(AGAIN, now),
+            None => {}
+        }
+    }
+
+    fn finish(&mut self, wait: Duration, now: Instant) {
+        self.running = None;
+        self.due = Some(now + wait);
+    }
+
+    pub(crate) fn deadline(&self) -> Option<(Instant, &'static str)> {
+        self.running
+            .as_ref()
+            .map(|running| (running.next, "nat-test"))
+    }
+}

@@ -1,0 +1,264 @@
+//! What all path agents of a node share: keys, epoch, budgets, the own NAT, and the ways out.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use mesh_types::message::PathReady;
+use mesh_types::report::HostAddress;
+use mesh_types::{Candidate, Idx, Message, NatReport, PeerId, SocketId, Transmit, WgSecret};
+use rand_chacha::ChaCha20Rng;
+use rand_core::{Rng as _, SeedableRng as _};
+
+use crate::api::{Config, Counters, Event, PathKind};
+use crate::budget::{Admission, Budget};
+use crate::candidate;
+use crate::flood::Flood;
+use crate::nat_kind::NatKind;
+use crate::probe::{Link, transaction};
+use crate::schedule::ANSWER_LIFETIME;
+use crate::score;
+use crate::stun::{Class, Outgoing};
+
+/// Validated sources remembered; beyond that they are treated as strangers.
+const VALIDATED_MAX: usize = 8192;
+/// No honest epoch lies further ahead than this (s): a member that lies cannot use up the epochs.
+const EPOCH_LEAD: u64 = 10 * 366 * 86_400;
+/// Epochs are Unix seconds; a node without a clock still accepts those of a mesh that has one.
+const EPOCH_FLOOR: u64 = 2_000_000_000;
+
+/// Why a probe was sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// To see whether it arrives.
+    Check,
+    /// To choose the path it travels on.
+    Ready(u64),
+    /// To see whether an answer from another port arrives.
+    OtherPort,
+    /// To see how another port of the peer sees us.
+    Mapping,
+}
+
+/// A probe that waits for its answer.
+#[derive(Debug, Clone)]
+pub(crate) struct Pending {
+    pub(crate) peer: PeerId,
+    pub(crate) remote: SocketAddr,
+    pub(crate) sent: Instant,
+    pub(crate) link: (Idx, Idx),
+    pub(crate) purpose: Purpose,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Node {
+    pub(crate) config: Config,
+    /// Current first.
+    pub(crate) keys: Vec<WgSecret>,
+    pub(crate) alternate_port: Option<u16>,
+    pub(crate) admission: Admission,
+    pub(crate) hosts: Vec<HostAddress>,
+    pub(crate) endpoints: Vec<Candidate>,
+    pub(crate) nat: NatKind,
+    pub(crate) budget: Budget,
+    pub(crate) flood: Flood,
+    pub(crate) counters: Counters,
+    pub(crate) transmits: VecDeque<Transmit>,
+    pub(crate) events: VecDeque<Event>,
+    pub(crate) pending: BTreeMap<[u8; 12], Pending>,
+    /// Addresses from which an answer to a probe came.
+    pub(crate) validated: BTreeSet<SocketAddr>,
+    /// Somebody wants to know how others see us now.
+    pub(crate) refresh: bool,
+    /// Some peer has a path.
+    pub(crate) connected: bool,
+    reported_nat: NatReport,
+    epoch: u32,
+    sequence: u64,
+    choices: u32,
+    rng: ChaCha20Rng,
+}
+
+impl Node {
+    pub(crate) fn new(config: Config, epoch: u32, seed: [u8; 32]) -> Self {
+        let mut rng = ChaCha20Rng::from_seed(seed);
+        let admission = Admission {
+            excluded: Vec::new(),
+            allow_loopback: config.allow_loopback,
+        };
+        Self {
+            config,
+            keys: Vec::new(),
+            alternate_port: None,
+            admission,
+            hosts: Vec::new(),
+            endpoints: Vec::new(),
+            nat: NatKind::new(),
+            budget: Budget::default(),
+            flood: Flood::new(rng.next_u64()),
+            counters: Counters::default(),
+            transmits: VecDeque::new(),
+            events: VecDeque::new(),
+            pending: BTreeMap::new(),
+            validated: BTreeSet::new(),
+            refresh: false,
+            connected: false,
+            reported_nat: NatReport::default(),
+            epoch,
+            sequence: 0,
+            choices: 0,
+            rng,
+        }
+    }
+
+    pub(crate) fn epoch(&self) -> u32 {
+        self.epoch
+    }
+
+    /// A sequence of this epoch, never given before.
+    pub(crate) fn next_sequence(&mut self) -> u64 {
+        self.sequence += 1;
+        self.sequence
+    }
+
+    /// Rises with every choice and every call, across restarts too.
+    pub(crate) fn next_choice(&mut self) -> u64 {
+        self.choices = self.choices.wrapping_add(1);
+        (u64::from(self.epoch) << 32) | u64::from(self.choices)
+    }
+
+    /// Random bytes of the seed.
+    pub(crate) fn random<const N: usize>(&mut self) -> [u8; N] {
+        let mut out = [0; N];
+        self.rng.fill_bytes(&mut out);
+        out
+    }
+
+    /// A random duration, `low` to `high`.
+    pub(crate) fn jitter(&mut self, (low, high): (Duration, Duration)) -> Duration {
+        low + (high - low) * (self.rng.next_u32() >> 16) / 0x1_0000
+    }
+
+    /// A peer says it has seen `seen` of ours: goes above it. True where that was news to believe.
+    pub(crate) fn raise_epoch(&mut self, seen: u32, unix_secs: u64) -> bool {
+        if seen < self.epoch || u64::from(seen) > unix_secs.max(EPOCH_FLOOR) + EPOCH_LEAD {
+            self.counters.add("refused-epoch");
+            return false;
+        }
+        self.epoch = seen + 1;
+        self.sequence = 0;
+        self.pending.clear();
+        self.counters.add("epoch-raised");
+        self.events.push_back(Event::EpochRaised(self.epoch));
+        true
+    }
+
+    /// The tier of a remote address, seen from this host.
+    pub(crate) fn tier(&self, ip: &IpAddr) -> PathKind {
+        let on_link = self.hosts.iter().any(|host| {
+            ipnet::IpNet::new(host.ip, host.prefix_len)
+                .is_ok_and(|net| net.prefix_len() > 0 && net.contains(ip))
+        });
+        score::tier(ip, on_link)
+    }
+
+    /// Sends a Binding request to a peer.
+    pub(crate) fn probe(
+        &mut self,
+        peer: PeerId,
+        link: &Link,
+        remote: SocketAddr,
+        purpose: Purpose,
+        now: Instant,
+    ) {
+        let transaction = transaction(self.epoch, self.next_sequence());
+        let data = match purpose {
+            Purpose::Ready(seq) => Some(Message::from(PathReady { seq }).encode()),
+            Purpose::Check | Purpose::OtherPort | Purpose::Mapping => None,
+        };
+        let bytes = Outgoing {
+            transaction,
+            username: Some(&link.username()),
+            change_port: purpose == Purpose::OtherPort,
+            data: data.as_deref(),
+            password: Some(&link.password),
+            ..Outgoing::default()
+        }
+        .encode(Class::Request);
+        // Ids ascend with time, so the oldest come first.
+        while let Some(oldest) = self.pending.first_entry()
+            && now.saturating_duration_since(oldest.get().sent) > ANSWER_LIFETIME
+        {
+            oldest.remove();
+        }
+        let pending = Pending {
+            peer,
+            remote,
+            sent: now,
+            link: (link.own, link.peer),
+            purpose,
+        };
+        self.pending.insert(transaction, pending);
+        self.nat.sent(remote.ip(), !self.connected, now);
+        self.counters.add("probes-sent");
+        self.transmit(SocketId::Main, None, remote, bytes);
+    }
+
+    /// Queues a datagram.
+    pub(crate) fn transmit(
+        &mut self,
+        socket: SocketId,
+        source: Option<IpAddr>,
+        destination: SocketAddr,
+        bytes: Vec<u8>,
+    ) {
+        if bytes.is_empty() {
+            self.counters.add("too-long");
+            return;
+        }
+        self.transmits.push_back(Transmit {
+            socket,
+            source,
+            destination,
+            ttl: None,
+            bytes,
+        });
+    }
+
+    /// An answer came from there.
+    pub(crate) fn validate(&mut self, remote: SocketAddr) {
+        if self.validated.len() < VALIDATED_MAX {
+            self.validated.insert(remote);
+        }
+    }
+
+    /// The address of our alternate port as a remote may reach it, given where its request arrived.
+    pub(crate) fn other_address(&self, local: SocketAddr) -> Option<SocketAddr> {
+        let ip = if local.ip().is_unspecified() {
+            self.hosts
+                .iter()
+                .find(|host| host.ip.is_ipv4() == local.is_ipv4())?
+                .ip
+        } else {
+            local.ip()
+        };
+        Some(SocketAddr::new(ip, self.alternate_port?))
+    }
+
+    /// Judges the own NAT and recomputes the candidates. True where either changed.
+    pub(crate) fn update_endpoints(&mut self, now: Instant) -> bool {
+        let ips: Vec<_> = self.hosts.iter().map(|host| host.ip).collect();
+        self.nat.judge(&ips, self.config.listen_port, now);
+        let reflexive = self.nat.reflexive(self.config.stun.len());
+        let reflexive: Vec<_> = reflexive
+            .into_iter()
+            .filter(|address| self.admission.admits(address))
+            .collect();
+        let endpoints = candidate::endpoints(&self.hosts, self.config.listen_port, &reflexive);
+        let changed = endpoints != self.endpoints || self.nat.report() != self.reported_nat;
+        self.endpoints = endpoints;
+        self.reported_nat = self.nat.report();
+        changed
+    }
+}

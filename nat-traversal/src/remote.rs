@@ -1,0 +1,143 @@
+//! An address at which a peer may be, and how it did.
+
+use std::time::{Duration, Instant};
+
+use mesh_types::{Candidate, CandidateKind};
+
+use crate::api::PathKind;
+use crate::budget::PER_ANNOUNCEMENT;
+use crate::schedule::{BURST, after_burst};
+use crate::score::Score;
+
+/// Least time between two grants of [`Remote::grant`].
+const GRANT_EVERY: Duration = Duration::from_secs(1);
+
+/// See the module.
+#[derive(Debug, Clone)]
+pub(crate) struct Remote {
+    pub(crate) candidate: Candidate,
+    pub(crate) kind: PathKind,
+    /// It stands in the peer's announcement.
+    pub(crate) announced: bool,
+    /// An answer to a probe came from it.
+    pub(crate) confirmed: bool,
+    /// When to probe it next.
+    pub(crate) next: Option<Instant>,
+    pub(crate) sent: u64,
+    pub(crate) answered: u64,
+    pub(crate) last_sent: Option<Instant>,
+    pub(crate) last_answer: Option<Instant>,
+    pub(crate) rtt: Option<Duration>,
+    /// Samples in a row in which it was better than the path in use.
+    pub(crate) better: u8,
+    /// Packets left while unconfirmed.
+    allowance: u8,
+    granted: Option<Instant>,
+    burst: Instant,
+    step: usize,
+}
+
+impl Remote {
+    /// Starts with a burst.
+    pub(crate) fn new(candidate: Candidate, kind: PathKind, now: Instant) -> Self {
+        Self {
+            candidate,
+            kind,
+            announced: false,
+            confirmed: false,
+            next: Some(now),
+            sent: 0,
+            answered: 0,
+            last_sent: None,
+            last_answer: None,
+            rtt: None,
+            better: 0,
+            allowance: PER_ANNOUNCEMENT,
+            granted: None,
+            burst: now,
+            step: 0,
+        }
+    }
+
+    /// Starts a burst; `renewed` where an announcement or a call of the peer pays for it.
+    pub(crate) fn restart(&mut self, renewed: bool, now: Instant) {
+        if renewed {
+            self.allowance = PER_ANNOUNCEMENT;
+        }
+        self.burst = now;
+        self.step = 0;
+        self.better = 0;
+        self.next = self.may_send().then_some(now);
+    }
+
+    /// May it be sent to at all?
+    pub(crate) fn may_send(&self) -> bool {
+        self.confirmed || self.allowance > 0
+    }
+
+    /// The peer itself was heard from there: two more packets, once a second.
+    pub(crate) fn grant(&mut self, now: Instant) {
+        let due = self
+            .granted
+            .is_none_or(|at| now.saturating_duration_since(at) >= GRANT_EVERY);
+        if self.allowance == 0 && due {
+            self.allowance = 2;
+            self.granted = Some(now);
+        }
+    }
+
+    /// A probe goes out now.
+    pub(crate) fn sent(&mut self, now: Instant) {
+        self.sent += 1;
+        self.last_sent = Some(now);
+        if !self.confirmed {
+            self.allowance = self.allowance.saturating_sub(1);
+        }
+    }
+
+    /// Moves the schedule on.
+    pub(crate) fn schedule(&mut self, has_path: bool, now: Instant) {
+        self.step += 1;
+        // Beside a path one answer is enough, the rest of the burst would say nothing new.
+        let done = has_path && self.last_answer >= Some(self.burst);
+        let next = match BURST.get(self.step) {
+            Some(offset) if !done => self.burst + *offset,
+            Some(_) | None if self.confirmed => {
+                let age = now.saturating_duration_since(self.burst);
+                self.burst + after_burst(age.max(BURST[BURST.len() - 1]), has_path)
+            }
+            Some(_) | None => {
+                self.next = None;
+                return;
+            }
+        };
+        self.next = self
+            .may_send()
+            .then_some(next.max(now + Duration::from_millis(1)));
+    }
+
+    /// Puts the next probe off.
+    pub(crate) fn defer(&mut self, until: Instant) {
+        self.next = Some(until);
+    }
+
+    /// An answer came after `rtt` (RFC 6298 2: alpha 1/8).
+    pub(crate) fn answer(&mut self, rtt: Duration, now: Instant) {
+        self.confirmed = true;
+        self.answered += 1;
+        self.last_answer = Some(now);
+        self.rtt = Some(self.rtt.map_or(rtt, |old| (old * 7 + rtt) / 8));
+    }
+
+    pub(crate) fn score(&self) -> Score {
+        Score {
+            kind: self.kind,
+            rtt: self.rtt.unwrap_or(Duration::MAX / 4),
+        }
+    }
+
+    /// How willingly it is given up for another one: spent and unconfirmed first.
+    pub(crate) fn dispensable(&self) -> (bool, bool, CandidateKind) {
+        (!self.confirmed, !self.may_send(), self.candidate.kind)
+    }
+}

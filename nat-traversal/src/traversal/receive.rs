@@ -1,0 +1,258 @@
+//! Datagrams from outside: the cheap checks first, the dear ones within a budget.
+
+use std::net::SocketAddr;
+
+use mesh_types::{Now, SocketId};
+
+use super::Traversal;
+use crate::api::{Event, JoinRequest};
+use crate::nat_kind::Witness;
+use crate::node::Purpose;
+use crate::probe::{parse_transaction, parse_username};
+use crate::replay::Verdict;
+use crate::stun::{self, Class, Header, Incoming, Outgoing, Password, STALE_EPOCH};
+
+/// How a datagram came.
+#[derive(Debug, Clone, Copy)]
+struct Arrival {
+    socket: SocketId,
+    local: SocketAddr,
+    remote: SocketAddr,
+    /// An answer to one of our probes came from there.
+    validated: bool,
+    now: Now,
+}
+
+impl Traversal {
+    /// A control datagram arrived on [`SocketId::Main`] or [`SocketId::Alternate`]. Whatever is in it, at
+    /// most one datagram goes back to `remote`, and none to senders that are not known.
+    pub fn handle_datagram(
+        &mut self,
+        socket: SocketId,
+        local: SocketAddr,
+        remote: SocketAddr,
+        bytes: &[u8],
+        now: Now,
+    ) {
+        self.check_suspended(now);
+        let Some(header) = stun::header(bytes) else {
+            self.node.counters.add("refused-header");
+            return;
+        };
+        let validated = self.node.validated.contains(&remote);
+        if !validated && !self.node.flood.admits(remote.ip(), now.mono) {
+            self.node.counters.add("refused-flood");
+            return;
+        }
+        let arrival = Arrival {
+            socket,
+            local,
+            remote,
+            validated,
+            now,
+        };
+        let refused = match header.class {
+            Class::Request => self.request(arrival, header, bytes),
+            Class::Success | Class::Error => self.answer(arrival, header, bytes),
+        };
+        if let Err(reason) = refused {
+            self.node.counters.add(reason);
+        } else {
+            self.settle(now);
+        }
+    }
+
+    fn request(
+        &mut self,
+        arrival: Arrival,
+        header: Header,
+        bytes: &[u8],
+    ) -> Result<(), &'static str> {
+        let Arrival {
+            local, remote, now, ..
+        } = arrival;
+        let message = stun::parse(bytes).ok_or("refused-malformed")?;
+        let username = message.username.ok_or("refused-stranger")?;
+        let Some((receiver, sender)) = parse_username(&username) else {
+            return self.join_request(arrival, bytes);
+        };
+        let id = *self.by_idx.get(&sender).ok_or("refused-unknown-sender")?;
+        let agent = self.agents.get_mut(&id).ok_or("refused-unknown-sender")?;
+        let link = agent
+            .link_between(receiver, sender)
+            .ok_or("refused-unknown-receiver")?;
+        if !self.node.flood.may_check(arrival.validated, now.mono) {
+            return Err("refused-checks");
+        }
+        let password = link.password.clone();
+        let message = stun::verify(bytes, &password).ok_or("refused-integrity")?;
+        let (epoch, sequence) = parse_transaction(header.transaction);
+        match agent.replay(sender).check(epoch, sequence) {
+            Verdict::Fresh => {}
+            Verdict::Replayed => return Err("refused-replay"),
+            Verdict::OldEpoch(highest) => {
+                self.respond(arrival, header, &password, Reply::Stale(highest));
+                return Err("refused-epoch-old");
+            }
+        }
+        self.node.nat.request_from(remote.ip());
+        self.node.nat.heard();
+        let key = agent.keys().iter().find(|key| key.idx() == sender).copied();
+        let key = key.ok_or("refused-unknown-sender")?;
+        let data = agent.on_request(
+            &mut self.node,
+            remote,
+            &key,
+            message.data.as_deref(),
+            now.mono,
+        );
+        agent.rearm();
+        let reply = Reply::Success {
+            data,
+            other: self.node.other_address(local),
+            change_port: message.change_port,
+        };
+        self.respond(arrival, header, &password, reply);
+        Ok(())
+    }
+
+    fn join_request(&mut self, arrival: Arrival, bytes: &[u8]) -> Result<(), &'static str> {
+        if !self
+            .node
+            .flood
+            .may_check(arrival.validated, arrival.now.mono)
+        {
+            return Err("refused-checks");
+        }
+        let request = JoinRequest::parse(bytes, arrival.remote, arrival.local);
+        let request = request.ok_or("refused-stranger")?;
+        self.node.events.push_back(Event::JoinRequest(request));
+        Ok(())
+    }
+
+    fn respond(&mut self, arrival: Arrival, header: Header, password: &Password, reply: Reply) {
+        let mut outgoing = Outgoing {
+            transaction: header.transaction,
+            password: Some(password),
+            ..Outgoing::default()
+        };
+        let source = Some(arrival.local.ip()).filter(|ip| !ip.is_unspecified());
+        let (socket, bytes) = match &reply {
+            Reply::Stale(highest) => {
+                let highest = highest.to_be_bytes();
+                outgoing.error = Some(STALE_EPOCH);
+                outgoing.data = Some(&highest);
+                (arrival.socket, outgoing.encode(Class::Error))
+            }
+            Reply::Success {
+                data,
+                other,
+                change_port,
+            } => {
+                outgoing.mapped = Some(arrival.remote);
+                outgoing.other = *other;
+                outgoing.data = data.as_deref();
+                let from_other = *change_port && self.node.alternate_port.is_some();
+                let socket = if from_other {
+                    SocketId::Alternate
+                } else {
+                    arrival.socket
+                };
+                (socket, outgoing.encode(Class::Success))
+            }
+        };
+        self.node.counters.add("answers-sent");
+        self.node.transmit(socket, source, arrival.remote, bytes);
+    }
+
+    fn answer(
+        &mut self,
+        arrival: Arrival,
+        header: Header,
+        bytes: &[u8],
+    ) -> Result<(), &'static str> {
+        let Arrival { remote, now, .. } = arrival;
+        let Self {
+            servers,
+            joins,
+            node,
+            agents,
+            ..
+        } = self;
+        let Some(pending) = node.pending.get(&header.transaction).cloned() else {
+            return if servers.answer(node, header.transaction, remote, bytes, now.mono)
+                || joins.answer(node, header.transaction, remote, bytes)
+            {
+                Ok(())
+            } else {
+                Err("refused-unasked")
+            };
+        };
+        let same_port = remote == pending.remote;
+        let other_port =
+            pending.purpose == Purpose::OtherPort && remote.ip() == pending.remote.ip();
+        if !same_port && !other_port {
+            return Err("refused-other-source");
+        }
+        let agent = agents.get_mut(&pending.peer).ok_or("refused-unasked")?;
+        let link = agent
+            .link_between(pending.link.0, pending.link.1)
+            .ok_or("refused-unasked")?;
+        if !node.flood.may_check(arrival.validated, now.mono) {
+            return Err("refused-checks");
+        }
+        let message = stun::verify(bytes, &link.password).ok_or("refused-integrity")?;
+        node.pending.remove(&header.transaction);
+        node.nat.heard();
+        if header.class == Class::Error {
+            return self.refused_by_peer(&message, now);
+        }
+        if let Some(mapped) = message.mapped
+            && same_port
+            && node.nat.observe(remote, mapped, Witness::Peer, now.mono)
+        {
+            node.refresh = true;
+        }
+        match pending.purpose {
+            Purpose::Check | Purpose::Ready(_) => {
+                let content = (message.other, message.data.as_deref());
+                agent.on_answer(node, remote, pending.sent, content, now.mono);
+            }
+            Purpose::OtherPort | Purpose::Mapping => {
+                self.nat_test
+                    .answered(node, pending.purpose, !same_port, now.mono);
+            }
+        }
+        agent.rearm();
+        Ok(())
+    }
+
+    /// Our epoch is behind what the peer has seen of us.
+    fn refused_by_peer(&mut self, message: &Incoming, now: Now) -> Result<(), &'static str> {
+        let highest = message
+            .data
+            .as_deref()
+            .and_then(|data| <[u8; 4]>::try_from(data).ok())
+            .filter(|_| message.error == Some(STALE_EPOCH))
+            .map(u32::from_be_bytes)
+            .ok_or("refused-error")?;
+        if self.node.raise_epoch(highest, now.unix_secs()) {
+            for agent in self.agents.values_mut() {
+                agent.again(&mut self.node, now.mono);
+                agent.rearm();
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What to answer.
+enum Reply {
+    Success {
+        data: Option<Vec<u8>>,
+        other: Option<SocketAddr>,
+        change_port: bool,
+    },
+    /// The highest epoch seen of the sender.
+    Stale(u32),
+}

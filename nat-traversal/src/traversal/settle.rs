@@ -1,0 +1,80 @@
+//! What follows from a change in one part for the others.
+
+use std::time::Instant;
+
+use mesh_types::Now;
+
+use super::Traversal;
+use crate::api::Event;
+
+/// Peers asked how they see us, when somebody must know.
+const REFRESH_PEERS: usize = 2;
+
+impl Traversal {
+    /// After everything: own candidates, refreshes asked for, the next NAT test, the next wake-up.
+    pub(super) fn settle(&mut self, now: Now) {
+        self.latest = now.mono;
+        self.node.connected = self.agents.values().any(|agent| agent.path().is_some());
+        if std::mem::take(&mut self.node.refresh) {
+            self.refresh(now.mono);
+        }
+        self.begin_nat_test(now.mono);
+        self.run_nat_test(now.mono);
+        if self.node.update_endpoints(now.mono) {
+            self.node.events.push_back(Event::EndpointsChanged);
+            for agent in self.agents.values_mut() {
+                agent.endpoints_changed(&mut self.node, now.mono);
+                agent.rearm();
+            }
+        }
+        self.wake = self
+            .agents
+            .values()
+            .filter_map(|agent| agent.wake())
+            .chain(self.servers.deadline())
+            .chain(self.joins.deadline())
+            .chain(self.nat_test.deadline())
+            .chain(self.node.nat.deadline().map(|at| (at, "udp-blocked")))
+            .min();
+    }
+
+    /// Asks up to two good paths, those heard last, and the servers, how they see us now.
+    fn refresh(&mut self, now: Instant) {
+        let mut peers: Vec<_> = self
+            .agents
+            .iter()
+            .filter(|(_, agent)| agent.shows_nat().is_some())
+            .map(|(id, agent)| (agent.last_heard(), *id))
+            .collect();
+        peers.sort();
+        for (_, id) in peers.into_iter().rev().take(REFRESH_PEERS) {
+            if let Some(agent) = self.agents.get_mut(&id) {
+                agent.heartbeat(&mut self.node, now);
+                agent.rearm();
+            }
+        }
+        self.servers.refresh(now);
+    }
+
+    fn begin_nat_test(&mut self, now: Instant) {
+        if !self.nat_test.is_due(now) || !self.node.nat.wants_tests() {
+            return;
+        }
+        let last = self.nat_test.last();
+        let fit = self
+            .agents
+            .iter()
+            .filter_map(|(id, agent)| Some((*id, agent.shows_nat()?, agent.other()?)))
+            .min_by_key(|(id, ..)| Some(*id) == last);
+        if let Some((id, remote, other)) = fit {
+            self.nat_test.begin(id, remote, other, now);
+        }
+    }
+
+    pub(super) fn run_nat_test(&mut self, now: Instant) {
+        while let Some(id) = self.nat_test.wants(now) {
+            let link = self.agents.get(&id).and_then(|agent| agent.link());
+            self.nat_test.run(&mut self.node, link, now);
+        }
+    }
+}
