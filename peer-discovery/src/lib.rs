@@ -28,10 +28,17 @@
 
 #![forbid(unsafe_code)]
 
+mod address;
+mod describe;
 mod directory;
+mod gossip;
 mod peer;
+mod ranges;
+mod records;
 mod refusal;
+mod view;
 
-pub use directory::{Config, Directory, NODES_MAX, RECORD_MAX};
+pub use directory::{Config, Directory};
 pub use peer::{Event, FindError, Peer};
+pub use records::{NODES_MAX, RECORD_MAX};
 pub use refusal::{Reason, Refusal};

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use mesh_types::PeerId;
+use mesh_types::{NodeKey, PeerId};
 
 /// Why something was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -137,4 +137,32 @@ impl Refusals {
     pub(crate) fn counts(&self) -> impl Iterator<Item = (Reason, u64)> {
         self.counts.iter().map(|(reason, count)| (*reason, *count))
     }
+}
+
+/// What was refused, why, and what can be done.
+pub(crate) fn sentence(reason: Reason, what: &str, node: &NodeKey) -> String {
+    let why = match reason {
+        Reason::Forged => "is not signed by who should have signed it",
+        Reason::Domain => "is of a domain whose authority is not in [mesh] authorities",
+        Reason::Stale => "is not newer than the one held",
+        Reason::Expired => "has expired, or this machine's clock is ahead",
+        Reason::Revoked => "was voided by a tombstone",
+        Reason::Unknown => "is by a node without membership and without [[peer]] entry",
+        Reason::PinMismatch => {
+            "names a configured key that belongs to another identity; if that machine was set up anew, remove its [[peer]] entry, reload, and add it again"
+        }
+        Reason::PinTwice => "belongs to two [[peer]] entries; remove the older entry",
+        Reason::DuplicateKey => "claims a WireGuard key of another peer",
+        Reason::OwnKey => "claims this node's own WireGuard key; was a key file copied?",
+        Reason::Overlap => "claims a range of another peer",
+        Reason::OwnRange => "claims a range of this node",
+        Reason::Range => "claims a range that no peer may carry",
+        Reason::Future => {
+            "is dated more than a day ahead of this machine's clock and was accepted; check both clocks"
+        }
+        Reason::Malformed => "is too large or holds impossible values",
+        Reason::Full => "finds no room",
+        Reason::Source => "comes from a source that may not say it",
+    };
+    format!("the {what} of node {} {why}", node.identity)
 }

@@ -1,0 +1,157 @@
+//! Turns what is known of one claimant into a [`Peer`].
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+
+use mesh_types::consts::{CANDIDATES_MAX, PROTOCOL};
+use mesh_types::observation::ConfigPeer;
+use mesh_types::record::Features;
+use mesh_types::{Candidate, CandidateKind, IpNet, NatReport, PeerId, Source, WgKey};
+
+use crate::peer::Peer;
+use crate::records::{Announced, Member};
+
+const NAME_MAX: usize = 63;
+
+/// Somebody who could be a peer, and what is known of it.
+pub(crate) struct Claimant<'a> {
+    pub id: PeerId,
+    pub name: String,
+    pub entry: Option<&'a ConfigPeer>,
+    pub member: Option<&'a Member>,
+    pub announced: Option<&'a Announced>,
+    hints: Vec<&'a Announced>,
+}
+
+impl<'a> Claimant<'a> {
+    pub(crate) fn new(
+        id: PeerId,
+        entry: Option<&'a ConfigPeer>,
+        member: Option<&'a Member>,
+        announced: Option<&'a Announced>,
+        hints: Vec<&'a Announced>,
+    ) -> Self {
+        let by_file = entry.and_then(|entry| entry.name.as_deref());
+        let by_authority = member.map(|member| member.signed.record().name.as_str());
+        let by_itself = announced.and_then(|a| a.signed.record().name.as_deref());
+        let name = [by_file, by_authority, by_itself]
+            .into_iter()
+            .flatten()
+            .map(printable)
+            .find(|name| !name.is_empty())
+            .unwrap_or_else(|| label(&id));
+        Self {
+            id,
+            name,
+            entry,
+            member,
+            announced,
+            hints,
+        }
+    }
+
+    pub(crate) fn describe(
+        &self,
+        key: WgKey,
+        next_key: Option<WgKey>,
+        allowed_ips: BTreeSet<IpNet>,
+    ) -> Peer {
+        let record = self.announced.map(|a| a.signed.record());
+        let features = record.map_or(Features::default(), |a| a.features);
+        let source = match (self.entry, self.member) {
+            (None, Some(member)) => Source::Signed {
+                authority: member.authority,
+            },
+            (Some(_), _) | (None, None) => Source::Config,
+        };
+        let vouched = match (self.entry, self.member) {
+            (None, Some(member)) => member.signed.record().may_relay,
+            (Some(entry), _) => !entry.plain,
+            (None, None) => false,
+        };
+        Peer {
+            id: self.id,
+            name: self.name.clone(),
+            source,
+            key,
+            next_key,
+            allowed_ips,
+            endpoints: self.endpoints(),
+            nat: record.map_or(NatReport::default(), |a| a.nat),
+            region: record
+                .and_then(|a| a.region.as_deref())
+                .map(printable)
+                .filter(|region| !region.is_empty()),
+            features,
+            protocol: record.map_or(PROTOCOL, |a| (a.protocol_min, a.protocol_max)),
+            plain: self.entry.is_some_and(|entry| entry.plain),
+            preshared_key: self.entry.and_then(|entry| entry.preshared_key.clone()),
+            persistent_keepalive: self.entry.and_then(|entry| entry.persistent_keepalive),
+            identity: match self.id {
+                PeerId::Node(node) => Some(node.identity),
+                PeerId::Key(_) => None,
+            },
+            seq: record.map_or(0, |a| a.seq),
+            may_relay: vouched && features.has(Features::MAY_RELAY),
+            configured_key: self.entry.map(|entry| entry.key),
+        }
+    }
+
+    /// The file's first, then the node's own, then unproven ones; best kinds first, one candidate an address.
+    fn endpoints(&self) -> Vec<Candidate> {
+        let by_file = self.entry.iter().flat_map(|entry| &entry.endpoints);
+        let by_file = by_file.map(|address| Candidate {
+            kind: CandidateKind::Mapped,
+            address: *address,
+        });
+        let mut out: Vec<Candidate> = by_file.collect();
+        for announced in self.announced.iter().chain(&self.hints) {
+            let mut theirs = announced.signed.record().endpoints.clone();
+            theirs.sort();
+            out.extend(theirs);
+        }
+        let mut seen = BTreeSet::new();
+        out.iter_mut().for_each(|c| c.address = unmapped(c.address));
+        out.retain(|c| is_usable(&c.address) && seen.insert(c.address));
+        out.truncate(CANDIDATES_MAX);
+        out
+    }
+}
+
+/// What somebody without a name is called: the beginning of the key or identity.
+pub(crate) fn label(id: &PeerId) -> String {
+    match id {
+        PeerId::Node(node) => node.identity.to_string().chars().take(8).collect(),
+        PeerId::Key(key) => key.to_string().chars().take(8).collect(),
+    }
+}
+
+/// Others choose these texts, and a terminal shows them: letters, digits, blanks and punctuation only.
+fn printable(text: &str) -> String {
+    text.chars()
+        .filter(|c| c.is_alphanumeric() || *c == ' ' || (c.is_ascii_punctuation() && *c != '\\'))
+        .take(NAME_MAX)
+        .collect::<String>()
+        .trim()
+        .to_owned()
+}
+
+fn unmapped(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+fn is_usable(address: &SocketAddr) -> bool {
+    let ip = address.ip();
+    address.port() != 0 && !ip.is_unspecified() && !ip.is_multicast()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_lose_what_a_terminal_would_obey() {
+        assert_eq!(printable("berlin\x1b[2J\n-1"), "berlin[2J-1");
+        assert_eq!(printable(&"x".repeat(500)).len(), NAME_MAX);
+    }
+}

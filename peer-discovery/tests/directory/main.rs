@@ -1,0 +1,6 @@
+//! The directory against every attack that it must answer.
+
+mod common;
+mod configured;
+mod gossip;
+mod members;
