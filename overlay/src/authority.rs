@@ -4,6 +4,7 @@ use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use ipnet::{IpNet, Ipv4Net};
+use mesh_types::command::CommandId;
 use mesh_types::consts::MESH_RANGE;
 use mesh_types::message::Delta;
 use mesh_types::observation::Fact;
@@ -13,10 +14,25 @@ use mesh_types::{
 };
 
 use crate::announce::label;
+use crate::event::Reply;
 use crate::overlay::Overlay;
 
 /// How often lifetimes are looked at.
 const RENEWAL_CHECK: Duration = Duration::from_secs(60);
+
+/// A revoked node is dropped so long after it was told: its tunnel must still be there.
+const FAREWELL: Duration = Duration::from_millis(100);
+
+/// A revocation under way.
+#[derive(Debug)]
+pub(crate) struct Revocation {
+    id: CommandId,
+    name: String,
+    tombstone: Signed<Tombstone>,
+    authority: AuthorityKey,
+    /// When it takes effect here.
+    pub(crate) at: Instant,
+}
 
 /// When to renew.
 #[derive(Debug, Default)]
@@ -121,8 +137,9 @@ impl Overlay {
         self.push(vec![delta], None, now);
     }
 
-    /// Voids a node's membership, here and everywhere.
-    pub(crate) fn revoke(&mut self, node: &str, now: Now) -> Result<String, String> {
+    /// Voids a node's membership, here and everywhere. The node itself is told first, as long as there is a
+    /// tunnel to it; the reply follows when it is done.
+    pub(crate) fn revoke(&mut self, id: CommandId, node: &str, now: Now) -> Result<(), String> {
         let Some(signer) = self.signer() else {
             return Err(format!(
                 "cannot revoke {node:?}: this machine does not hold the mesh's authority key; run `farspan revoke` where `farspan init` was run"
@@ -150,25 +167,59 @@ impl Overlay {
             not_after: held.and_then(|held| held.not_after),
         };
         let signed = Signed::sign(tombstone, &signer);
-        // The node itself hears it too, while it is still a peer.
-        let delta = Delta {
-            tombstones: vec![signed.clone()],
-            ..Delta::default()
-        };
-        self.push(vec![delta], None, now);
-        self.directory.handle_observation(
-            Observation {
-                source: Source::Signed {
-                    authority: signer.authority(),
+        let peer = PeerId::Node(target);
+        let mut at = now.mono;
+        if self.connected(&peer, now) {
+            let delta = Delta {
+                tombstones: vec![signed.clone()],
+                ..Delta::default()
+            };
+            self.send_message(&peer, &delta.into());
+            at += FAREWELL;
+        }
+        self.revocations.push(Revocation {
+            id,
+            name,
+            tombstone: signed,
+            authority: signer.authority(),
+            at,
+        });
+        self.revocations_due(now);
+        Ok(())
+    }
+
+    /// Drops revoked nodes here and tells all others.
+    pub(crate) fn revocations_due(&mut self, now: Now) {
+        let (due, waiting): (Vec<_>, Vec<_>) = std::mem::take(&mut self.revocations)
+            .into_iter()
+            .partition(|revocation| revocation.at <= now.mono);
+        self.revocations = waiting;
+        for revocation in due {
+            let Revocation {
+                id,
+                name,
+                tombstone,
+                authority,
+                at: _,
+            } = revocation;
+            let delta = Delta {
+                tombstones: vec![tombstone.clone()],
+                ..Delta::default()
+            };
+            self.directory.handle_observation(
+                Observation {
+                    source: Source::Signed { authority },
+                    fact: Fact::Tombstone(tombstone),
                 },
-                fact: Fact::Tombstone(signed),
-            },
-            now,
-        );
-        self.persist_now();
-        Ok(format!(
-            "revoked {name}: connected nodes drop it now, others when they hear of it"
-        ))
+                now,
+            );
+            self.settle(now);
+            self.persist_now();
+            self.push(vec![delta], None, now);
+            let done =
+                format!("revoked {name}: connected nodes drop it now, others when they hear of it");
+            self.reply(id, Ok(Reply::Done(done)));
+        }
     }
 
     /// A member of the own domain by name, key, address or identity.

@@ -58,7 +58,7 @@ impl Overlay {
                 .invite(&random, routes, lifetime, now)
                 .map(|token| Some(Reply::Token(token))),
             Command::Join { token } => self.join(id, *token, now).map(|()| None),
-            Command::Revoke { node } => self.revoke(&node, now).map(|done| Some(Reply::Done(done))),
+            Command::Revoke { node } => self.revoke(id, &node, now).map(|()| None),
             Command::Rotate { next, force } => {
                 let force = if force { Force::Yes } else { Force::No };
                 self.rotate(Some(id), next, force, now).map(|()| None)

@@ -17,7 +17,7 @@ use rand_chacha::ChaCha12Rng;
 use rand_core::{Rng as _, SeedableRng as _};
 
 use crate::announce::Announcer;
-use crate::authority::Renewal;
+use crate::authority::{Renewal, Revocation};
 use crate::command::Pending;
 use crate::gossip::Gossip;
 use crate::join::Joining;
@@ -48,6 +48,7 @@ pub struct Overlay {
     pub(crate) rotation: Rotation,
     pub(crate) joining: Joining,
     pub(crate) renewal: Renewal,
+    pub(crate) revocations: Vec<Revocation>,
     pub(crate) pending: Pending,
     pub(crate) host: HostReport,
     pub(crate) host_known: bool,
@@ -129,6 +130,7 @@ impl Overlay {
             rotation: Rotation::default(),
             joining: Joining::default(),
             renewal: Renewal::default(),
+            revocations: Vec::new(),
             pending: Pending::default(),
             host: HostReport::default(),
             host_known: false,
@@ -256,6 +258,7 @@ impl Overlay {
         self.gossip_due(now);
         self.join_due(now);
         self.renew_due(now);
+        self.revocations_due(now);
         self.commands_due(now);
         self.resolve_due(now);
         if self.persist_at.is_some_and(|at| at <= now.mono) {
@@ -267,6 +270,7 @@ impl Overlay {
     /// When to call [`Overlay::handle_timeout`], and why.
     pub fn poll_timeout(&self) -> Option<(Instant, &'static str)> {
         let peers = self.peers.values().filter_map(PeerRecord::deadline).min();
+        let revocation = self.revocations.iter().map(|one| one.at).min();
         let own = [
             (peers, "peers"),
             (self.rotation.deadline(), "key rotation"),
@@ -274,6 +278,7 @@ impl Overlay {
             (self.gossip.deadline(), "gossip"),
             (self.joining.deadline(), "join"),
             (self.renewal.at, "membership renewal"),
+            (revocation, "revocation"),
             (self.pending.deadline(), "command"),
             (self.resolve_at, "name lookup"),
             (self.persist_at, "state"),

@@ -1,0 +1,213 @@
+//! Static files: two machines that list each other.
+
+use std::time::Duration;
+
+use mesh_types::command::{Command, Reload};
+use mesh_types::message::Hello;
+use mesh_types::{Message, State};
+use overlay::{Config, Event, Reply};
+
+use crate::net::{Net, config, entry, identity, net};
+
+fn listed(n: u8, others: &[u8]) -> Config {
+    Config {
+        addresses: vec![net(&format!("10.77.0.{n}/32"))],
+        peers: others.iter().map(|other| entry(*other)).collect(),
+        ..config(n)
+    }
+}
+
+fn pair() -> Net {
+    let mut world = Net::new();
+    world.start(1, identity(1), listed(1, &[2]), State::default());
+    world.start(2, identity(2), listed(2, &[1]), State::default());
+    world.run(Duration::from_secs(3));
+    world
+}
+
+#[test]
+fn two_machines_that_list_each_other_connect_and_pin_identities() {
+    let mut world = pair();
+    for (n, other) in [(1, "node-2"), (2, "node-1")] {
+        let peer = world.peer(n, other).expect("a peer");
+        assert!(world.is_direct(n, other), "{peer:?}");
+        assert!(peer.identity.is_some(), "{peer:?}");
+        assert!(peer.reason.contains("203.0.113"), "{}", peer.reason);
+        assert!(
+            world
+                .machine(n)
+                .events
+                .iter()
+                .any(|e| matches!(e, Event::PeerUp { name } if name == other))
+        );
+    }
+    let pins = world.machine(1).overlay.state().pins;
+    assert_eq!(pins.len(), 1);
+    assert_eq!(pins[0].identity, identity(2).node.identity());
+}
+
+#[test]
+fn the_lower_idx_starts_the_handshake_and_both_end_with_a_keepalive() {
+    let world = pair();
+    for machine in world.machines.values() {
+        let peer = machine.plan.tunnel.peers.values().next().expect("a peer");
+        assert_eq!(peer.keepalive, Some(Duration::from_secs(25)));
+    }
+    let lower = if identity(1).key.public().idx() < identity(2).key.public().idx() {
+        1
+    } else {
+        2
+    };
+    let opened = |n: u8| {
+        let plans = world.machines[&n].plans.iter();
+        let mut with_path = plans.filter_map(|plan| plan.tunnel.peers.values().next().cloned());
+        with_path.find(|peer| peer.keepalive.is_some()).is_some()
+    };
+    assert!(opened(lower));
+}
+
+#[test]
+fn a_ping_inside_the_mesh_tells_round_trip_and_path() {
+    let mut world = pair();
+    let ping = Command::Ping {
+        peer: "node-2".to_owned(),
+    };
+    let reply = world.command(1, ping).expect("an answer");
+    let Reply::Pong { rtt, remote, path } = reply else {
+        panic!("not a pong: {reply:?}");
+    };
+    assert_eq!(rtt, Duration::from_millis(20));
+    assert!(path.is_some());
+    assert_eq!(remote, Some("203.0.113.2:22002".parse().expect("address")));
+}
+
+#[test]
+fn a_ping_to_a_machine_that_is_gone_says_so() {
+    let mut world = pair();
+    world.stop(2);
+    let ping = Command::Ping {
+        peer: "node-2".to_owned(),
+    };
+    let error = world.command(1, ping).expect_err("nobody answers");
+    assert!(error.contains("no answer from node-2"), "{error}");
+}
+
+#[test]
+fn a_ping_to_nobody_says_so() {
+    let mut world = pair();
+    let ping = Command::Ping {
+        peer: "nobody".to_owned(),
+    };
+    let error = world.command(1, ping).expect_err("nobody is called that");
+    assert!(error.contains("nobody"), "{error}");
+}
+
+#[test]
+fn a_reload_removes_and_adds_peers_without_touching_the_rest() {
+    let mut world = pair();
+    world.start(3, identity(3), listed(3, &[1]), State::default());
+    let reload = |peers: &[u8]| {
+        let Config {
+            name,
+            region,
+            addresses,
+            routes,
+            authorities,
+            stun,
+            forward_accept,
+            ..
+        } = listed(1, &[]);
+        Command::Reload(Box::new(Reload {
+            peers: peers.iter().map(|n| entry(*n)).collect(),
+            name,
+            region,
+            routes,
+            addresses,
+            stun,
+            authorities,
+            forward_accept,
+            authority: None,
+        }))
+    };
+    let before = world.machine(1).plan.tunnel.peers[&identity(2).key.public()].clone();
+    world.command(1, reload(&[2, 3])).expect("reloaded");
+    world.run(Duration::from_secs(3));
+    assert!(world.is_direct(1, "node-3"));
+    assert_eq!(
+        world.machine(1).plan.tunnel.peers[&identity(2).key.public()],
+        before
+    );
+
+    world.command(1, reload(&[3])).expect("reloaded");
+    assert!(world.peer(1, "node-2").is_none());
+    let plan = &world.machine(1).plan;
+    assert!(!plan.tunnel.peers.contains_key(&identity(2).key.public()));
+    assert!(plan.routes.iter().all(|r| r.prefix != net("10.77.0.2/32")));
+    assert!(world.is_direct(1, "node-3"));
+}
+
+#[test]
+fn a_message_from_behind_a_peer_is_not_the_peers() {
+    let mut world = Net::new();
+    let mut behind = listed(1, &[2]);
+    behind.peers[0].allowed_ips.push(net("10.244.2.0/24"));
+    world.start(1, identity(1), behind, State::default());
+    world.start(2, identity(2), listed(2, &[1]), State::default());
+    world.run(Duration::from_secs(3));
+    assert!(world.is_direct(1, "node-2"));
+
+    let to = "10.77.0.1:22511".parse().expect("address");
+    let hello = Message::from(Hello { min: 9, max: 9 }).encode();
+    let pod = "10.244.2.7:22511".parse().expect("address");
+    world.spoof(2, pod, to, hello.clone());
+    let port = "10.77.0.2:4000".parse().expect("address");
+    world.spoof(2, port, to, hello);
+    world.run(Duration::from_secs(1));
+
+    assert_eq!(world.counter(1, "control-foreign-source"), 2);
+    assert!(!world.findings(1).contains(&"protocol".to_owned()));
+}
+
+#[test]
+fn a_peer_with_no_common_protocol_version_is_a_finding_and_gets_no_messages() {
+    let mut world = pair();
+    let to = "10.77.0.1:22511".parse().expect("address");
+    let from = "10.77.0.2:22511".parse().expect("address");
+    world.spoof(
+        2,
+        from,
+        to,
+        Message::from(Hello { min: 9, max: 9 }).encode(),
+    );
+    world.run(Duration::from_secs(1));
+    assert!(world.findings(1).contains(&"protocol".to_owned()));
+    let ping = Command::Ping {
+        peer: "node-2".to_owned(),
+    };
+    let error = world.command(1, ping).expect_err("no messages");
+    assert!(error.contains("protocol"), "{error}");
+}
+
+#[test]
+fn no_bytes_in_the_tunnel_make_a_node_stumble() {
+    let mut world = pair();
+    let to = "10.77.0.1:22511".parse().expect("address");
+    let from = "10.77.0.2:22511".parse().expect("address");
+    for code in 0..=255u8 {
+        world.spoof(2, from, to, vec![0x82, 0x18, code, 0xa0]);
+        world.spoof(2, from, to, vec![code; usize::from(code)]);
+    }
+    world.run(Duration::from_secs(1));
+    assert!(world.is_direct(1, "node-2"));
+    assert!(world.counter(1, "control-malformed") > 0);
+}
+
+#[test]
+fn an_idle_pair_is_quiet() {
+    let mut world = pair();
+    world.run(Duration::from_secs(60));
+    let before = world.machine(1).plan.generation;
+    world.run(Duration::from_secs(120));
+    let after = world.machine(1).plan.generation;
+    assert!(after - before <= 2, "{} plans", after - before);
+}

@@ -1,0 +1,128 @@
+//! Members come, go, and come back.
+
+use std::time::Duration;
+
+use mesh_types::State;
+use mesh_types::command::Command;
+use overlay::{Event, PeerState, Reply};
+
+use crate::net::{Net, config, founder, founder_state, identity, net};
+
+fn mesh_of_three() -> Net {
+    let mut world = Net::with_authority();
+    world.invite_and_join(2).expect("joined");
+    world.invite_and_join(3).expect("joined");
+    world.run(Duration::from_secs(4));
+    world
+}
+
+#[test]
+fn a_revoked_node_is_dropped_everywhere() {
+    let mut world = mesh_of_three();
+    let revoke = Command::Revoke {
+        node: "node-3".to_owned(),
+    };
+    let reply = world.command(1, revoke).expect("revoked");
+    assert!(matches!(reply, Reply::Done(_)));
+    world.run(Duration::from_secs(2));
+    let gone = identity(3).key.public();
+    for n in [1, 2] {
+        assert!(world.peer(n, "node-3").is_none());
+        assert!(!world.machine(n).plan.tunnel.peers.contains_key(&gone));
+    }
+    let revoked = |event: &Event| matches!(event, Event::Revoked);
+    assert!(world.machine(3).events.iter().any(revoked));
+    assert!(world.findings(3).contains(&"revoked".to_owned()));
+    assert_eq!(world.machine(2).overlay.state().tombstones.len(), 1);
+    assert!(world.is_direct(1, "node-2"));
+}
+
+#[test]
+fn a_machine_without_the_authority_key_cannot_revoke() {
+    let mut world = mesh_of_three();
+    let revoke = Command::Revoke {
+        node: "node-3".to_owned(),
+    };
+    let error = world.command(2, revoke).expect_err("no authority");
+    assert!(error.contains("authority key"), "{error}");
+}
+
+#[test]
+fn a_node_restarts_from_disk_while_the_introducer_is_away() {
+    let mut world = mesh_of_three();
+    world.run(Duration::from_secs(2));
+    world.stop(1);
+    let disk = world.machine(2).overlay.state();
+    world.stop(2);
+    world.run(Duration::from_secs(5));
+    world.start(2, identity(2), config(2), disk);
+    world.run(Duration::from_secs(3));
+    assert!(
+        world.is_direct(2, "node-3"),
+        "{:?}",
+        world.peer(2, "node-3")
+    );
+    assert!(world.is_direct(3, "node-2"));
+}
+
+#[test]
+fn a_restart_raises_epoch_and_seq() {
+    let mut world = mesh_of_three();
+    let before = world.machine(2).overlay.state();
+    world.start(2, identity(2), config(2), before.clone());
+    world.run(Duration::from_secs(1));
+    let after = world.machine(2).disk.clone();
+    assert!(after.epoch > before.epoch);
+    assert!(after.seq > before.seq);
+}
+
+#[test]
+fn a_node_that_lost_its_state_goes_on_above_its_old_announcement() {
+    let mut world = mesh_of_three();
+    let mut disk = world.machine(2).overlay.state();
+    // A clock that was an hour ahead once.
+    let seen = disk.seq + 3_600_000;
+    disk.seq = seen;
+    world.start(2, identity(2), config(2), disk.clone());
+    world.run(Duration::from_secs(3));
+    disk.seq = 0;
+    world.start(2, identity(2), config(2), disk);
+    world.run(Duration::from_secs(5));
+    assert!(world.machine(2).disk.seq > seen + 1);
+}
+
+#[test]
+fn a_route_added_to_the_file_of_the_authoritys_machine_is_vouched_for() {
+    let mut world = mesh_of_three();
+    let mut changed = config(1);
+    changed.routes = vec![net("10.244.1.0/24")];
+    let disk = world.machine(1).overlay.state();
+    world.start(1, founder(), changed, disk);
+    world.run(Duration::from_secs(4));
+    let peer = world.peer(2, "node-1").expect("a peer");
+    assert!(peer.allowed_ips.contains(&net("10.244.1.0/24")));
+    assert!(!world.findings(1).contains(&"route-not-vouched".to_owned()));
+}
+
+#[test]
+fn memberships_with_a_lifetime_are_renewed_at_half() {
+    let mut world = Net::new();
+    let state = State {
+        lifetime: Some(3600),
+        ..founder_state()
+    };
+    world.start(1, founder(), config(1), state);
+    world.run(Duration::from_secs(2));
+    world.invite_and_join(2).expect("joined");
+    world.run(Duration::from_secs(4));
+    let end = |world: &mut Net| {
+        let memberships = world.machine(2).overlay.state().memberships;
+        let ends = memberships.iter().map(|m| m.record().not_after);
+        ends.min().flatten().expect("a lifetime")
+    };
+    let before = end(&mut world);
+    world.run(Duration::from_secs(2400));
+    assert!(end(&mut world) >= before + 1700);
+    let peer = world.peer(2, "node-1").expect("still a peer");
+    assert_eq!(peer.state, PeerState::Idle, "{}", peer.reason);
+}
