@@ -1,0 +1,52 @@
+# shellcheck shell=bash
+# What every script needs: words, root, packages, the toolchain. Sourced from the repository's root.
+
+say() { printf '\033[1m== %s\033[0m\n' "$*"; }
+die() { printf '%s: %s\n' "$0" "$*" >&2; exit 1; }
+
+# The folder cargo builds into.
+target_dir() { printf '%s\n' "${CARGO_TARGET_DIR:-$PWD/target}"; }
+
+as_root() {
+  if [ "$(id -u)" -eq 0 ]; then "$@"; else sudo --preserve-env=PATH "$@"; fi
+}
+
+can_be_root() { [ "$(id -u)" -eq 0 ] || { command -v sudo >/dev/null && sudo -n true 2>/dev/null; }; }
+
+# need COMMAND=PACKAGE...   installs the Debian packages of the commands that are missing
+need() {
+  local pair missing=()
+  for pair in "$@"; do
+    command -v "${pair%%=*}" >/dev/null || PATH="$PATH:/usr/sbin:/sbin" command -v "${pair%%=*}" >/dev/null || missing+=("${pair#*=}")
+  done
+  [ ${#missing[@]} -eq 0 ] && return
+  command -v apt-get >/dev/null || die "needs ${missing[*]}, and there is no apt-get to install them with"
+  say "installing ${missing[*]}"
+  as_root apt-get update -qq
+  as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+}
+
+# Rust, by rustup where there is none; the version is the one in rust-toolchain.toml.
+need_cargo() {
+  [ -e "$HOME/.cargo/env" ] && . "$HOME/.cargo/env"
+  need cc=build-essential
+  command -v cargo >/dev/null && return
+  need curl=curl
+  say "installing Rust (rustup)"
+  curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh -s -- -y --quiet --profile minimal --default-toolchain none
+  . "$HOME/.cargo/env"
+}
+
+# A wireguard that is not ours: the newest wireguard-go where there is Go, else boringtun-cli. Prints its path.
+plain_wireguard() {
+  local tools
+  tools="$(target_dir)/tools"
+  if [ -x "$tools/bin/wireguard-go" ] || [ -x "$tools/bin/wireguard" ] || [ -x "$tools/bin/boringtun-cli" ]; then :
+  elif command -v go >/dev/null; then
+    GOBIN="$tools/bin" GOFLAGS=-mod=mod go install golang.zx2c4.com/wireguard@latest >&2
+  else
+    cargo install -q --locked --root "$tools" boringtun-cli >&2
+  fi
+  [ -e "$tools/bin/wireguard" ] && mv "$tools/bin/wireguard" "$tools/bin/wireguard-go"
+  find "$tools/bin" -name wireguard-go -o -name boringtun-cli | sort -r | head -1
+}
