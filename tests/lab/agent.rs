@@ -58,10 +58,20 @@ impl Node {
             ("FARSPAN_INTERFACE", "farspan0".to_owned()),
             ("FARSPAN_NAME", host.name.clone()),
             ("FARSPAN_BACKEND", "userspace".to_owned()),
-            ("FARSPAN_LOG", std::env::var("FARSPAN_LOG").unwrap_or_else(|_| "debug".to_owned())),
+            (
+                "FARSPAN_LOG",
+                std::env::var("FARSPAN_LOG").unwrap_or_else(|_| "debug".to_owned()),
+            ),
             ("NO_COLOR", "1".to_owned()),
         ];
-        Self { host, pod: None, directory, environment, agent: None, starts: 0 }
+        Self {
+            host,
+            pod: None,
+            directory,
+            environment,
+            agent: None,
+            starts: 0,
+        }
     }
 
     /// Puts a pod with the ranges `10.244.N.0/24` and `fd10:244:N::/64` behind the node.
@@ -79,12 +89,20 @@ impl Node {
             "link set eth0 up\naddr add 10.244.{number}.2/24 dev eth0\naddr add fd10:244:{number}::2/64 dev eth0 nodad\n\
              route add default via 10.244.{number}.1\nroute add default via fd10:244:{number}::1"
         ));
-        let group = u16::from_str_radix(&number.to_string(), 16).expect("decimal digits are hexadecimal ones");
+        let group = u16::from_str_radix(&number.to_string(), 16)
+            .expect("decimal digits are hexadecimal ones");
+        let ranges = [
+            format!("10.244.{number}.0/24"),
+            format!("fd10:244:{number}::/64"),
+        ];
+        self.write_config(&format!("[node]\nroutes = {ranges:?}\n"));
+        let ipv4 = Ipv4Addr::new(10, 244, number, 2);
+        let ipv6 = Ipv6Addr::new(0xfd10, 0x244, group, 0, 0, 0, 0, 2);
         self.pod = Some(Pod {
             namespace,
-            ipv4: Ipv4Addr::new(10, 244, number, 2),
-            ipv6: Ipv6Addr::new(0xfd10, 0x244, group, 0, 0, 0, 0, 2),
-            ranges: [format!("10.244.{number}.0/24"), format!("fd10:244:{number}::/64")],
+            ipv4,
+            ipv6,
+            ranges,
         });
         self
     }
@@ -104,12 +122,6 @@ impl Node {
         self.directory.join(name)
     }
 
-    /// Sets an environment variable of the agent and of every verb.
-    pub fn set(&mut self, name: &'static str, value: &str) {
-        self.environment.retain(|(known, _)| *known != name);
-        self.environment.push((name, value.to_owned()));
-    }
-
     /// Writes farspan.toml.
     pub fn write_config(&self, text: &str) {
         fs::write(self.file("farspan.toml"), text).expect("the node's directory is writable");
@@ -124,13 +136,21 @@ impl Node {
     pub fn start_by(&mut self, wrapper: &[&str]) {
         assert!(self.agent.is_none(), "{} runs already", self.name());
         self.starts += 1;
-        let log = File::create(self.file(&format!("agent-{}.log", self.starts))).expect("a log can be made");
+        let log = File::create(self.file(&format!("agent-{}.log", self.starts)))
+            .expect("a log can be made");
         let mut words = wrapper.to_vec();
         words.extend([FARSPAN, "agent"]);
         let mut command = self.host.namespace.command(words[0]);
-        command.args(&words[1..]).envs(self.environment.iter().map(|(name, value)| (name, value)));
+        command
+            .args(&words[1..])
+            .envs(self.environment.iter().map(|(name, value)| (name, value)));
         let both = log.try_clone().expect("a file can be opened twice");
-        let child = command.stdin(Stdio::null()).stdout(both).stderr(log).spawn().expect("ip is installed");
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(both)
+            .stderr(log)
+            .spawn()
+            .expect("ip is installed");
         self.agent = Some(child);
     }
 
@@ -142,12 +162,11 @@ impl Node {
 
     /// Waits until the agent answers on its control socket.
     pub fn wait_answering(&self) {
-        wait_until(&format!("the agent of {} answers", self.name()), PATIENCE, || self.status());
-    }
-
-    /// Whether the agent runs.
-    pub fn is_running(&mut self) -> bool {
-        self.agent.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)))
+        wait_until(
+            &format!("the agent of {} answers", self.name()),
+            PATIENCE,
+            || self.status(),
+        );
     }
 
     /// Ends the agent with SIGKILL.
@@ -172,8 +191,15 @@ impl Node {
     /// Waits for the agent's end and returns whether its exit status was 0.
     pub fn wait_ended(&mut self) -> bool {
         let name = self.name().to_owned();
-        let Some(mut child) = self.agent.take() else { return true };
-        let ended = || child.try_wait().map_err(|error| error.to_string())?.ok_or_else(|| "it runs".to_owned());
+        let Some(mut child) = self.agent.take() else {
+            return true;
+        };
+        let ended = || {
+            child
+                .try_wait()
+                .map_err(|error| error.to_string())?
+                .ok_or_else(|| "it runs".to_owned())
+        };
         let (status, _) = wait_until(&format!("the agent of {name} ends"), PATIENCE, ended);
         status.success()
     }
@@ -189,20 +215,14 @@ impl Node {
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
-    /// Runs a verb that must fail, and returns its exit status and what it said.
-    pub fn fails(&self, arguments: &[&str]) -> (Option<i32>, String) {
-        let output = self.verb(arguments, "");
-        assert!(!output.status.success(), "farspan {arguments:?} succeeded on {}", self.name());
-        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
-    }
-
     /// `status -o json`, or the sentence it failed with.
     pub fn status(&self) -> Result<Value, String> {
         let output = self.verb(&["status", "-o", "json"], "");
         if !output.status.success() {
             return Err(String::from_utf8_lossy(&output.stderr).into_owned());
         }
-        serde_json::from_slice(&output.stdout).map_err(|error| format!("status printed no JSON: {error}"))
+        serde_json::from_slice(&output.stdout)
+            .map_err(|error| format!("status printed no JSON: {error}"))
     }
 
     /// The entry of one peer in `status`.
@@ -216,10 +236,18 @@ impl Node {
 
     /// Waits until a peer is in `state` and returns its entry.
     pub fn wait_peer(&self, name: &str, state: &str, deadline: Duration) -> (Value, Duration) {
-        wait_until(&format!("{} sees {name} as {state}", self.name()), deadline, || {
-            let peer = self.peer(name)?;
-            if peer["state"] == state { Ok(peer) } else { Err(format!("{}: {}", peer["state"], peer["reason"])) }
-        })
+        wait_until(
+            &format!("{} sees {name} as {state}", self.name()),
+            deadline,
+            || {
+                let peer = self.peer(name)?;
+                if peer["state"] == state {
+                    Ok(peer)
+                } else {
+                    Err(format!("{}: {}", peer["state"], peer["reason"]))
+                }
+            },
+        )
     }
 
     /// Waits until a peer is reached directly and returns its entry.
@@ -232,7 +260,10 @@ impl Node {
         let check = || {
             let status = self.status()?;
             let findings = status["findings"].as_array().cloned().unwrap_or_default();
-            let found = findings.iter().find(|finding| finding["code"] == code).cloned();
+            let found = findings
+                .iter()
+                .find(|finding| finding["code"] == code)
+                .cloned();
             found.ok_or_else(|| format!("{findings:?}"))
         };
         wait_until(&format!("{} finds {code}", self.name()), deadline, check).0
@@ -240,9 +271,16 @@ impl Node {
 
     /// The overlay addresses of this node: IPv4 where it has one, IPv6 where it has one.
     pub fn overlay(&self) -> Vec<IpAddr> {
-        let status = self.status().unwrap_or_else(|error| panic!("status of {}: {error}", self.name()));
-        let addresses = status["node"]["addresses"].as_array().cloned().unwrap_or_default();
-        let text = addresses.iter().filter_map(|address| address.as_str()?.split('/').next()?.parse().ok());
+        let status = self
+            .status()
+            .unwrap_or_else(|error| panic!("status of {}: {error}", self.name()));
+        let addresses = status["node"]["addresses"]
+            .as_array()
+            .cloned()
+            .unwrap_or_default();
+        let text = addresses
+            .iter()
+            .filter_map(|address| address.as_str()?.split('/').next()?.parse().ok());
         text.collect()
     }
 
@@ -281,7 +319,9 @@ impl Node {
 
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = self.host.namespace.command(FARSPAN);
-        command.args(arguments).envs(self.environment.iter().map(|(name, value)| (name, value)));
+        command
+            .args(arguments)
+            .envs(self.environment.iter().map(|(name, value)| (name, value)));
         command
     }
 }
@@ -293,7 +333,11 @@ impl Drop for Node {
                 eprintln!("--- status of {} ---\n{status:#}", self.name());
             }
             let log = self.file(&format!("agent-{}.log", self.starts));
-            eprintln!("--- end of the log of {} ---\n{}", self.name(), tail(&log, 40));
+            eprintln!(
+                "--- end of the log of {} ---\n{}",
+                self.name(),
+                tail(&log, 40)
+            );
         }
         if let Some(mut child) = self.agent.take() {
             let _ = child.kill();

@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -51,13 +51,25 @@ pub struct Site {
 impl Lab {
     /// Makes an empty internet. Fails unless run as root.
     pub fn new() -> Self {
-        assert!(nix::unistd::geteuid().is_root(), "network namespaces need root: run as root or through sudo");
-        let prefix = format!("fs-{}-{}", std::process::id(), LABS.fetch_add(1, Ordering::Relaxed));
+        assert!(
+            nix::unistd::geteuid().is_root(),
+            "network namespaces need root: run as root or through sudo"
+        );
+        let prefix = format!(
+            "fs-{}-{}",
+            std::process::id(),
+            LABS.fetch_add(1, Ordering::Relaxed)
+        );
         let directory = std::env::temp_dir().join(&prefix);
         fs::create_dir_all(&directory).expect("the temporary directory is writable");
         let internet = Namespace::create(format!("{prefix}-internet"));
         forwarding(&internet);
-        Self { prefix, directory, internet, attachments: Cell::new(0) }
+        Self {
+            prefix,
+            directory,
+            internet,
+            attachments: Cell::new(0),
+        }
     }
 
     /// Where nodes of this lab keep their files.
@@ -79,14 +91,20 @@ impl Lab {
     pub fn public_host(&self, name: &str) -> Host {
         let namespace = self.namespace(name);
         let number = self.attach(&namespace, "eth0");
-        Host { namespace, name: name.to_owned(), ipv4: public(number, 0, 2), ipv6: Some(public6(number, 2)) }
+        Host {
+            namespace,
+            name: name.to_owned(),
+            ipv4: public(number, 0, 2),
+            ipv6: Some(public6(number, 2)),
+        }
     }
 
     /// A second public IPv4 address of a public host: an RFC 5780 server needs two.
     pub fn second_address(&self, host: &Host) -> Ipv4Addr {
         let number = host.ipv4.octets()[2];
         let (near, far) = (public(number, 1, 1), public(number, 1, 2));
-        self.internet.ip(&format!("addr add {near}/24 dev w{number}"));
+        self.internet
+            .ip(&format!("addr add {near}/24 dev w{number}"));
         host.namespace.ip(&format!("addr add {far}/24 dev eth0"));
         far
     }
@@ -105,7 +123,9 @@ impl Lab {
                 let (near, far) = (carrier_lan(number, 1), carrier_lan(number, 2));
                 let inner = router.name();
                 carrier.ip(&format!("link add lan type veth peer name wan netns {inner}\nlink set lan up\naddr add {near}/24 dev lan"));
-                router.ip(&format!("link set wan up\naddr add {far}/24 dev wan\nroute add default via {near}"));
+                router.ip(&format!(
+                    "link set wan up\naddr add {far}/24 dev wan\nroute add default via {near}"
+                ));
                 if nat.ipv6 {
                     carrier.ip(&format!(
                         "addr add 2a0c:3:{number}::1/64 dev lan nodad\nroute add 2a0c:2:{number}::/64 via 2a0c:3:{number}::2"
@@ -121,7 +141,10 @@ impl Lab {
         router.ip(&format!("addr add 192.168.{number}.1/24 dev lan"));
         if nat.ipv6 {
             router.ip(&format!("addr add 2a0c:2:{number}::1/64 dev lan nodad"));
-            self.internet.ip(&format!("route add 2a0c:2:{number}::/64 via {}", public6(number, 2)));
+            self.internet.ip(&format!(
+                "route add 2a0c:2:{number}::/64 via {}",
+                public6(number, 2)
+            ));
         }
         let site = Site {
             router,
@@ -138,7 +161,10 @@ impl Lab {
 
     /// Gives a site without a carrier another public IPv4 address; the router forgets all mappings.
     pub fn renumber(&self, site: &Site) {
-        assert!(site.carrier.is_none(), "the address of a carrier's NAT is the carrier's");
+        assert!(
+            site.carrier.is_none(),
+            "the address of a carrier's NAT is the carrier's"
+        );
         let (number, old) = (site.number, site.generation.get());
         let new = old + 1;
         site.generation.set(new);
@@ -161,8 +187,12 @@ impl Lab {
     pub fn uplink_bytes(&self, address: Ipv4Addr) -> u64 {
         let directory = format!("/sys/class/net/w{}/statistics", address.octets()[2]);
         let read = |file: &str| {
-            let text = self.internet.output("cat", &[&format!("{directory}/{file}")]);
-            text.trim().parse::<u64>().expect("an interface counter is a number")
+            let text = self
+                .internet
+                .output("cat", &[&format!("{directory}/{file}")]);
+            text.trim()
+                .parse::<u64>()
+                .expect("an interface counter is a number")
         };
         read("rx_bytes") + read("tx_bytes")
     }
@@ -209,7 +239,10 @@ impl Drop for Lab {
     fn drop(&mut self) {
         let listed = fs::read_dir("/run/netns").into_iter().flatten().flatten();
         let own = format!("{}-", self.prefix);
-        for name in listed.filter_map(|entry| entry.file_name().into_string().ok()).filter(|name| name.starts_with(&own)) {
+        for name in listed
+            .filter_map(|entry| entry.file_name().into_string().ok())
+            .filter(|name| name.starts_with(&own))
+        {
             if let Ok(output) = Command::new("ip").args(["netns", "pids", &name]).output() {
                 for pid in String::from_utf8_lossy(&output.stdout).split_whitespace() {
                     let _ = Command::new("kill").args(["-9", pid]).status();
@@ -218,7 +251,10 @@ impl Drop for Lab {
             let _ = Command::new("ip").args(["netns", "del", &name]).status();
         }
         if thread::panicking() {
-            eprintln!("files of the nodes are kept in {}", self.directory.display());
+            eprintln!(
+                "files of the nodes are kept in {}",
+                self.directory.display()
+            );
         } else {
             let _ = fs::remove_dir_all(&self.directory);
         }
@@ -234,7 +270,12 @@ impl Site {
     /// A machine in the LAN.
     pub fn host(&self, name: &str) -> Host {
         let namespace = Namespace::create(format!("{}-{name}", self.prefix));
-        let mut host = Host { namespace, name: name.to_owned(), ipv4: Ipv4Addr::UNSPECIFIED, ipv6: None };
+        let mut host = Host {
+            namespace,
+            name: name.to_owned(),
+            ipv4: Ipv4Addr::UNSPECIFIED,
+            ipv6: None,
+        };
         self.plug(&mut host);
         host
     }
@@ -255,8 +296,19 @@ impl Site {
         ));
         host.ipv6 = None;
         if self.nat.ipv6 {
-            let address = Ipv6Addr::new(0x2a0c, 2, hex_digits(number), 0, 0, 0, 0, u16::from(9 + index));
-            host.namespace.ip(&format!("addr add {address}/64 dev eth0 nodad\nroute add default via 2a0c:2:{number}::1"));
+            let address = Ipv6Addr::new(
+                0x2a0c,
+                2,
+                hex_digits(number),
+                0,
+                0,
+                0,
+                0,
+                u16::from(9 + index),
+            );
+            host.namespace.ip(&format!(
+                "addr add {address}/64 dev eth0 nodad\nroute add default via 2a0c:2:{number}::1"
+            ));
             host.ipv6 = Some(address);
         }
     }
@@ -276,7 +328,11 @@ impl Site {
     }
 
     fn rules(&self) -> String {
-        let wan = if self.carrier.is_some() { carrier_lan(self.number, 2) } else { self.public_address() };
+        let wan = if self.carrier.is_some() {
+            carrier_lan(self.number, 2)
+        } else {
+            self.public_address()
+        };
         nat::rules(self.nat.kind, self.nat.hairpin, wan, self.lan(10))
     }
 }
@@ -285,11 +341,6 @@ impl Host {
     /// Takes the uplink away, as pulling the cable does.
     pub fn unplug(&self) {
         self.namespace.ip("link del eth0");
-    }
-
-    /// Its addresses on `eth0`.
-    pub fn addresses(&self) -> Vec<IpAddr> {
-        std::iter::once(IpAddr::V4(self.ipv4)).chain(self.ipv6.map(IpAddr::V6)).collect()
     }
 }
 

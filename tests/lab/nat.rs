@@ -31,8 +31,15 @@ pub enum NatKind {
 
 impl NatKind {
     /// Every kind.
-    pub const ALL: [Self; 7] =
-        [Self::Open, Self::Firewall, Self::Eif, Self::Adf, Self::Prc, Self::PrcNotPreserving, Self::Symmetric];
+    pub const ALL: [Self; 7] = [
+        Self::Open,
+        Self::Firewall,
+        Self::Eif,
+        Self::Adf,
+        Self::Prc,
+        Self::PrcNotPreserving,
+        Self::Symmetric,
+    ];
 }
 
 /// A NAT router: its kind and what else is known of it.
@@ -51,17 +58,28 @@ pub struct Nat {
 impl Nat {
     /// A router without hairpinning, carrier NAT and IPv6.
     pub const fn new(kind: NatKind) -> Self {
-        Self { kind, hairpin: false, carrier: None, ipv6: false }
+        Self {
+            kind,
+            hairpin: false,
+            carrier: None,
+            ipv6: false,
+        }
     }
 
     /// The same with hairpinning.
     pub const fn hairpin(self) -> Self {
-        Self { hairpin: true, ..self }
+        Self {
+            hairpin: true,
+            ..self
+        }
     }
 
     /// The same behind a carrier's NAT.
     pub const fn behind(self, carrier: NatKind) -> Self {
-        Self { carrier: Some(carrier), ..self }
+        Self {
+            carrier: Some(carrier),
+            ..self
+        }
     }
 
     /// The same with IPv6 behind a stateful firewall.
@@ -79,14 +97,18 @@ pub fn rules(kind: NatKind, hairpin: bool, wan: Ipv4Addr, one_to_one: Ipv4Addr) 
     let (learned, seen) = match kind {
         NatKind::Eif => (true, false),
         NatKind::Adf => (true, true),
-        NatKind::Open | NatKind::Firewall | NatKind::Prc | NatKind::PrcNotPreserving | NatKind::Symmetric => {
-            (hairpin, false)
-        }
+        NatKind::Open
+        | NatKind::Firewall
+        | NatKind::Prc
+        | NatKind::PrcNotPreserving
+        | NatKind::Symmetric => (hairpin, false),
     };
     let source = match kind {
         NatKind::Open | NatKind::Firewall => format!("snat to {wan}"),
         NatKind::Eif | NatKind::Adf | NatKind::Prc => "masquerade".to_owned(),
-        NatKind::PrcNotPreserving => format!("meta l4proto udp snat to {wan}:{NOT_PRESERVED}\n  oifname wan masquerade"),
+        NatKind::PrcNotPreserving => {
+            format!("meta l4proto udp snat to {wan}:{NOT_PRESERVED}\n  oifname wan masquerade")
+        }
         NatKind::Symmetric => "masquerade random".to_owned(),
     };
     let destination = match kind {
@@ -110,16 +132,22 @@ pub fn rules(kind: NatKind, hairpin: bool, wan: Ipv4Addr, one_to_one: Ipv4Addr) 
             " map mapping { type inet_service : ipv4_addr . inet_service; flags dynamic, timeout; timeout 300s; size 65535; }\n",
         );
         script.push_str(" chain learn {\n  type filter hook postrouting priority 300;\n  oifname wan meta l4proto udp ");
-        script.push_str("update @mapping { udp sport : ct original ip saddr . ct original proto-src }\n");
+        script.push_str(
+            "update @mapping { udp sport : ct original ip saddr . ct original proto-src }\n",
+        );
         if seen {
-            script.push_str("  oifname wan meta l4proto udp update @seen { ip daddr . udp sport }\n");
+            script
+                .push_str("  oifname wan meta l4proto udp update @seen { ip daddr . udp sport }\n");
         }
         script.push_str(" }\n");
     }
     if seen {
         script.push_str(" set seen { type ipv4_addr . inet_service; flags dynamic, timeout; timeout 300s; size 65535; }\n");
     }
-    let _ = writeln!(script, " chain source {{\n  type nat hook postrouting priority 100;\n  oifname wan {source}");
+    let _ = writeln!(
+        script,
+        " chain source {{\n  type nat hook postrouting priority 100;\n  oifname wan {source}"
+    );
     if hairpin {
         let _ = writeln!(script, "  oifname lan ct status dnat snat to {wan}");
     }
@@ -128,7 +156,10 @@ pub fn rules(kind: NatKind, hairpin: bool, wan: Ipv4Addr, one_to_one: Ipv4Addr) 
         let _ = writeln!(script, "  iifname wan {destination}");
     }
     if hairpin {
-        let _ = writeln!(script, "  iifname lan ip daddr {wan} dnat to udp dport map @mapping");
+        let _ = writeln!(
+            script,
+            "  iifname lan ip daddr {wan} dnat to udp dport map @mapping"
+        );
     }
     script.push_str(" }\n}\n");
     let _ = writeln!(

@@ -38,7 +38,10 @@ impl Namespace {
 
     /// Runs `ip -batch`, one command a line.
     pub fn ip(&self, lines: &str) {
-        feed(Command::new("ip").args(["-n", &self.name, "-batch", "-"]), lines);
+        feed(
+            Command::new("ip").args(["-n", &self.name, "-batch", "-"]),
+            lines,
+        );
     }
 
     /// Applies an nftables script.
@@ -55,7 +58,10 @@ impl Namespace {
     /// Writes one sysctl, given by its path below `/proc/sys`.
     pub fn sysctl(&self, path: &str, value: &str) {
         let path = format!("/proc/sys/{path}");
-        self.enter(|| fs::write(&path, value).unwrap_or_else(|error| panic!("write {value} to {path}: {error}")));
+        self.enter(|| {
+            fs::write(&path, value)
+                .unwrap_or_else(|error| panic!("write {value} to {path}: {error}"))
+        });
     }
 
     /// Runs `work` on a thread of this namespace. Sockets opened there stay in it.
@@ -65,7 +71,9 @@ impl Namespace {
                 self.join_thread();
                 work()
             });
-            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            thread
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
     }
 
@@ -78,7 +86,9 @@ impl Namespace {
 
 /// Runs a command to its end; panics with what it said when it fails.
 pub fn run(command: &mut Command) -> Output {
-    let output = command.output().unwrap_or_else(|error| panic!("start {command:?}: {error}"));
+    let output = command
+        .output()
+        .unwrap_or_else(|error| panic!("start {command:?}: {error}"));
     assert!(
         output.status.success(),
         "{command:?} failed ({}): {}{}",
@@ -110,6 +120,12 @@ pub fn pipe(command: &mut Command, input: &str) -> Output {
         .spawn()
         .unwrap_or_else(|error| panic!("start {command:?}: {error}"));
     // A child that ends before it has read everything is judged by its exit status.
-    let _ = child.stdin.take().expect("stdin is piped").write_all(input.as_bytes());
-    child.wait_with_output().expect("a started child can be waited for")
+    let _ = child
+        .stdin
+        .take()
+        .expect("stdin is piped")
+        .write_all(input.as_bytes());
+    child
+        .wait_with_output()
+        .expect("a started child can be waited for")
 }

@@ -59,7 +59,8 @@ impl Server {
     pub fn measure(&self, client: &Host, port: u16) -> Behaviour {
         let socket = bind(client, client.ipv4, port);
         let first = self.mapped(&socket, 0, 0);
-        let [stranger, other_port] = [&self.sockets[1][0], &self.sockets[0][1]].map(|server| reaches(server, first, &socket));
+        let [stranger, other_port] = [&self.sockets[1][0], &self.sockets[0][1]]
+            .map(|server| reaches(server, first, &socket));
         let filtering = match (stranger, other_port) {
             (true, _) => Filtering::Eif,
             (false, true) => Filtering::Adf,
@@ -72,12 +73,19 @@ impl Server {
             (true, false) => Mapping::Adm,
             (false, _) => Mapping::Apdm,
         };
-        Behaviour { mapping, filtering, preserving: first.port() == port }
+        Behaviour {
+            mapping,
+            filtering,
+            preserving: first.port() == port,
+        }
     }
 
     /// Whether a packet of `other` to the public mapping of `client` comes back in through the NAT.
     pub fn hairpins(&self, client: &Host, other: &Host, port: u16) -> bool {
-        let (inside, sender) = (bind(client, client.ipv4, port), bind(other, other.ipv4, port + 1));
+        let (inside, sender) = (
+            bind(client, client.ipv4, port),
+            bind(other, other.ipv4, port + 1),
+        );
         let mapped = self.mapped(&inside, 0, 0);
         // The sender's own mapping must exist: a NAT knows nobody who never sent.
         self.mapped(&sender, 0, 0);
@@ -87,17 +95,24 @@ impl Server {
     fn mapped(&self, client: &UdpSocket, address: usize, port: usize) -> SocketAddr {
         let server = &self.sockets[address][port];
         let destination = server.local_addr().expect("a bound socket has an address");
-        client.send_to(b"who am I", destination).expect("the client has a route");
+        client
+            .send_to(b"who am I", destination)
+            .expect("the client has a route");
         let mut buffer = [0; 64];
-        let (_, from) = server.recv_from(&mut buffer).expect("the NAT lets packets out");
+        let (_, from) = server
+            .recv_from(&mut buffer)
+            .expect("the NAT lets packets out");
         from
     }
 }
 
 fn bind(host: &Host, address: Ipv4Addr, port: u16) -> UdpSocket {
     host.namespace.enter(|| {
-        let socket = UdpSocket::bind((address, port)).expect("the address is the host's and the port is free");
-        socket.set_read_timeout(Some(SILENCE)).expect("a timeout can be set");
+        let socket = UdpSocket::bind((address, port))
+            .expect("the address is the host's and the port is free");
+        socket
+            .set_read_timeout(Some(SILENCE))
+            .expect("a timeout can be set");
         socket
     })
 }

@@ -37,16 +37,23 @@ impl Tap {
     /// Listens for `marker` on all interfaces of `namespace`.
     pub fn start(namespace: &Namespace, marker: &'static [u8]) -> Self {
         let mut socket = namespace.enter(|| {
-            Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(EVERY_FRAME))).expect("root may listen")
+            Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(EVERY_FRAME)))
+                .expect("root may listen")
         });
         setsockopt(&socket, sockopt::RcvBufForce, &(32 << 20)).expect("root may enlarge a buffer");
-        socket.set_read_timeout(Some(Duration::from_millis(50))).expect("a timeout can be set");
+        socket
+            .set_read_timeout(Some(Duration::from_millis(50)))
+            .expect("a timeout can be set");
         let shared = Arc::new(Shared::default());
         let thread = {
             let shared = Arc::clone(&shared);
             thread::spawn(move || listen(&mut socket, &shared, marker))
         };
-        Self { name: namespace.name().to_owned(), shared, thread: Some(thread) }
+        Self {
+            name: namespace.name().to_owned(),
+            shared,
+            thread: Some(thread),
+        }
     }
 
     /// Where it listens.
@@ -66,8 +73,15 @@ impl Tap {
 
     /// Bytes of IP packets between two addresses, both ways. A packet counts once per interface it crosses.
     pub fn bytes_between(&self, a: IpAddr, b: IpAddr) -> u64 {
-        let flows = self.shared.flows.lock().expect("the listener does not panic");
-        [(a, b), (b, a)].iter().filter_map(|pair| flows.get(pair)).sum()
+        let flows = self
+            .shared
+            .flows
+            .lock()
+            .expect("the listener does not panic");
+        [(a, b), (b, a)]
+            .iter()
+            .filter_map(|pair| flows.get(pair))
+            .sum()
     }
 }
 
@@ -85,7 +99,11 @@ fn listen(socket: &mut Socket, shared: &Shared, marker: &[u8]) {
     while !shared.stop.load(Ordering::Relaxed) {
         let length = match socket.read(&mut buffer) {
             Ok(length) => length,
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => continue,
+            Err(error)
+                if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) =>
+            {
+                continue;
+            }
             // A link that goes away is reported once on a listening socket.
             Err(_) => continue,
         };
@@ -95,7 +113,10 @@ fn listen(socket: &mut Socket, shared: &Shared, marker: &[u8]) {
             shared.hits.fetch_add(1, Ordering::Relaxed);
         }
         if let Some(pair) = addresses(frame) {
-            let mut flows = shared.flows.lock().expect("nobody panics with the lock held");
+            let mut flows = shared
+                .flows
+                .lock()
+                .expect("nobody panics with the lock held");
             *flows.entry(pair).or_default() += length as u64;
         }
     }

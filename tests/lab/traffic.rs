@@ -33,7 +33,8 @@ impl Echo {
             let tcp = TcpListener::bind(("::", ECHO_PORT)).expect("the echo port is free");
             (udp, tcp)
         });
-        udp.set_read_timeout(Some(GLANCE)).expect("a timeout can be set");
+        udp.set_read_timeout(Some(GLANCE))
+            .expect("a timeout can be set");
         tcp.set_nonblocking(true).expect("a listener can be polled");
         let datagrams = {
             let stop = Arc::clone(&stop);
@@ -62,7 +63,10 @@ impl Echo {
                 }
             })
         };
-        Self { stop, threads: vec![datagrams, streams] }
+        Self {
+            stop,
+            threads: vec![datagrams, streams],
+        }
     }
 }
 
@@ -79,9 +83,13 @@ impl Drop for Echo {
 pub fn udp_source_seen(namespace: &Namespace, server: IpAddr) -> Result<IpAddr, String> {
     namespace.enter(|| {
         let socket = connected(server)?;
-        socket.send(MARKER).map_err(|error| format!("send to {server}: {error}"))?;
+        socket
+            .send(MARKER)
+            .map_err(|error| format!("send to {server}: {error}"))?;
         let mut buffer = [0; 256];
-        let length = socket.recv(&mut buffer).map_err(|error| format!("no answer of {server}: {error}"))?;
+        let length = socket
+            .recv(&mut buffer)
+            .map_err(|error| format!("no answer of {server}: {error}"))?;
         parse_seen(&buffer[..length])
     })
 }
@@ -92,10 +100,16 @@ pub fn tcp_source_seen(namespace: &Namespace, server: IpAddr) -> Result<IpAddr, 
         let address = SocketAddr::new(server, ECHO_PORT);
         let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(1))
             .map_err(|error| format!("connect to {address}: {error}"))?;
-        stream.set_read_timeout(Some(Duration::from_secs(1))).map_err(|error| error.to_string())?;
-        stream.write_all(MARKER).map_err(|error| format!("write to {address}: {error}"))?;
+        stream
+            .set_read_timeout(Some(Duration::from_secs(1)))
+            .map_err(|error| error.to_string())?;
+        stream
+            .write_all(MARKER)
+            .map_err(|error| format!("write to {address}: {error}"))?;
         let mut buffer = [0; 256];
-        let length = stream.read(&mut buffer).map_err(|error| format!("no answer of {address}: {error}"))?;
+        let length = stream
+            .read(&mut buffer)
+            .map_err(|error| format!("no answer of {address}: {error}"))?;
         parse_seen(&buffer[..length])
     })
 }
@@ -103,10 +117,14 @@ pub fn tcp_source_seen(namespace: &Namespace, server: IpAddr) -> Result<IpAddr, 
 /// Sends datagrams of `size` bytes to the echo server, at most `count`, and returns how many were answered.
 pub fn udp_exchange(namespace: &Namespace, server: IpAddr, count: u32, size: usize) -> u32 {
     namespace.enter(|| {
-        let Ok(socket) = connected(server) else { return 0 };
+        let Ok(socket) = connected(server) else {
+            return 0;
+        };
         let payload: Vec<u8> = MARKER.iter().copied().cycle().take(size).collect();
         let mut buffer = [0; 4096];
-        (0..count).filter(|_| socket.send(&payload).is_ok() && socket.recv(&mut buffer).is_ok()).count() as u32
+        (0..count)
+            .filter(|_| socket.send(&payload).is_ok() && socket.recv(&mut buffer).is_ok())
+            .count() as u32
     })
 }
 
@@ -124,13 +142,18 @@ impl MarkedStream {
         let answered = Arc::new(AtomicU64::new(0));
         let send: [fn(IpAddr, &AtomicBool, &AtomicU64); 2] = [send_datagrams, send_streams];
         let threads = send.map(|send| {
-            let (stop, answered, namespace) = (Arc::clone(&stop), Arc::clone(&answered), namespace.clone());
+            let (stop, answered, namespace) =
+                (Arc::clone(&stop), Arc::clone(&answered), namespace.clone());
             thread::spawn(move || {
                 namespace.join_thread();
                 send(server, &stop, &answered);
             })
         });
-        Self { stop, answered, threads: Vec::from(threads) }
+        Self {
+            stop,
+            answered,
+            threads: Vec::from(threads),
+        }
     }
 
     /// Answers that came back so far, of both protocols.
@@ -178,7 +201,13 @@ impl Pings {
         let pattern: String = MARKER.iter().map(|byte| format!("{byte:02x}")).collect();
         let child = namespace
             .command("ping")
-            .args(["-n", "-i", &format!("{}", interval.as_secs_f64()), "-c", &count.to_string()])
+            .args([
+                "-n",
+                "-i",
+                &format!("{}", interval.as_secs_f64()),
+                "-c",
+                &count.to_string(),
+            ])
             .args(["-W", "2", "-s", "200", "-p", &pattern, &target.to_string()])
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
@@ -187,11 +216,23 @@ impl Pings {
         Self { child, interval }
     }
 
+    /// Ends it before the last one.
+    pub fn stop(mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
     /// Waits for the last one.
     pub fn finish(self) -> PingReport {
-        let output = self.child.wait_with_output().expect("ping can be waited for");
+        let output = self
+            .child
+            .wait_with_output()
+            .expect("ping can be waited for");
         let text = String::from_utf8_lossy(&output.stdout);
-        let mut answered: Vec<u32> = text.lines().filter_map(|line| number_after(line, "icmp_seq=")).collect();
+        let mut answered: Vec<u32> = text
+            .lines()
+            .filter_map(|line| number_after(line, "icmp_seq="))
+            .collect();
         answered.sort_unstable();
         answered.dedup();
         let sent = text
@@ -199,24 +240,45 @@ impl Pings {
             .find(|line| line.contains("packets transmitted"))
             .and_then(|line| line.split_whitespace().next()?.parse().ok())
             .unwrap_or_else(|| panic!("ping printed no summary: {text}"));
-        let edges = std::iter::once(0).chain(answered.iter().copied()).chain(std::iter::once(sent + 1));
-        let gaps = edges.clone().zip(edges.skip(1)).map(|(before, after)| after.saturating_sub(before + 1));
+        let edges = std::iter::once(0)
+            .chain(answered.iter().copied())
+            .chain(std::iter::once(sent + 1));
+        let gaps = edges
+            .clone()
+            .zip(edges.skip(1))
+            .map(|(before, after)| after.saturating_sub(before + 1));
         let longest = gaps.max().unwrap_or(sent);
-        PingReport { sent, received: answered.len() as u32, longest_gap: self.interval * longest }
+        PingReport {
+            sent,
+            received: answered.len() as u32,
+            longest_gap: self.interval * longest,
+        }
     }
 }
 
 /// Whether one ping of a new `ping` gets through.
 pub fn ping_once(namespace: &Namespace, target: IpAddr) -> Result<(), String> {
     let report = Pings::start(namespace, target, 1, Duration::from_secs(1)).finish();
-    if report.received == 1 { Ok(()) } else { Err(format!("no answer of {target}")) }
+    if report.received == 1 {
+        Ok(())
+    } else {
+        Err(format!("no answer of {target}"))
+    }
 }
 
 fn connected(server: IpAddr) -> Result<UdpSocket, String> {
-    let any = if server.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+    let any = if server.is_ipv4() {
+        "0.0.0.0:0"
+    } else {
+        "[::]:0"
+    };
     let socket = UdpSocket::bind(any).map_err(|error| error.to_string())?;
-    socket.set_read_timeout(Some(Duration::from_millis(500))).map_err(|error| error.to_string())?;
-    socket.connect((server, ECHO_PORT)).map_err(|error| format!("no route to {server}: {error}"))?;
+    socket
+        .set_read_timeout(Some(Duration::from_millis(500)))
+        .map_err(|error| error.to_string())?;
+    socket
+        .connect((server, ECHO_PORT))
+        .map_err(|error| format!("no route to {server}: {error}"))?;
     Ok(socket)
 }
 
@@ -243,7 +305,10 @@ fn send_streams(server: IpAddr, stop: &AtomicBool, answered: &AtomicU64) {
     let mut buffer = [0; 2048];
     while !stop.load(Ordering::Relaxed) {
         pause(GLANCE);
-        let Ok(mut stream) = TcpStream::connect_timeout(&address, Duration::from_millis(500)) else { continue };
+        let Ok(mut stream) = TcpStream::connect_timeout(&address, Duration::from_millis(500))
+        else {
+            continue;
+        };
         let _ = stream.set_read_timeout(Some(Duration::from_millis(500)));
         while !stop.load(Ordering::Relaxed) && stream.write_all(&MARKER.repeat(8)).is_ok() {
             match stream.read(&mut buffer) {
@@ -266,7 +331,11 @@ fn echo_stream(mut stream: TcpStream, from: SocketAddr, stop: &AtomicBool) {
             Ok(length) => {
                 let greeting = if greeted { String::new() } else { seen(from) };
                 greeted = true;
-                if stream.write_all(greeting.as_bytes()).and_then(|()| stream.write_all(&buffer[..length])).is_err() {
+                if stream
+                    .write_all(greeting.as_bytes())
+                    .and_then(|()| stream.write_all(&buffer[..length]))
+                    .is_err()
+                {
                     return;
                 }
             }
@@ -283,11 +352,14 @@ fn seen(from: SocketAddr) -> String {
 fn parse_seen(answer: &[u8]) -> Result<IpAddr, String> {
     let text = String::from_utf8_lossy(answer);
     let word = text.split(' ').next().unwrap_or_default();
-    word.parse().map_err(|_| format!("the echo server answered {text:?}"))
+    word.parse()
+        .map_err(|_| format!("the echo server answered {text:?}"))
 }
 
 fn number_after(line: &str, label: &str) -> Option<u32> {
     let rest = &line[line.find(label)? + label.len()..];
-    let end = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
+    let end = rest
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(rest.len());
     rest[..end].parse().ok()
 }

@@ -8,13 +8,20 @@ const POLL: Duration = Duration::from_millis(50);
 
 /// Looks until `check` returns `Ok`, and returns its value and the time it took. Panics with the last
 /// `Err` when `deadline` has passed.
-pub fn wait_until<T>(what: &str, deadline: Duration, mut check: impl FnMut() -> Result<T, String>) -> (T, Duration) {
+pub fn wait_until<T>(
+    what: &str,
+    deadline: Duration,
+    mut check: impl FnMut() -> Result<T, String>,
+) -> (T, Duration) {
     let start = Instant::now();
     loop {
         match check() {
             Ok(value) => return (value, start.elapsed()),
             Err(last) => {
-                assert!(start.elapsed() < deadline, "not within {deadline:?}: {what}; last seen: {last}");
+                assert!(
+                    start.elapsed() < deadline,
+                    "not within {deadline:?}: {what}; last seen: {last}"
+                );
             }
         }
         pause(POLL);

@@ -1,7 +1,14 @@
-//! Real agents in network namespaces, behind real NATs. Needs root.
+//! Real agents in network namespaces, behind real NATs. Needs root, and the tools `scripts/test` installs.
 #![expect(clippy::disallowed_methods, reason = "these tests measure real time")]
 
 #[path = "../lab/lab.rs"]
 mod lab;
 
+mod closed;
+mod host;
+mod membership;
 mod nats;
+mod paths;
+mod plain;
+mod rotation;
+mod scene;

@@ -13,7 +13,11 @@ fn expected(kind: NatKind) -> Behaviour {
         NatKind::PrcNotPreserving => (Mapping::Eim, Filtering::Apdf, false),
         NatKind::Symmetric => (Mapping::Apdm, Filtering::Apdf, false),
     };
-    Behaviour { mapping, filtering, preserving }
+    Behaviour {
+        mapping,
+        filtering,
+        preserving,
+    }
 }
 
 #[test]
@@ -21,7 +25,9 @@ fn every_nat_kind_of_the_lab_behaves_as_it_is_named() {
     let lab = Lab::new();
     let server = Server::open(&lab, &lab.public_host("server"));
     for kind in NatKind::ALL {
-        let client = lab.site(&format!("{kind:?}"), Nat::new(kind)).host(&format!("client-{kind:?}"));
+        let client = lab
+            .site(&format!("{kind:?}"), Nat::new(kind))
+            .host(&format!("client-{kind:?}"));
         assert_eq!(server.measure(&client, PORT), expected(kind), "{kind:?}");
     }
 }
@@ -30,7 +36,9 @@ fn every_nat_kind_of_the_lab_behaves_as_it_is_named() {
 fn a_carrier_nat_in_front_makes_the_filtering_the_stricter_of_both() {
     let lab = Lab::new();
     let server = Server::open(&lab, &lab.public_host("server"));
-    let client = lab.site("home", Nat::new(NatKind::Eif).behind(NatKind::Prc)).host("client");
+    let client = lab
+        .site("home", Nat::new(NatKind::Eif).behind(NatKind::Prc))
+        .host("client");
     assert_eq!(server.measure(&client, PORT), expected(NatKind::Prc));
 }
 
@@ -45,7 +53,10 @@ fn only_a_hairpinning_nat_lets_its_hosts_meet_at_their_public_addresses() {
         ("eif-plain", Nat::new(NatKind::Eif), false),
     ] {
         let site = lab.site(name, nat);
-        let (a, b) = (site.host(&format!("{name}-a")), site.host(&format!("{name}-b")));
+        let (a, b) = (
+            site.host(&format!("{name}-a")),
+            site.host(&format!("{name}-b")),
+        );
         assert_eq!(server.hairpins(&a, &b, PORT), meets, "{name}");
     }
 }
