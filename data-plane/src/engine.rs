@@ -1,10 +1,21 @@
 //! The handle other crates hold.
 
-use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::thread::{self, JoinHandle};
+use std::{fmt, io};
 
 use mesh_types::plan::TunnelPlan;
 use mesh_types::report::TunnelReport;
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use parking_lot::Mutex;
+
+use crate::core::Core;
+use crate::counters::{Count, Counters};
+use crate::tun::Tun;
+use crate::udp::Sockets;
+use crate::worker::{self, Shared, Worker};
 
 /// What is fixed for an engine's life.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -86,29 +97,94 @@ pub enum EngineError {
 }
 
 /// A running engine. Dropping it ends its thread and removes the TUN device.
-#[derive(Debug)]
-pub struct Engine {}
+pub struct Engine {
+    shared: Arc<Shared>,
+    offload: Offload,
+    fwmark: AtomicU32,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl fmt::Debug for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Engine(port {})", self.listen_port())
+    }
+}
 
 impl Engine {
     /// Makes the TUN device (left down, without addresses) and the sockets, and starts the worker.
-    /// `on_control` is called on the worker: it must return soon.
+    /// `on_control` is called on the worker: it must return soon, and not drop the engine.
     pub fn start(
         settings: Settings,
         on_control: Box<dyn Fn(ControlDatagram) + Send + Sync>,
     ) -> Result<Self, EngineError> {
-        let _ = (settings, on_control);
-        Ok(Self {})
+        let Settings {
+            interface,
+            mtu,
+            listen_port,
+            fwmark,
+            offload,
+        } = settings;
+        let sockets = bind(listen_port, fwmark, offload)?;
+        let tun = Tun::create(&interface, mtu, offload).map_err(|source| EngineError::Tun {
+            name: interface.clone(),
+            source,
+        })?;
+        let counters = Arc::new(Counters::default());
+        let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
+            .map_err(|error| EngineError::Thread(error.into()))?;
+        let shared = Arc::new(Shared {
+            core: Mutex::new(Core::new(mtu, counters.clone())),
+            sockets: Mutex::new(Arc::new(sockets)),
+            wake,
+            stop: AtomicBool::new(false),
+            failure: Mutex::new(None),
+            counters,
+        });
+        let worker =
+            Worker::new(shared.clone(), tun, interface, on_control).map_err(EngineError::Thread)?;
+        let thread = thread::Builder::new()
+            .name("farspan-packets".into())
+            .spawn(move || worker.run())
+            .map_err(EngineError::Thread)?;
+        Ok(Self {
+            shared,
+            offload,
+            fwmark: AtomicU32::new(fwmark),
+            thread: Some(thread),
+        })
     }
 
     /// The UDP port in use.
     pub fn listen_port(&self) -> u16 {
-        0
+        self.shared.sockets.lock().port()
     }
 
     /// Makes peers, ranges, endpoints and keys as in the plan. Safe to repeat: only what changed since the last
     /// plan is touched, so an endpoint learned by roaming stays until the plan names another.
     pub fn apply(&self, plan: &TunnelPlan) {
-        let _ = plan;
+        self.apply_sockets(plan);
+        self.shared.core.lock().apply(plan, worker::now());
+        self.wake();
+    }
+
+    /// Another port or mark. If the port cannot be had the present one stays, and
+    /// [`Engine::listen_port`] says so.
+    fn apply_sockets(&self, plan: &TunnelPlan) {
+        let before = self.fwmark.swap(plan.fwmark, Ordering::Relaxed);
+        if plan.listen_port != 0 && plan.listen_port != self.listen_port() {
+            match bind(plan.listen_port, plan.fwmark, self.offload) {
+                Ok(sockets) => *self.shared.sockets.lock() = Arc::new(sockets),
+                Err(error) => {
+                    tracing::warn!(port = plan.listen_port, %error, "Kept the old UDP port");
+                    self.shared.counters.add(Count::RebindFailed, 1);
+                }
+            }
+        }
+        if before != plan.fwmark
+            && let Err(error) = self.shared.sockets.lock().set_mark(plan.fwmark)
+        {
+            tracing::warn!(mark = plan.fwmark, %error, "Setting the mark failed");
+        }
     }
 
     /// Sends a datagram from the tunnel's port: from `source` where given, with this TTL or hop limit.
@@ -119,22 +195,41 @@ impl Engine {
         ttl: Option<u8>,
         bytes: &[u8],
     ) -> io::Result<()> {
-        let _ = (source, destination, ttl, bytes);
-        Ok(())
+        let sockets = self.shared.sockets.lock().clone();
+        sockets.send_control(source, destination, ttl, bytes)
     }
 
     /// What is known of peers there is a session or traffic for.
     pub fn report(&self) -> TunnelReport {
-        TunnelReport::default()
+        self.shared.core.lock().report(worker::now())
     }
 
     /// Counters since the start, by name.
     pub fn counters(&self) -> Vec<(&'static str, u64)> {
-        Vec::new()
+        self.shared.counters.all()
     }
 
     /// Why the engine no longer carries packets, in one sentence; `None` while it does.
     pub fn failure(&self) -> Option<String> {
-        None
+        self.shared.failure.lock().clone()
     }
+
+    fn wake(&self) {
+        // Fails only when 2^64 - 2 wake-ups are pending, and then the worker wakes anyway.
+        let _ = self.shared.wake.write(1);
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Release);
+        self.wake();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn bind(port: u16, fwmark: u32, offload: Offload) -> Result<Sockets, EngineError> {
+    Sockets::bind(port, fwmark, offload.udp_send, offload.udp_receive)
 }

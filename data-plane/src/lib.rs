@@ -27,6 +27,15 @@
 //! ECN is not copied between inner and outer headers (RFC 6040 compatibility mode: outer packets are Not-ECT).
 //! The replay window is boringtun's 1024 packets, the kernel has 8192.
 
+pub mod core;
+pub mod counters;
 mod engine;
+pub mod inbox;
+pub mod outbox;
+pub mod packet;
+pub mod segment;
+mod tun;
+mod udp;
+mod worker;
 
 pub use engine::{ControlDatagram, Engine, EngineError, Offload, Settings};

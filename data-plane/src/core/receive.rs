@@ -1,0 +1,314 @@
+//! From a peer to the TUN.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Instant;
+
+use boringtun::noise::errors::WireGuardError;
+use boringtun::noise::handshake::parse_handshake_anon;
+use boringtun::noise::{Packet, TunnResult};
+use mesh_types::key::WgKey;
+
+use super::peer::Age;
+use super::send::{INITIATION, written};
+use super::{Core, OwnKey, TICK};
+use crate::counters::{Count, reason};
+use crate::inbox::Inbox;
+use crate::outbox::{Destination, Outbox};
+
+const RESPONSE: usize = 92;
+const COOKIE: usize = 64;
+const DATA_MIN: usize = 32;
+
+/// Is this datagram STUN: a Binding request, indication, response or error with the magic cookie (RFC 8489 5)?
+/// WireGuard's begin with a type from 1 to 4 and three zeros.
+pub fn is_control(bytes: &[u8]) -> bool {
+    bytes.len() >= 20
+        && bytes[4..8] == 0x2112_a442_u32.to_be_bytes()
+        && matches!(
+            u16::from_be_bytes([bytes[0], bytes[1]]),
+            0x0001 | 0x0011 | 0x0101 | 0x0111
+        )
+}
+
+impl Core {
+    /// Takes a datagram that is no control datagram. `local` is the address it was sent to. What it holds goes
+    /// to `inbox`, which must not be full; answers go to `out`.
+    pub fn handle_datagram(
+        &mut self,
+        (remote, local): (SocketAddr, Option<IpAddr>),
+        bytes: &[u8],
+        now: Instant,
+        inbox: &mut Inbox,
+        out: &mut Outbox,
+    ) {
+        let word = |at: usize| {
+            bytes[at..]
+                .first_chunk()
+                .map(|word| u32::from_le_bytes(*word))
+        };
+        let from = (remote, local);
+        match (bytes.first_chunk(), bytes.len()) {
+            (Some(&[4, 0, 0, 0]), DATA_MIN..) => self.handle_data(from, bytes, now, inbox, out),
+            (Some(&[1, 0, 0, 0]), INITIATION) => self.handle_initiation(from, bytes, now, out),
+            (Some(&[2, 0, 0, 0]), RESPONSE) => {
+                self.handle_answer(from, word(8).unwrap_or(0), bytes, now, out);
+            }
+            (Some(&[3, 0, 0, 0]), COOKIE) => {
+                self.handle_answer(from, word(4).unwrap_or(0), bytes, now, out);
+            }
+            (Some(_) | None, _) => self.counters.add(Count::Foreign, 1),
+        }
+    }
+
+    fn handle_data(
+        &mut self,
+        (remote, local): (SocketAddr, Option<IpAddr>),
+        bytes: &[u8],
+        now: Instant,
+        inbox: &mut Inbox,
+        out: &mut Outbox,
+    ) {
+        let receiver = u32::from_le_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]);
+        let Some((index, age)) = self.link_of(receiver) else {
+            self.counters.add(Count::UnknownSession, 1);
+            return;
+        };
+        let Self {
+            peers,
+            counters,
+            routes,
+            ..
+        } = self;
+        let Some(peer) = peers.get_mut(index as usize).and_then(Option::as_mut) else {
+            return;
+        };
+        let Some(link) = peer.link_mut(age) else {
+            return;
+        };
+        let room = inbox.space();
+        if room.len() < bytes.len() {
+            counters.add(Count::Oversize, 1);
+            return;
+        }
+        let inner = match link.tunn.decapsulate(Some(remote.ip()), bytes, room) {
+            TunnResult::WriteToTunnelV4(packet, source) => Some((packet.len(), IpAddr::V4(source))),
+            TunnResult::WriteToTunnelV6(packet, source) => Some((packet.len(), IpAddr::V6(source))),
+            TunnResult::Done => None,
+            TunnResult::Err(error) => {
+                counters.add(reason(&error), 1);
+                return;
+            }
+            TunnResult::WriteToNetwork(_) => return,
+        };
+        let confirmed = link.unconfirmed == Some(receiver);
+        let risen = confirmed || !link.live;
+        if confirmed {
+            link.unconfirmed = None;
+        }
+        link.live = true;
+        peer.received(remote, local, bytes.len(), now);
+        if let Some((len, source)) = inner {
+            if routes
+                .find(source)
+                .is_some_and(|route| route.accepts(index))
+            {
+                inbox.push(len);
+            } else {
+                counters.add(Count::BadSource, 1);
+            }
+        }
+        if confirmed {
+            peer.handshake_at = Some(now);
+            counters.add(Count::Handshakes, 1);
+        }
+        if risen {
+            self.flush_staged(index, age, now, out);
+        }
+    }
+
+    /// A handshake response or a cookie: both answer something we sent.
+    fn handle_answer(
+        &mut self,
+        (remote, local): (SocketAddr, Option<IpAddr>),
+        receiver: u32,
+        bytes: &[u8],
+        now: Instant,
+        out: &mut Outbox,
+    ) {
+        let Some((index, age)) = self.link_of(receiver) else {
+            self.counters.add(Count::UnknownSession, 1);
+            return;
+        };
+        let link_epoch = self
+            .peer_mut(index)
+            .and_then(|peer| Some(peer.link_mut(age)?.epoch));
+        for own in [&self.own, &self.previous].into_iter().flatten() {
+            if Some(own.epoch) == link_epoch {
+                own.limiter.reset_count();
+            }
+        }
+        let Self {
+            peers, counters, ..
+        } = self;
+        let Some(peer) = peers.get_mut(index as usize).and_then(Option::as_mut) else {
+            return;
+        };
+        let Some(link) = peer.link_mut(age) else {
+            return;
+        };
+        let to = Destination {
+            peer: index,
+            remote,
+            local,
+        };
+        let mut answered = [0; 1];
+        let mut sent = 0;
+        out.seal(to, INITIATION, |room| {
+            let result = link.tunn.decapsulate(Some(remote.ip()), bytes, room);
+            if let TunnResult::Err(error) = &result {
+                counters.add(reason(error), 1);
+            }
+            sent = written(&result)?;
+            answered[0] = room[0];
+            Some(sent)
+        });
+        match (sent, answered[0]) {
+            (0, _) => {}
+            (_, 3) => counters.add(Count::CookieSent, 1),
+            (_, _) => {
+                link.live = true;
+                peer.received(remote, local, bytes.len(), now);
+                peer.sent(sent, now);
+                peer.handshake_at = Some(now);
+                counters.add(Count::Handshakes, 1);
+                self.flush_staged(index, age, now, out);
+            }
+        }
+    }
+
+    fn handle_initiation(
+        &mut self,
+        (remote, local): (SocketAddr, Option<IpAddr>),
+        bytes: &[u8],
+        now: Instant,
+        out: &mut Outbox,
+    ) {
+        let (age, key) = match self.initiator(remote, bytes) {
+            Initiator::Key(age, key) => (age, key),
+            Initiator::Cookie(cookie) => {
+                let to = Destination {
+                    peer: u32::MAX,
+                    remote,
+                    local,
+                };
+                out.seal(to, INITIATION, |room| {
+                    room[..COOKIE].copy_from_slice(&cookie);
+                    Some(COOKIE)
+                });
+                self.counters.add(Count::CookieSent, 1);
+                return;
+            }
+            Initiator::Nobody(count) => {
+                self.counters.add(count, 1);
+                return;
+            }
+        };
+        let Some(&index) = self.by_key.get(&key) else {
+            self.counters.add(Count::UnknownPeer, 1);
+            return;
+        };
+        let link = match age {
+            Age::Current => self.current_link(index, now),
+            Age::Old => self.previous_link(index, now),
+        };
+        // Sessions date themselves by their last tick; one that slept would be born expired.
+        if link.is_some_and(|link| now.saturating_duration_since(link.ticked_at) > TICK) {
+            self.tick_link(index, age, now, out);
+        }
+        let Self {
+            peers, counters, ..
+        } = self;
+        let Some(peer) = peers.get_mut(index as usize).and_then(Option::as_mut) else {
+            return;
+        };
+        let Some(link) = peer.link_mut(age) else {
+            return;
+        };
+        let to = Destination {
+            peer: index,
+            remote,
+            local,
+        };
+        let mut sent = 0;
+        let mut head = [0; 8];
+        out.seal(to, INITIATION, |room| {
+            let result = link.tunn.decapsulate(Some(remote.ip()), bytes, room);
+            if let TunnResult::Err(error) = &result {
+                counters.add(reason(error), 1);
+            }
+            sent = written(&result)?;
+            head.copy_from_slice(&room[..8]);
+            Some(sent)
+        });
+        if sent == 0 {
+            return;
+        }
+        if head[0] == 3 {
+            counters.add(Count::CookieSent, 1);
+            return;
+        }
+        link.unconfirmed = Some(u32::from_le_bytes([head[4], head[5], head[6], head[7]]));
+        peer.received(remote, local, bytes.len(), now);
+        peer.sent(sent, now);
+    }
+
+    /// Who sends this initiation, and to which of our keys.
+    fn initiator(&self, remote: SocketAddr, bytes: &[u8]) -> Initiator {
+        let own = self.own.iter().map(|own| (Age::Current, own));
+        let previous = self.previous.iter().map(|own| (Age::Old, own));
+        for (age, own) in own.chain(previous) {
+            own.limiter.reset_count();
+            let mut cookie = [0; COOKIE];
+            match own
+                .limiter
+                .verify_packet(Some(remote.ip()), bytes, &mut cookie)
+            {
+                Ok(packet) => return open(age, own, &packet),
+                Err(TunnResult::WriteToNetwork(_)) => return Initiator::Cookie(cookie),
+                Err(TunnResult::Err(WireGuardError::InvalidMac)) => {}
+                Err(TunnResult::Err(error)) => return Initiator::Nobody(reason(&error)),
+                Err(
+                    TunnResult::Done
+                    | TunnResult::WriteToTunnelV4(..)
+                    | TunnResult::WriteToTunnelV6(..),
+                ) => return Initiator::Nobody(Count::Protocol),
+            }
+        }
+        Initiator::Nobody(Count::BadMac)
+    }
+
+    fn link_of(&self, receiver: u32) -> Option<(u32, Age)> {
+        let index = *self.sessions.get(&(receiver >> 8))?;
+        Some((index, self.peer(index)?.age_of(receiver >> 8)?))
+    }
+}
+
+/// What an initiation told.
+enum Initiator {
+    /// It is for this of our keys, from that peer.
+    Key(Age, WgKey),
+    /// Too many come: this is to be sent instead of an answer.
+    Cookie([u8; COOKIE]),
+    /// It is for none of our keys, or broken.
+    Nobody(Count),
+}
+
+fn open(age: Age, own: &OwnKey, packet: &Packet<'_>) -> Initiator {
+    let Packet::HandshakeInit(initiation) = packet else {
+        return Initiator::Nobody(Count::Protocol);
+    };
+    match parse_handshake_anon(&own.secret, &own.public_key(), initiation) {
+        Ok(half) => Initiator::Key(age, WgKey(half.peer_static_public)),
+        Err(error) => Initiator::Nobody(reason(&error)),
+    }
+}

@@ -1,0 +1,136 @@
+//! The TUN device, with a `vnet_hdr` before every packet.
+//!
+//! Made by hand rather than by a crate: the ones there are cut and merge on their own, by copying, into buffers
+//! of their own shape.
+#![expect(unsafe_code, reason = "a TUN device is made by ioctl")]
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, IoSlice, Read as _, Write as _};
+use std::mem;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::fs::OpenOptionsExt as _;
+
+use socket2::{Domain, Socket, Type};
+
+use crate::engine::Offload;
+
+const IFF_TUN: libc::c_short = 0x0001;
+const IFF_NO_PI: libc::c_short = 0x1000;
+const IFF_VNET_HDR: libc::c_short = 0x4000;
+/// Never attach to a device that somebody else made.
+const IFF_TUN_EXCL: libc::c_short = i16::MIN;
+
+const TUNSETIFF: libc::c_ulong = 0x4004_54ca;
+const TUNSETOFFLOAD: libc::c_ulong = 0x4004_54d0;
+
+const TUN_F_CSUM: libc::c_ulong = 0x01;
+const TUN_F_TSO: libc::c_ulong = 0x02 | 0x04;
+const TUN_F_USO: libc::c_ulong = 0x20 | 0x40;
+
+/// An open TUN device; it disappears when dropped.
+#[derive(Debug)]
+pub(crate) struct Tun {
+    file: File,
+    /// TCP super-packets may be written.
+    pub tcp: bool,
+    /// UDP super-packets may be written.
+    pub udp: bool,
+}
+
+impl Tun {
+    /// Makes the device, down and without addresses.
+    pub fn create(name: &str, mtu: u16, offload: Offload) -> io::Result<Self> {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(libc::O_NONBLOCK)
+            .open("/dev/net/tun")?;
+        let mut request = request(name)?;
+        request.ifr_ifru.ifru_flags = IFF_TUN | IFF_NO_PI | IFF_VNET_HDR | IFF_TUN_EXCL;
+        // SAFETY: the descriptor is open, and the kernel reads and writes one ifreq, which is what this is.
+        check(unsafe { libc::ioctl(file.as_raw_fd(), TUNSETIFF, &raw mut request) })?;
+        set_mtu(name, mtu)?;
+        let mut tun = Self {
+            file,
+            tcp: offload.tun_tcp,
+            udp: offload.tun_udp,
+        };
+        tun.set_offload()?;
+        Ok(tun)
+    }
+
+    /// Asks for the offloads; what the kernel does not know (USO before Linux 6.2) is done without.
+    fn set_offload(&mut self) -> io::Result<()> {
+        let asked = |tcp: bool, udp: bool| {
+            let tso = if tcp { TUN_F_TSO } else { 0 };
+            let uso = if udp { TUN_F_USO } else { 0 };
+            if tso | uso == 0 {
+                0
+            } else {
+                TUN_F_CSUM | tso | uso
+            }
+        };
+        for (tcp, udp) in [(self.tcp, self.udp), (self.tcp, false), (false, false)] {
+            // SAFETY: the descriptor is open, and the argument is a number, not a pointer.
+            let result = check(unsafe {
+                libc::ioctl(self.file.as_raw_fd(), TUNSETOFFLOAD, asked(tcp, udp))
+            });
+            match result {
+                Ok(()) => {
+                    (self.tcp, self.udp) = (tcp, udp);
+                    return Ok(());
+                }
+                Err(error) if !tcp && !udp => return Err(error),
+                Err(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads one packet or super-packet and its `vnet_hdr`.
+    pub fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        (&self.file).read(buffer)
+    }
+
+    /// Writes one packet or super-packet, `vnet_hdr` first.
+    pub fn write(&self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
+        (&self.file).write_vectored(parts)
+    }
+}
+
+impl AsFd for Tun {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+fn request(name: &str) -> io::Result<libc::ifreq> {
+    // SAFETY: ifreq is plain data, for which all zeros are valid.
+    let mut request: libc::ifreq = unsafe { mem::zeroed() };
+    if name.is_empty() || name.len() >= request.ifr_name.len() || !name.is_ascii() {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "an interface name has 1 to 15 ASCII characters",
+        ));
+    }
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from as libc::c_char;
+    }
+    Ok(request)
+}
+
+fn set_mtu(name: &str, mtu: u16) -> io::Result<()> {
+    let socket = Socket::new(Domain::IPV4, Type::DGRAM, None)?;
+    let mut request = request(name)?;
+    request.ifr_ifru.ifru_mtu = libc::c_int::from(mtu);
+    // SAFETY: the descriptor is open, and the kernel reads one ifreq, which is what this is.
+    check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFMTU, &raw const request) })
+}
+
+fn check(result: libc::c_int) -> io::Result<()> {
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}

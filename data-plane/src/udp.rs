@@ -1,0 +1,379 @@
+//! The UDP port: one socket a family, both on the same port.
+#![expect(unsafe_code, reason = "two socket options have no safe wrapper")]
+
+use std::collections::BTreeMap;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{self, ControlMessage, MsgFlags, SockaddrStorage, setsockopt, sockopt};
+use quinn_udp::{RecvMeta, Transmit, UdpSocketState};
+use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::counters::{Count, Counters};
+use crate::engine::EngineError;
+use crate::outbox::{Destination, Message, Outbox};
+
+/// Socket buffers, bytes: a few turns of 256 KiB each way, and bursts while the worker sleeps.
+const BUFFER: usize = 4 * 1024 * 1024;
+/// How long a full socket buffer may hold the worker before the message is dropped.
+const BUSY_WAIT_MS: u16 = 5;
+/// How long no segmentation offload is tried towards a path that refused it.
+const PLAIN_FOR: Duration = Duration::from_secs(60);
+/// Most such paths remembered.
+const PLAIN_MAX: usize = 1024;
+
+struct Family {
+    socket: UdpSocket,
+    state: UdpSocketState,
+}
+
+/// The bound port.
+pub(crate) struct Sockets {
+    port: u16,
+    v4: Family,
+    v6: Option<Family>,
+    segment: AtomicBool,
+}
+
+impl Sockets {
+    /// Binds both families; 0 takes a port that is free in both. Without IPv6 there is only one socket.
+    pub fn bind(
+        port: u16,
+        fwmark: u32,
+        segment: bool,
+        coalesce: bool,
+    ) -> Result<Self, EngineError> {
+        let failed = |source: io::Error| {
+            if source.kind() == io::ErrorKind::AddrInUse {
+                EngineError::PortInUse(port)
+            } else {
+                EngineError::Udp { port, source }
+            }
+        };
+        let mut tries = if port == 0 { 16 } else { 1 };
+        loop {
+            tries -= 1;
+            let v4 = Family::bind(Domain::IPV4, port, fwmark, coalesce).map_err(failed)?;
+            let got = v4.socket.local_addr().map_err(failed)?.port();
+            let v6 = match Family::bind(Domain::IPV6, got, fwmark, coalesce) {
+                Ok(family) => Some(family),
+                Err(error) if no_ipv6(&error) => None,
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse && tries > 0 => continue,
+                Err(error) => return Err(failed(error)),
+            };
+            return Ok(Self {
+                port: got,
+                v4,
+                v6,
+                segment: AtomicBool::new(segment),
+            });
+        }
+    }
+
+    /// The port.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The sockets, IPv4 first.
+    pub fn fds(&self) -> [Option<BorrowedFd<'_>>; 2] {
+        let v6 = self.v6.as_ref().map(|family| family.socket.as_fd());
+        [Some(self.v4.socket.as_fd()), v6]
+    }
+
+    /// Marks all datagrams sent from now on.
+    pub fn set_mark(&self, fwmark: u32) -> io::Result<()> {
+        for family in [Some(&self.v4), self.v6.as_ref()].into_iter().flatten() {
+            socket2::SockRef::from(&family.socket).set_mark(fwmark)?;
+        }
+        Ok(())
+    }
+
+    /// Receives what is there, several datagrams a buffer where the kernel coalesced them.
+    pub fn receive(
+        &self,
+        v6: bool,
+        buffers: &mut [IoSliceMut<'_>],
+        meta: &mut [RecvMeta],
+    ) -> io::Result<usize> {
+        let family = if v6 { self.v6.as_ref() } else { Some(&self.v4) };
+        let family = family.ok_or(io::ErrorKind::WouldBlock)?;
+        family.state.recv((&family.socket).into(), buffers, meta)
+    }
+
+    fn family(&self, remote: SocketAddr) -> io::Result<&Family> {
+        if remote.is_ipv4() {
+            Ok(&self.v4)
+        } else {
+            self.v6.as_ref().ok_or_else(|| {
+                io::Error::new(
+                    io::ErrorKind::Unsupported,
+                    "this host has no IPv6, so nothing can be sent to an IPv6 address",
+                )
+            })
+        }
+    }
+
+    /// Sends one datagram from any thread.
+    pub fn send_control(
+        &self,
+        source: Option<IpAddr>,
+        destination: SocketAddr,
+        ttl: Option<u8>,
+        bytes: &[u8],
+    ) -> io::Result<()> {
+        let family = self.family(destination)?;
+        if source.is_some_and(|source| source.is_ipv4() != destination.is_ipv4()) {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "source and destination are of different address families",
+            ));
+        }
+        let ttl = ttl.map(libc::c_int::from);
+        let info4 = |ip: Ipv4Addr| libc::in_pktinfo {
+            ipi_ifindex: 0,
+            ipi_spec_dst: libc::in_addr {
+                s_addr: u32::from_ne_bytes(ip.octets()),
+            },
+            ipi_addr: libc::in_addr { s_addr: 0 },
+        };
+        let info6 = |ip: Ipv6Addr| libc::in6_pktinfo {
+            ipi6_addr: libc::in6_addr {
+                s6_addr: ip.octets(),
+            },
+            ipi6_ifindex: 0,
+        };
+        let (v4, v6) = match source {
+            Some(IpAddr::V4(ip)) => (Some(info4(ip)), None),
+            Some(IpAddr::V6(ip)) => (None, Some(info6(ip))),
+            None => (None, None),
+        };
+        let mut options = Vec::with_capacity(2);
+        options.extend(v4.as_ref().map(ControlMessage::Ipv4PacketInfo));
+        options.extend(v6.as_ref().map(ControlMessage::Ipv6PacketInfo));
+        options.extend(ttl.as_ref().map(|ttl| {
+            if destination.is_ipv4() {
+                ControlMessage::Ipv4Ttl(ttl)
+            } else {
+                ControlMessage::Ipv6HopLimit(ttl)
+            }
+        }));
+        socket::sendmsg(
+            family.socket.as_raw_fd(),
+            &[IoSlice::new(bytes)],
+            &options,
+            MsgFlags::MSG_DONTWAIT,
+            Some(&SockaddrStorage::from(destination)),
+        )?;
+        Ok(())
+    }
+}
+
+impl Family {
+    fn bind(domain: Domain, port: u16, fwmark: u32, coalesce: bool) -> io::Result<Self> {
+        let socket = Socket::new(domain, Type::DGRAM, Some(Protocol::UDP))?;
+        let v6 = domain == Domain::IPV6;
+        let any = if v6 {
+            socket.set_only_v6(true)?;
+            IpAddr::V6(Ipv6Addr::UNSPECIFIED)
+        } else {
+            IpAddr::V4(Ipv4Addr::UNSPECIFIED)
+        };
+        if fwmark != 0 {
+            socket.set_mark(fwmark)?;
+        }
+        // Beyond the system's limit only with CAP_NET_ADMIN; smaller buffers lose packets in bursts, no more.
+        if setsockopt(&socket, sockopt::RcvBufForce, &BUFFER).is_err() {
+            let _ = socket.set_recv_buffer_size(BUFFER);
+        }
+        if setsockopt(&socket, sockopt::SndBufForce, &BUFFER).is_err() {
+            let _ = socket.set_send_buffer_size(BUFFER);
+        }
+        socket.bind(&SocketAddr::new(any, port).into())?;
+        let socket = UdpSocket::from(socket);
+        let state = UdpSocketState::new((&socket).into())?;
+        if !coalesce {
+            let _ = setsockopt(&socket, sockopt::UdpGroSegment, &false);
+        }
+        let_fragment(&socket, v6)?;
+        Ok(Self { socket, state })
+    }
+
+    fn send(&self, to: Destination, bytes: &[u8], segment: Option<usize>) -> io::Result<()> {
+        let transmit = Transmit {
+            destination: to.remote,
+            ecn: None,
+            contents: bytes,
+            segment_size: segment,
+            src_ip: to.local,
+        };
+        match self.state.try_send((&self.socket).into(), &transmit) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                let mut fds = [PollFd::new(self.socket.as_fd(), PollFlags::POLLOUT)];
+                poll(&mut fds, PollTimeout::from(BUSY_WAIT_MS))?;
+                self.state.try_send((&self.socket).into(), &transmit)
+            }
+            result => result,
+        }
+    }
+}
+
+fn no_ipv6(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL | libc::EPROTONOSUPPORT)
+    )
+}
+
+/// Undoes quinn-udp's ban on fragments: like the kernel's WireGuard, a datagram too large for the path is
+/// fragmented, because the sender of the inner packet never learns the outer path's MTU.
+fn let_fragment(socket: &UdpSocket, v6: bool) -> io::Result<()> {
+    let (level, name) = if v6 {
+        setsockopt(socket, sockopt::Ipv6DontFrag, &false)?;
+        (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER)
+    } else {
+        (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER)
+    };
+    // 0 is IP_PMTUDISC_DONT and IPV6_PMTUDISC_DONT.
+    let value: libc::c_int = 0;
+    // SAFETY: the descriptor is open for the call's length, and the pointer is to an int of the stated size.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            level,
+            name,
+            (&raw const value).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// Sends an outbox, and remembers which paths refuse segmentation offload.
+#[derive(Debug, Default)]
+pub(crate) struct Sender {
+    plain: BTreeMap<SocketAddr, Instant>,
+}
+
+impl Sender {
+    /// Sends all messages and clears the outbox. `lost` is told of local addresses that are gone.
+    pub fn flush(
+        &mut self,
+        sockets: &Sockets,
+        out: &mut Outbox,
+        now: Instant,
+        counters: &Counters,
+        mut lost: impl FnMut(Destination),
+    ) {
+        for message in out.messages() {
+            let Ok(family) = sockets.family(message.to.remote) else {
+                counters.add(Count::UdpRefused, message.count as u64);
+                continue;
+            };
+            if self.send(sockets, family, message, now, counters) {
+                lost(message.to);
+            }
+        }
+        out.clear();
+    }
+
+    /// Says whether the local address of the message is gone.
+    fn send(
+        &mut self,
+        sockets: &Sockets,
+        family: &Family,
+        message: &Message,
+        now: Instant,
+        counters: &Counters,
+    ) -> bool {
+        let count = message.count as u64;
+        let mut to = message.to;
+        let mut gone = false;
+        if message.count > 1 && self.may_segment(sockets, to.remote, now) {
+            let segment = Some(message.segment);
+            let mut result = family.send(to, message.bytes(), segment);
+            if to.local.is_some() && result.as_ref().is_err_and(bad_source) {
+                let anywhere = Destination { local: None, ..to };
+                let again = family.send(anywhere, message.bytes(), segment);
+                if again.is_ok() {
+                    gone = true;
+                    to = anywhere;
+                    result = again;
+                }
+            }
+            counters.add(Count::UdpSends, 1);
+            match result {
+                Ok(()) => {
+                    counters.add(Count::UdpSent, count);
+                    return gone;
+                }
+                Err(error) if segmentation_refused(&error) => {
+                    counters.add(Count::UdpUnsegmented, 1);
+                    if error.raw_os_error() == Some(libc::EIO) {
+                        sockets.segment.store(false, Ordering::Relaxed);
+                    } else {
+                        if self.plain.len() >= PLAIN_MAX {
+                            self.plain.clear();
+                        }
+                        self.plain.insert(to.remote, now + PLAIN_FOR);
+                    }
+                }
+                Err(error) => {
+                    counters.add(refusal(&error), count);
+                    return gone;
+                }
+            }
+        }
+        for datagram in message.datagrams() {
+            let mut result = family.send(to, datagram, None);
+            if to.local.is_some() && result.as_ref().is_err_and(bad_source) {
+                to.local = None;
+                gone = true;
+                result = family.send(to, datagram, None);
+            }
+            counters.add(Count::UdpSends, 1);
+            match result {
+                Ok(()) => counters.add(Count::UdpSent, 1),
+                Err(error) => counters.add(refusal(&error), 1),
+            }
+        }
+        gone
+    }
+
+    fn may_segment(&mut self, sockets: &Sockets, remote: SocketAddr, now: Instant) -> bool {
+        if self.plain.get(&remote).is_some_and(|until| *until <= now) {
+            self.plain.remove(&remote);
+        }
+        sockets.segment.load(Ordering::Relaxed) && !self.plain.contains_key(&remote)
+    }
+}
+
+fn bad_source(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EINVAL | libc::EADDRNOTAVAIL)
+    )
+}
+
+/// EMSGSIZE (before Linux 6.14 EINVAL): a segment is longer than the path's MTU. EIO: the device cannot.
+fn segmentation_refused(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EMSGSIZE | libc::EINVAL | libc::EIO)
+    )
+}
+
+fn refusal(error: &io::Error) -> Count {
+    match error.raw_os_error() {
+        Some(libc::EAGAIN | libc::ENOBUFS) => Count::UdpBusy,
+        Some(_) | None => Count::UdpRefused,
+    }
+}
