@@ -1,5 +1,4 @@
 //! Two or more cores joined in memory: what one sends the other receives at once.
-#![allow(dead_code, reason = "each test file uses its part")]
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -34,7 +33,10 @@ pub fn plan(key: &WgSecret) -> TunnelPlan {
 pub fn peer(ranges: &[&str], endpoint: Option<SocketAddr>) -> TunnelPeer {
     TunnelPeer {
         endpoint,
-        allowed_ips: ranges.iter().map(|range| range.parse().unwrap()).collect(),
+        allowed_ips: ranges
+            .iter()
+            .map(|range| range.parse().expect("a prefix"))
+            .collect(),
         ..TunnelPeer::default()
     }
 }
@@ -59,7 +61,7 @@ impl Node {
         Self {
             core: Core::new(MTU, counters.clone()),
             plan: plan(key),
-            address: address.parse().unwrap(),
+            address: address.parse().expect("an address"),
             counters,
             out: Outbox::new(),
             inbox: Inbox::new(false, false),
@@ -143,14 +145,18 @@ pub fn packet(source: &str, destination: &str, len: usize, filling: u8) -> Vec<u
     packet[2..4].copy_from_slice(&(len as u16).to_be_bytes());
     packet[8] = 64;
     packet[9] = 253;
-    let ip = |text: &str| text.parse::<std::net::Ipv4Addr>().unwrap().octets();
+    let ip = |text: &str| {
+        text.parse::<std::net::Ipv4Addr>()
+            .expect("an address")
+            .octets()
+    };
     packet[12..16].copy_from_slice(&ip(source));
     packet[16..20].copy_from_slice(&ip(destination));
     packet
 }
 
 /// The start of a test's time.
-#[allow(clippy::disallowed_methods, reason = "tests start somewhere")]
+#[expect(clippy::disallowed_methods, reason = "tests start somewhere")]
 pub fn start() -> Instant {
     Instant::now()
 }
