@@ -74,6 +74,10 @@ pub struct Path {
 }
 
 /// Something the owner must do or know.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "events are few and taken out one by one"
+)]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
     /// [`crate::Traversal::path`] of this peer changed.

@@ -1,4 +1,55 @@
-//! How two nodes reach each other through whatever lies between
+//! How two nodes reach each other through whatever lies between: a pure state machine.
+//!
+//! # The algorithm
+//!
+//! One [`Traversal`] per node; inside it one path agent per peer, what all agents share (keys, epoch,
+//! budgets, the own NAT), the STUN servers, joins under way.
+//!
+//! **Probes** are STUN Binding requests (RFC 8489) under a key that two WireGuard keys share. Whoever holds
+//! that key may ask and is answered; everybody else hears nothing. Every answer says under which address
+//! the request arrived, so every peer is a STUN server for its peers. A transaction id is an epoch that
+//! rises with every start and a sequence; a receiver takes each once (RFC 6479), and answers an earlier
+//! epoch with error 438 whose DATA is the highest epoch seen, four bytes: a node whose disk and clock fell
+//! back goes above it ([`Event::EpochRaised`]).
+//!
+//! **Getting connected.** Each candidate address of a peer gets a burst of seven probes in 640 ms; those
+//! that ever answered are tried on, ever more slowly. A probe that arrives from an unknown address makes
+//! that a candidate and is probed back at once. Two NATs that filter open to each other when both sides
+//! send: [`Event::Signal`] carries CallMe with fresh candidates through any node that reaches both; its
+//! receiver probes at once and answers with its own. Where nothing connects the two, both burst in the
+//! same three seconds of every thirty, by the wall clock.
+//!
+//! **Choosing.** The first address that answers is used at once, by either side. The side with the lower
+//! idx is the controlling one: it tells the other by PathReady in the DATA of a probe on the path itself,
+//! the other follows and says Ack in the answer. Later changes are the controlling side's alone, by tier
+//! ([`PathKind`]), then round trip time, with hysteresis. An address is followed only after it answered a
+//! probe, because integrity does not cover addresses.
+//!
+//! **Keeping.** A heartbeat of 2 s while the tunnel is active, else a keepalive of 20 to 25 s. Silence makes
+//! a path suspect: three fast probes; when the first brings nothing, all other addresses get bursts, the
+//! own reflexive address is asked of two other peers, and the peer is called. Without an answer the path
+//! is gone, and what answered meanwhile takes its place. A changed host address, and a wake-up much later
+//! than asked for (the machine slept), make every path suspect at once.
+//!
+//! **The own NAT** is judged from what others see: mapping from two remotes or two ports of one (answers
+//! name the peer's alternate port in OTHER-ADDRESS), filtering by asking a peer to answer from its
+//! alternate port (CHANGE-REQUEST). A reflexive address counts when a peer confirms it, when two servers
+//! agree, or when the only configured server is all there is to ask.
+//!
+//! # Invariants
+//!
+//! - An address that never answered gets 7 packets per announcement or call (calls are limited to 6 and
+//!   one more in 10 s), 3 per wall-clock slot, 20 a second together with all others at its IP address; all
+//!   of them together get 500 a second. At most 24 addresses per peer are tried.
+//! - A datagram causes at most one answer, to its source, and none to unknown senders.
+//! - [`Traversal::poll_timeout`] is later than the `now` of the last [`Traversal::handle_timeout`].
+//! - Equal seeds and equal inputs give equal outputs.
+//!
+//! # What differs from ICE (RFC 8445)
+//!
+//! There are no candidate pairs: one socket sends to remote addresses and the host routes. Roles follow from
+//! keys, so there are no role conflicts. Nomination (PathReady) may change at any time, and either side
+//! starts to use what works before it is nominated.
 
 #![forbid(unsafe_code)]
 

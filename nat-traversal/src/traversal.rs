@@ -273,6 +273,10 @@ impl Traversal {
     /// Sends a sealed Join to a member and repeats it at 100, 300, 700, 1500, 3100 and 6300 ms until it is
     /// answered ([`Event::JoinAnswer`]) or 10 s have passed, after which it is forgotten. Gives the
     /// transaction id.
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "callers have no use for the sealed bytes afterwards"
+    )]
     pub fn send_join(
         &mut self,
         ticket: TicketId,
@@ -289,6 +293,10 @@ impl Traversal {
 
     /// The datagram that answers a join request, to be sent to `request.remote` from [`mesh_types::SocketId::Main`].
     /// Empty where `sealed` is longer than [`mesh_types::consts::MESSAGE_MAX_EARLY`] by far.
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "callers have no use for the sealed bytes afterwards"
+    )]
     pub fn answer_join(
         &mut self,
         request: &JoinRequest,

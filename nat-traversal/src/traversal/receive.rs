@@ -91,7 +91,7 @@ impl Traversal {
             Verdict::Fresh => {}
             Verdict::Replayed => return Err("refused-replay"),
             Verdict::OldEpoch(highest) => {
-                self.respond(arrival, header, &password, Reply::Stale(highest));
+                self.respond(arrival, header, &password, &Reply::Stale(highest));
                 return Err("refused-epoch-old");
             }
         }
@@ -112,7 +112,7 @@ impl Traversal {
             other: self.node.other_address(local),
             change_port: message.change_port,
         };
-        self.respond(arrival, header, &password, reply);
+        self.respond(arrival, header, &password, &reply);
         Ok(())
     }
 
@@ -130,14 +130,14 @@ impl Traversal {
         Ok(())
     }
 
-    fn respond(&mut self, arrival: Arrival, header: Header, password: &Password, reply: Reply) {
+    fn respond(&mut self, arrival: Arrival, header: Header, password: &Password, reply: &Reply) {
         let mut outgoing = Outgoing {
             transaction: header.transaction,
             password: Some(password),
             ..Outgoing::default()
         };
         let source = Some(arrival.local.ip()).filter(|ip| !ip.is_unspecified());
-        let (socket, bytes) = match &reply {
+        let (socket, bytes) = match reply {
             Reply::Stale(highest) => {
                 let highest = highest.to_be_bytes();
                 outgoing.error = Some(STALE_EPOCH);
