@@ -114,7 +114,8 @@ impl Directory {
 
     /// Replaces the ranges this node carries itself by configuration (routes; addresses as /32 and /128);
     /// those of its membership are known anyway. No member may claim any part of them; a `[[peer]]` entry
-    /// only a smaller part.
+    /// only a smaller part. A range that a plain `[[peer]]` entry carries exactly, and this node on its behalf, is to be
+    /// left out.
     pub fn set_own_ranges(&mut self, ranges: Vec<IpNet>, now: Now) {
         self.records.own_ranges = ranges;
         self.redecide(now);

@@ -164,9 +164,11 @@ impl View {
                 continue;
             };
             for net in &entry.allowed_ips {
+                // A plain device's range may be one that this node carries on the device's behalf.
+                let lent = entry.plain && carried_for_others(records, net);
                 let refused = if net.prefix_len() == 0 {
                     Some(Reason::Range)
-                } else if own.iter().any(|own| net.contains(own)) {
+                } else if own.iter().any(|own| net.contains(own)) && !lent {
                     Some(Reason::OwnRange)
                 } else {
                     None
@@ -249,6 +251,16 @@ impl View {
             });
         }
     }
+}
+
+/// Is it exactly a range of this node's membership, and neither an address of its own nor, by the file, its
+/// own range?
+fn carried_for_others(records: &Records, net: &IpNet) -> bool {
+    records.own_member().is_some_and(|member| {
+        let record = member.signed.record();
+        let address = record.ipv4.map(|ip| IpNet::from(std::net::IpAddr::V4(ip)));
+        record.ranges.contains(net) && address != Some(*net) && !records.own_ranges.contains(net)
+    })
 }
 
 /// This node's own ranges: by configuration, by membership, and its overlay IPv6 address.
