@@ -17,8 +17,8 @@ use crate::snapshot::PeerState;
 const GREET_WITHIN: Duration = Duration::from_millis(200);
 
 impl Overlay {
-    pub(crate) fn handle_directory(&mut self, event: peer_discovery::Event, now: Now) {
-        match event {
+    pub(crate) fn handle_directory(&mut self, event: &peer_discovery::Event, now: Now) {
+        match *event {
             peer_discovery::Event::Changed(id) => self.peer_changed(id, now),
             peer_discovery::Event::Removed(id) => {
                 let record = self.peers.remove(&id);
@@ -319,13 +319,14 @@ impl Overlay {
             let mut entries = self.config.peers.iter();
             entries.any(|entry| entry.plain && entry.allowed_ips.contains(net))
         };
+        let routes = self.config.routes.iter().map(IpNet::trunc);
+        let routes = routes.filter(|net| !plain(net));
         let own = self
             .config
             .addresses
             .iter()
             .map(|net| host_prefix(net.addr()))
-            .chain(self.config.routes.iter().map(IpNet::trunc))
-            .filter(|net| !plain(net))
+            .chain(routes)
             .collect();
         self.directory.set_own_ranges(own, now);
     }

@@ -55,7 +55,7 @@ impl Overlay {
                 routes,
                 lifetime,
             } => self
-                .invite(&random, routes, lifetime, now)
+                .invite(&random, &routes, lifetime, now)
                 .map(|token| Some(Reply::Token(token))),
             Command::Join { token } => self.join(id, *token, now).map(|()| None),
             Command::Revoke { node } => self.revoke(id, &node, now).map(|()| None),

@@ -327,7 +327,7 @@ impl Overlay {
             let mut quiet = true;
             while let Some(event) = self.directory.poll_event() {
                 quiet = false;
-                self.handle_directory(event, now);
+                self.handle_directory(&event, now);
             }
             while let Some(event) = self.traversal.poll_event() {
                 quiet = false;

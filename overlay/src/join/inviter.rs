@@ -32,7 +32,7 @@ impl Overlay {
     pub(crate) fn invite(
         &mut self,
         random: &[u8; 24],
-        routes: Vec<IpNet>,
+        routes: &[IpNet],
         lifetime: Duration,
         now: Now,
     ) -> Result<Token, String> {

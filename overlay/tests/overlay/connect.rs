@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use mesh_types::command::{Command, Reload};
 use mesh_types::message::Hello;
+use mesh_types::report::Answer;
 use mesh_types::{Message, State};
 use overlay::{Config, Event, Reply};
 
@@ -210,4 +211,40 @@ fn an_idle_pair_is_quiet() {
     world.run(Duration::from_secs(120));
     let after = world.machine(1).plan.generation;
     assert!(after - before <= 2, "{} plans", after - before);
+}
+
+#[test]
+fn a_stun_server_by_name_is_looked_up_and_a_private_answer_refused() {
+    let mut world = Net::new();
+    let name = "stun.example.org:3478";
+    let named = Config {
+        stun: vec![name.to_owned(), "198.51.100.7:3478".to_owned()],
+        ..config(1)
+    };
+    world.start(1, identity(1), named, State::default());
+    let asked = |event: &Event| matches!(event, Event::Resolve { name: asked } if asked == name);
+    assert!(world.machine(1).events.iter().any(asked));
+    let now = world.now;
+    let answer = |addresses: &[&str]| Answer::Resolved {
+        name: name.to_owned(),
+        addresses: addresses
+            .iter()
+            .map(|a| a.parse().expect("address"))
+            .collect(),
+    };
+    let overlay = &mut world.machine(1).overlay;
+    overlay.handle_answer(answer(&["10.0.0.1:3478", "127.0.0.1:3478"]), now);
+    assert!(world.findings(1).contains(&"stun-unresolved".to_owned()));
+    world.machine(1).events.clear();
+    world.run(Duration::from_secs(61));
+    assert!(world.machine(1).events.iter().any(asked), "asked again");
+    let now = world.now;
+    let overlay = &mut world.machine(1).overlay;
+    overlay.handle_answer(answer(&["198.51.100.8:3478"]), now);
+    assert!(!world.findings(1).contains(&"stun-unresolved".to_owned()));
+    let Reply::Netcheck(netcheck) = world.command(1, Command::Netcheck).expect("netcheck") else {
+        panic!("not a netcheck");
+    };
+    assert_eq!(netcheck.stun.len(), 2);
+    assert!(!netcheck.endpoints.is_empty());
 }

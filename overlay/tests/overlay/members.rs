@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use mesh_types::State;
 use mesh_types::command::Command;
-use overlay::{Event, PeerState, Reply};
+use overlay::{Config, Event, PeerState, Reply};
 
-use crate::net::{Net, config, founder, founder_state, identity, net};
+use crate::net::{Net, config, entry, founder, founder_state, identity, net};
 
 fn mesh_of_three() -> Net {
     let mut world = Net::with_authority();
@@ -125,4 +125,59 @@ fn memberships_with_a_lifetime_are_renewed_at_half() {
     assert!(end(&mut world) >= before + 1700);
     let peer = world.peer(2, "node-1").expect("still a peer");
     assert_eq!(peer.state, PeerState::Idle, "{}", peer.reason);
+}
+
+#[test]
+fn a_phone_is_reached_by_all_through_the_node_that_lists_it() {
+    let mut world = Net::new();
+    let mut phone = entry(9);
+    phone.name = Some("phone".to_owned());
+    phone.plain = true;
+    phone.endpoints.clear();
+    phone.allowed_ips = vec![net("10.77.0.50/32")];
+    let lists = Config {
+        routes: vec![net("10.77.0.50/32")],
+        peers: vec![phone],
+        ..config(1)
+    };
+    world.start(1, founder(), lists, founder_state());
+    world.run(Duration::from_secs(2));
+    world.invite_and_join(2).expect("joined");
+    world.run(Duration::from_secs(4));
+    let ranges = |world: &Net, n: u8, key| {
+        world.machines[&n].plan.tunnel.peers[&key]
+            .allowed_ips
+            .clone()
+    };
+    let phone = ranges(&world, 1, identity(9).key.public());
+    assert!(
+        phone.contains(&net("10.77.0.50/32")),
+        "{:?}",
+        world.findings(1)
+    );
+    let carrier = ranges(&world, 2, identity(1).key.public());
+    assert!(carrier.contains(&net("10.77.0.50/32")), "{carrier:?}");
+}
+
+#[test]
+fn a_neighbour_passes_calls_on_between_members_that_have_lost_each_other() {
+    let mut world = mesh_of_three();
+    world.cut = vec![(2, 3)];
+    world.run(Duration::from_secs(60));
+    assert!(!world.is_direct(2, "node-3"));
+    assert!(world.findings(2).contains(&"no-path".to_owned()));
+    let down = |event: &Event| matches!(event, Event::PeerDown { name, .. } if name == "node-3");
+    assert!(world.machine(2).events.iter().any(down));
+    assert!(world.counter(1, "forwarded") > 0);
+    let plan = &world.machines[&2].plan;
+    let ranges = &plan.tunnel.peers[&identity(3).key.public()].allowed_ips;
+    assert!(ranges.contains(&net("10.77.0.3/32")), "it stays a peer");
+
+    world.cut.clear();
+    world.run(Duration::from_secs(35));
+    assert!(
+        world.is_direct(2, "node-3"),
+        "{:?}",
+        world.peer(2, "node-3")
+    );
 }

@@ -119,6 +119,8 @@ pub struct Net {
     pub now: Now,
     pub machines: BTreeMap<u8, Machine>,
     parcels: BTreeMap<(Instant, u64), Parcel>,
+    /// Pairs of machines between which nothing passes outside.
+    pub cut: Vec<(u8, u8)>,
     sequence: u64,
     next_command: CommandId,
 }
@@ -134,6 +136,7 @@ impl Net {
             now: Now { mono, unix: EPOCH },
             machines: BTreeMap::new(),
             parcels: BTreeMap::new(),
+            cut: Vec::new(),
             sequence: 0,
             next_command: 0,
         }
@@ -196,18 +199,18 @@ impl Net {
             routes,
             lifetime: Duration::from_secs(3600),
         };
-        match self.command(1, invite)? {
-            Reply::Token(token) => Ok(token),
-            other => panic!("not a token: {other:?}"),
-        }
+        let Reply::Token(token) = self.command(1, invite)? else {
+            panic!("not a token");
+        };
+        Ok(token)
     }
 
     pub fn join(&mut self, n: u8, token: Token) -> Result<String, String> {
         let token = Box::new(token);
-        match self.command(n, Command::Join { token })? {
-            Reply::Done(done) => Ok(done),
-            other => panic!("not done: {other:?}"),
-        }
+        let Reply::Done(done) = self.command(n, Command::Join { token })? else {
+            panic!("not done");
+        };
+        Ok(done)
     }
 
     /// Gives a command and waits up to 12 s for its reply.
@@ -335,7 +338,13 @@ impl Net {
                     Event::Reply { id, reply } => {
                         machine.replies.insert(id, reply);
                     }
-                    other => machine.events.push(other),
+                    other @ (Event::Resolve { .. }
+                    | Event::NextKey { .. }
+                    | Event::KeyRotated { .. }
+                    | Event::Joined { .. }
+                    | Event::Revoked
+                    | Event::PeerUp { .. }
+                    | Event::PeerDown { .. }) => machine.events.push(other),
                 }
             }
             let plan = machine.overlay.host_plan();
@@ -451,6 +460,7 @@ impl Net {
     fn deliver(&mut self, parcel: Parcel) {
         let now = self.now;
         match parcel {
+            Parcel::Outer { to, from, .. } if self.is_cut(from.ip(), to.ip()) => {}
             Parcel::Outer { to, from, bytes } => {
                 let found = self.machines.iter_mut().find_map(|(n, m)| {
                     let here = m.up && m.address == to.ip();
@@ -516,6 +526,13 @@ impl Net {
         }
     }
 
+    fn is_cut(&self, one: IpAddr, other: IpAddr) -> bool {
+        self.cut.iter().any(|(a, b)| {
+            let ends = (address(*a), address(*b));
+            ends == (one, other) || ends == (other, one)
+        })
+    }
+
     /// Finds or makes a session from machine `n` towards a key; gives the other machine and the key it knows
     /// the sender by.
     fn session(&mut self, n: u8, peer: WgKey) -> Option<(u8, WgKey)> {
@@ -526,6 +543,10 @@ impl Net {
         }
         let endpoint = *sender.learned.get(&peer)?;
         let source = SocketAddr::new(sender.address, sender.plan.tunnel.listen_port);
+        if self.is_cut(source.ip(), endpoint.ip()) {
+            return None;
+        }
+        let sender = self.machine(n);
         let keys = [
             Some(sender.plan.tunnel.key.public()),
             sender
