@@ -1,0 +1,637 @@
+//! The agent: one event loop that owns the core and every adapter around it.
+//!
+//! Sockets, the engine, the kernel's notices, the control socket and signals each put [`Event`]s into one
+//! queue; the loop takes one, lets the core handle it, then drains the core: events first, then transmits,
+//! so that what must be on disk is there before anything that depends on it leaves. The desired host state
+//! is converged when it changed, when the kernel says something changed, and every [`CONVERGE_EVERY`].
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use data_plane::{Offload, Settings};
+use host_network::{Change, Host};
+use mesh_types::address::derived_port;
+use mesh_types::command::CommandId;
+use mesh_types::report::Backend;
+use mesh_types::{Applied, IdentitySecret, SocketId, consts};
+use overlay::{Finding, Identity, Overlay, Severity};
+use tokio::sync::mpsc;
+use tracing::{debug, error, info, warn};
+
+use crate::cli::{AgentArgs, Global, LogFormat};
+use crate::config::Config;
+
+pub mod clock;
+mod commands;
+pub mod control;
+pub mod sockets;
+pub mod state;
+pub mod status;
+pub mod tunnel;
+
+use clock::{Alarm, Clock};
+use control::{Asked, Server};
+use sockets::{Binding, Datagram, Port};
+use state::Store;
+use tunnel::{PortWish, Tunnel};
+
+/// Repairs what no notice told of.
+const CONVERGE_EVERY: Duration = Duration::from_secs(30);
+/// Changes of the plan within this time are one change.
+const CONVERGE_APART: Duration = Duration::from_millis(20);
+/// How often the host is looked at without a notice.
+const HOST_REPORT_EVERY: Duration = Duration::from_secs(60);
+/// A full disk is tried again.
+const PERSIST_AGAIN: Duration = Duration::from_secs(5);
+/// Events waiting for the loop; a flood beyond is dropped at its source.
+const QUEUE: usize = 1024;
+
+/// What happens to an agent.
+#[derive(Debug)]
+pub enum Event {
+    /// A control datagram arrived.
+    Datagram(Datagram),
+    /// The kernel's view of the host changed.
+    HostChanged(Change),
+    /// A person or a script asks something.
+    Asked(Asked),
+    /// A STUN server's name was resolved.
+    Resolved(mesh_types::report::Answer),
+    /// SIGHUP.
+    Reload,
+    /// SIGTERM or SIGINT: stop, and leave what can go on without us.
+    Stop,
+}
+
+/// Does the loop go on?
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Next {
+    Go,
+    Stop,
+}
+
+struct Agent {
+    clock: Clock,
+    config: Config,
+    global: Global,
+    flags: AgentArgs,
+    overlay: Overlay,
+    store: Store,
+    tunnel: Option<Tunnel>,
+    host: Host,
+    events: mpsc::Sender<Event>,
+    alternate: Option<Port>,
+    overlay_port: Option<(u32, Port)>,
+    waiting: BTreeMap<CommandId, commands::Waiting>,
+    last_command: CommandId,
+    due: Due,
+    converged: Option<u64>,
+    findings: BTreeMap<&'static str, Finding>,
+}
+
+/// When each recurring duty is due.
+#[derive(Debug)]
+struct Due {
+    converge: Instant,
+    tunnel_report: Instant,
+    host_report: Instant,
+    persist: Option<Instant>,
+}
+
+/// `farspan agent`.
+pub fn run(global: &Global, flags: &AgentArgs) -> Result<()> {
+    let config = Config::load(global, flags)?;
+    if flags.detached {
+        nix::unistd::setsid().context("Failed to start a session")?;
+    }
+    log_to_stderr(global.log_format);
+    for warning in &config.warnings {
+        warn!("{warning}");
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("Failed to start the runtime")?;
+    if flags.dry_run {
+        return runtime.block_on(dry_run(&config));
+    }
+    must_have_net_admin()?;
+    let result = runtime.block_on(async {
+        let (mut agent, mut queue, mut server) = Agent::start(config, global, flags).await?;
+        server.serve(agent.events.clone());
+        if let Some(address) = flags.metrics_listen {
+            control::serve_metrics(address, agent.events.clone()).await?;
+        }
+        agent.work(&mut queue).await
+    });
+    // A resolver that hangs must not hold the process.
+    runtime.shutdown_timeout(Duration::from_millis(200));
+    result
+}
+
+fn log_to_stderr(format: LogFormat) {
+    use std::io::IsTerminal as _;
+    let filter = tracing_subscriber::EnvFilter::try_from_env("FARSPAN_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_target(false)
+        .with_writer(std::io::stderr);
+    // A second agent in one process exists only in tests, where the first log stays.
+    _ = match format {
+        LogFormat::Text => log.with_ansi(std::io::stderr().is_terminal()).try_init(),
+        LogFormat::Json => log.json().try_init(),
+    };
+}
+
+/// Refuses early what would fail late.
+pub fn must_have_net_admin() -> Result<()> {
+    const NET_ADMIN: u64 = 1 << 12;
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let effective = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))
+        .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok());
+    match effective {
+        Some(bits) if bits & NET_ADMIN == 0 => bail!(
+            "this needs root or CAP_NET_ADMIN, to make a network device and routes; run it with sudo"
+        ),
+        Some(_) | None => Ok(()),
+    }
+}
+
+/// The plan of the first moment, without touching keys, state, port or host.
+async fn dry_run(config: &Config) -> Result<()> {
+    let clock = Clock::start()?;
+    let key = state::read_key(&config.private_key_file, mesh_types::WgSecret::from_base64)?;
+    let node = state::read_key(
+        &config.state_dir.join("identity.key"),
+        IdentitySecret::from_base64,
+    )?;
+    let identity = Identity {
+        node: match node {
+            Some(node) => node,
+            None => IdentitySecret::from_bytes(&state::random()?),
+        },
+        key: match key {
+            Some(key) => key,
+            None => mesh_types::WgSecret::from_bytes(state::random()?),
+        },
+        next: None,
+        authority: None,
+    };
+    let saved = state::peek(&config.state_dir);
+    let backend = tunnel::choose(config.backend)?;
+    let port = config
+        .listen_port
+        .or(saved.listen_port)
+        .unwrap_or_else(|| derived_port(&identity.node.identity()));
+    let now = clock.now();
+    let core = core_config(config, &saved, backend, port, None);
+    let mut overlay = Overlay::new(identity, core, saved, state::random()?, now);
+    if let Ok(mut host) = Host::new(&config.interface).await {
+        overlay.handle_host(host.report().await, now);
+    }
+    overlay.handle_timeout(now);
+    print!("{}", host_network::describe(overlay.host_plan()));
+    Ok(())
+}
+
+/// The core's view of the configuration.
+fn core_config(
+    config: &Config,
+    saved: &mesh_types::State,
+    backend: Backend,
+    listen_port: u16,
+    alternate_port: Option<u16>,
+) -> overlay::Config {
+    let mut authorities = config.authorities.clone();
+    // A join whose configuration could not be written is remembered by the state.
+    authorities.extend(
+        saved
+            .authority
+            .filter(|key| !config.authorities.contains(key)),
+    );
+    overlay::Config {
+        name: config.name.clone(),
+        region: config.region.clone(),
+        interface: config.interface.clone(),
+        backend,
+        listen_port,
+        alternate_port,
+        addresses: config.addresses.clone(),
+        routes: config.routes.clone(),
+        authorities,
+        peers: config.peers.clone(),
+        stun: config.stun.clone(),
+        fwmark: config.fwmark,
+        forward_accept: config.forward_accept,
+        mtu: consts::MTU,
+        may_relay: config.relay_serve,
+    }
+}
+
+impl Agent {
+    async fn start(
+        config: Config,
+        global: &Global,
+        flags: &AgentArgs,
+    ) -> Result<(Self, mpsc::Receiver<Event>, Server)> {
+        let clock = Clock::start()?;
+        let backend = tunnel::choose(config.backend)?;
+        let store = Store::open(&config.state_dir, &config.private_key_file)?;
+        let server = Server::bind(&config.socket)?;
+        let identity = Identity {
+            node: store.identity()?,
+            key: store.private_key()?,
+            next: store.next_key()?,
+            authority: state::read_key(&config.authority_key_file, IdentitySecret::from_base64)?,
+        };
+        let (saved, unusable) = store.state();
+        let mut findings = BTreeMap::new();
+        if let Some(message) = unusable {
+            warn!("{message}");
+            findings.insert("state-file", finding("state-file", message, ""));
+        }
+        let mut host = Host::new(&config.interface).await?;
+        if let Some(clash) = host.clash(config.fwmark).await {
+            bail!("{clash}");
+        }
+        let (events, queue) = mpsc::channel(QUEUE);
+        let wish = match (config.listen_port, saved.listen_port) {
+            (Some(port), _) => PortWish::Exactly(port),
+            (None, Some(port)) => PortWish::From(port),
+            (None, None) => PortWish::From(derived_port(&identity.node.identity())),
+        };
+        let settings = Settings {
+            interface: config.interface.clone(),
+            mtu: consts::MTU,
+            listen_port: 0,
+            fwmark: config.fwmark.0,
+            offload: Offload::default(),
+        };
+        let (tunnel, port) = Tunnel::open(backend, settings, wish, events.clone())?;
+        let binding = Binding::Underlay {
+            fwmark: config.fwmark.0,
+        };
+        let alternate = Port::open(SocketId::Alternate, binding, events.clone())
+            .inspect_err(|error| warn!(%error, "Failed to open the alternate socket"))
+            .ok();
+        let alternate_port = alternate.as_ref().map(Port::port);
+        let core = core_config(&config, &saved, backend, port, alternate_port);
+        let now = clock.now();
+        info!(name = %config.name, key = %identity.key.public(), port, backend = backend.kind(), "Agent starts");
+        let overlay = Overlay::new(identity, core, saved, state::random()?, now);
+        pass_on(host.changes(), events.clone());
+        signals(&events)?;
+        let agent = Self {
+            clock,
+            overlay,
+            store,
+            tunnel: Some(tunnel),
+            host,
+            alternate,
+            overlay_port: None,
+            waiting: BTreeMap::new(),
+            last_command: 0,
+            due: Due {
+                converge: now.mono,
+                tunnel_report: now.mono,
+                host_report: now.mono,
+                persist: None,
+            },
+            converged: None,
+            findings,
+            events,
+            config,
+            global: global.clone(),
+            flags: flags.clone(),
+        };
+        Ok((agent, queue, server))
+    }
+
+    async fn work(&mut self, queue: &mut mpsc::Receiver<Event>) -> Result<()> {
+        let mut alarm = Alarm::new(self.clock)?;
+        self.host_report().await;
+        self.persist();
+        loop {
+            self.duties().await;
+            alarm.set(self.next_wake())?;
+            let next = tokio::select! {
+                event = queue.recv() => match event {
+                    Some(event) => self.handle(event).await,
+                    None => Next::Stop,
+                },
+                () = alarm.wait() => {
+                    self.overlay.handle_timeout(self.clock.now());
+                    Next::Go
+                }
+            };
+            self.drain();
+            if next == Next::Stop {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn handle(&mut self, event: Event) -> Next {
+        let now = self.clock.now();
+        match event {
+            Event::Datagram(Datagram {
+                socket,
+                local,
+                remote,
+                bytes,
+            }) => {
+                self.overlay
+                    .handle_datagram(socket, local, remote, &bytes, now);
+            }
+            Event::HostChanged(change) => {
+                debug!(?change, "Host changed");
+                self.due.converge = now.mono;
+                self.due.host_report = now.mono;
+            }
+            Event::Asked(asked) => return self.asked(asked, now).await,
+            Event::Resolved(answer) => self.overlay.handle_answer(answer, now),
+            Event::Reload => {
+                if let Err(error) = self.reload(None) {
+                    warn!("{error}");
+                }
+            }
+            Event::Stop => {
+                info!("Agent stops");
+                self.persist();
+                return Next::Stop;
+            }
+        }
+        Next::Go
+    }
+
+    /// Everything that is due by the clock or by a changed plan.
+    async fn duties(&mut self) {
+        self.drain();
+        if self.due.tunnel_report <= self.clock.now().mono {
+            self.tunnel_report();
+        }
+        if self.due.host_report <= self.clock.now().mono {
+            self.host_report().await;
+        }
+        if self
+            .due
+            .persist
+            .is_some_and(|at| at <= self.clock.now().mono)
+        {
+            self.persist();
+        }
+        self.drain();
+        let now = self.clock.now();
+        if self.converged != Some(self.overlay.host_plan().generation) {
+            self.due.converge = self.due.converge.min(now.mono + CONVERGE_APART);
+        }
+        if self.due.converge <= now.mono {
+            self.converge().await;
+            self.drain();
+        }
+    }
+
+    fn next_wake(&self) -> Instant {
+        let now = self.clock.now().mono;
+        let changed = self.converged != Some(self.overlay.host_plan().generation);
+        let mut at = self
+            .due
+            .converge
+            .min(self.due.tunnel_report)
+            .min(self.due.host_report);
+        if changed {
+            at = at.min(now + CONVERGE_APART);
+        }
+        if let Some(persist) = self.due.persist {
+            at = at.min(persist);
+        }
+        if let Some((timeout, _why)) = self.overlay.poll_timeout() {
+            at = at.min(timeout);
+        }
+        // A deadline that the core does not move on must not spin.
+        at.max(now + Duration::from_millis(1))
+    }
+
+    async fn converge(&mut self) {
+        let plan = self.overlay.host_plan().clone();
+        let mut applied = Applied {
+            generation: plan.generation,
+            failures: Vec::new(),
+        };
+        // Routes need the device, so the tunnel comes first.
+        if let Some(tunnel) = &mut self.tunnel
+            && let Err(failure) = tunnel.apply(&plan.tunnel)
+        {
+            applied.failures.push(failure);
+        }
+        applied
+            .failures
+            .extend(self.host.converge(&plan).await.failures);
+        self.open_overlay_port();
+        for failure in &applied.failures {
+            warn!("{failure}");
+        }
+        let now = self.clock.now();
+        self.converged = Some(plan.generation);
+        self.due.converge = now.mono + CONVERGE_EVERY;
+        self.overlay.handle_applied(applied, now);
+    }
+
+    /// The socket inside the tunnel is bound to the device, and is opened anew with it.
+    fn open_overlay_port(&mut self) {
+        let interface = self.config.interface.as_str();
+        let index = nix::net::if_::if_nametoindex(interface).ok();
+        if index == self.overlay_port.as_ref().map(|(index, _)| *index) {
+            return;
+        }
+        self.overlay_port = None;
+        let Some(index) = index else { return };
+        let binding = Binding::Overlay { interface };
+        match Port::open(SocketId::Overlay, binding, self.events.clone()) {
+            Ok(port) => self.overlay_port = Some((index, port)),
+            Err(error) => warn!(%error, "Failed to open the control socket inside the tunnel"),
+        }
+    }
+
+    fn tunnel_report(&mut self) {
+        let now = self.clock.now();
+        if let Some(tunnel) = &mut self.tunnel {
+            match tunnel.report() {
+                Ok(report) => self.overlay.handle_tunnel(&report, now),
+                Err(error) => debug!(%error, "Failed to read the tunnel's counters"),
+            }
+        }
+        let every = self.overlay.host_plan().tunnel.report_every;
+        self.due.tunnel_report = now.mono + every.max(Duration::from_millis(100));
+    }
+
+    async fn host_report(&mut self) {
+        let mut report = self.host.report().await;
+        let now = self.clock.now();
+        let derived = self.config.listen_port;
+        let used = self.overlay.host_plan().tunnel.listen_port;
+        report.port_moved = Some(used).filter(|used| derived.is_some_and(|wish| wish != *used));
+        self.overlay.handle_host(report, now);
+        self.due.host_report = now.mono + HOST_REPORT_EVERY;
+    }
+
+    /// Drains the core: events, then what may be sent.
+    fn drain(&mut self) {
+        loop {
+            let mut persist = false;
+            while let Some(event) = self.overlay.poll_event() {
+                match event {
+                    overlay::Event::Persist => persist = true,
+                    overlay::Event::Resolve { name } => self.resolve(name),
+                    overlay::Event::Reply { id, reply } => {
+                        // A reply may tell of what must not be lost again.
+                        if persist {
+                            self.persist();
+                            persist = false;
+                        }
+                        self.replied(id, reply);
+                    }
+                    overlay::Event::NextKey { key } => {
+                        self.keep("next-key", |store| store.set_next_key(Some(&key)));
+                    }
+                    overlay::Event::KeyRotated { key } => {
+                        self.keep("private-key", |store| {
+                            store.set_private_key(&key)?;
+                            store.set_next_key(None)
+                        });
+                        info!(key = %key.public(), "Key changed");
+                    }
+                    overlay::Event::Joined { authority } => self.joined(&authority),
+                    overlay::Event::Revoked => {
+                        error!("This node's membership was revoked; it is out of the mesh");
+                    }
+                    overlay::Event::PeerUp { name } => info!(peer = %name, "Peer up"),
+                    overlay::Event::PeerDown { name, reason } => {
+                        info!(peer = %name, %reason, "Peer down");
+                    }
+                }
+            }
+            if persist {
+                self.persist();
+            }
+            let mut sent = false;
+            while let Some(transmit) = self.overlay.poll_transmit() {
+                sent = true;
+                self.send(&transmit);
+            }
+            if !sent {
+                return;
+            }
+        }
+    }
+
+    fn send(&self, transmit: &mesh_types::Transmit) {
+        let result = match transmit.socket {
+            SocketId::Main => self.tunnel.as_ref().map(|tunnel| tunnel.send(transmit)),
+            SocketId::Alternate => self.alternate.as_ref().map(|port| port.send(transmit)),
+            SocketId::Overlay => self
+                .overlay_port
+                .as_ref()
+                .map(|(_, port)| port.send(transmit)),
+            // No plan of this version names one.
+            SocketId::Extra(_) => None,
+        };
+        if let Some(Err(error)) = result {
+            debug!(to = %transmit.destination, socket = ?transmit.socket, %error, "Failed to send");
+        }
+    }
+
+    /// Writes the state. A disk that refuses it is told of and tried again; the agent goes on.
+    fn persist(&mut self) {
+        match self.store.save(&self.overlay.state()) {
+            Ok(()) => {
+                self.due.persist = None;
+                if self.findings.remove("state-write").is_some() {
+                    info!("State is written again");
+                }
+            }
+            Err(error) => {
+                let message = format!("{error:#}");
+                if self.due.persist.is_none() {
+                    warn!(
+                        "{message}; going on, and trying again every {} s",
+                        PERSIST_AGAIN.as_secs()
+                    );
+                }
+                self.due.persist = Some(self.clock.now().mono + PERSIST_AGAIN);
+                let remedy = "Free space or make the folder writable; until then a restart forgets what was learned since.";
+                self.findings
+                    .insert("state-write", finding("state-write", message, remedy));
+            }
+        }
+    }
+
+    fn keep(&mut self, what: &'static str, write: impl FnOnce(&Store) -> Result<()>) {
+        if let Err(error) = write(&self.store) {
+            let message = format!("{error:#}");
+            error!("{message}");
+            let remedy = "Free space or make the folder writable, then run: farspan key rotate";
+            self.findings.insert(what, finding(what, message, remedy));
+        }
+    }
+
+    fn resolve(&self, name: String) {
+        let events = self.events.clone();
+        tokio::spawn(async move {
+            let addresses = match tokio::net::lookup_host(&name).await {
+                Ok(addresses) => addresses.collect(),
+                Err(error) => {
+                    debug!(%name, %error, "Failed to resolve");
+                    Vec::new()
+                }
+            };
+            let answer = mesh_types::report::Answer::Resolved { name, addresses };
+            _ = events.send(Event::Resolved(answer)).await;
+        });
+    }
+}
+
+fn finding(code: &str, message: String, remedy: &str) -> Finding {
+    Finding {
+        code: code.into(),
+        severity: Severity::Warning,
+        message,
+        remedy: remedy.to_owned(),
+    }
+}
+
+fn pass_on(mut changes: mpsc::UnboundedReceiver<Change>, events: mpsc::Sender<Event>) {
+    tokio::spawn(async move {
+        while let Some(change) = changes.recv().await {
+            if events.send(Event::HostChanged(change)).await.is_err() {
+                return;
+            }
+        }
+    });
+}
+
+fn signals(events: &mpsc::Sender<Event>) -> Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    type Make = fn() -> Event;
+    let kinds: [(SignalKind, Make); 3] = [
+        (SignalKind::hangup(), || Event::Reload),
+        (SignalKind::terminate(), || Event::Stop),
+        (SignalKind::interrupt(), || Event::Stop),
+    ];
+    for (kind, event) in kinds {
+        let mut signal = signal(kind).context("Failed to watch for signals")?;
+        let events = events.clone();
+        tokio::spawn(async move {
+            while signal.recv().await.is_some() {
+                if events.send(event()).await.is_err() {
+                    return;
+                }
+            }
+        });
+    }
+    Ok(())
+}

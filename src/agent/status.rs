@@ -1,0 +1,264 @@
+//! The core's typed view as the JSON that scripts rely on, and as metrics.
+
+use std::fmt::Write as _;
+
+use mesh_types::{Candidate, NatReport};
+use overlay::{Finding, NetcheckSnapshot, NodeSnapshot, PeerSnapshot, Snapshot};
+
+use crate::api;
+
+/// `GET /status`; `own` are findings of the shell itself.
+pub fn status(snapshot: &Snapshot, own: &[Finding]) -> api::Status {
+    api::Status {
+        node: node(&snapshot.node),
+        peers: snapshot.peers.iter().map(peer).collect(),
+        findings: snapshot.findings.iter().chain(own).map(finding).collect(),
+    }
+}
+
+/// `GET /netcheck`.
+pub fn netcheck(snapshot: &NetcheckSnapshot) -> api::Netcheck {
+    api::Netcheck {
+        nat: nat(snapshot.nat),
+        endpoints: snapshot.endpoints.iter().map(endpoint).collect(),
+        stun: snapshot
+            .stun
+            .iter()
+            .map(|(name, addresses)| api::Stun {
+                name: name.clone(),
+                addresses: addresses.iter().map(ToString::to_string).collect(),
+            })
+            .collect(),
+        relays: Vec::new(),
+        port_mapping: "none".to_owned(),
+        ipv6: snapshot.ipv6,
+        mtu: snapshot.mtu,
+        findings: snapshot.findings.iter().map(finding).collect(),
+    }
+}
+
+fn node(node: &NodeSnapshot) -> api::Node {
+    api::Node {
+        name: node.name.clone(),
+        public_key: node.public_key.to_string(),
+        identity: node.identity.to_string(),
+        domain: node.domain.to_string(),
+        backend: node.backend.kind().to_owned(),
+        interface: node.interface.clone(),
+        listen_port: node.listen_port,
+        region: node.region.clone().unwrap_or_default(),
+        addresses: node.addresses.iter().map(ToString::to_string).collect(),
+        nat: nat(node.nat),
+        endpoints: node.endpoints.iter().map(endpoint).collect(),
+    }
+}
+
+fn nat(nat: NatReport) -> api::Nat {
+    api::Nat {
+        mapping: nat.mapping.kind().to_owned(),
+        filtering: nat.filtering.kind().to_owned(),
+        allocation: nat.allocation.kind().to_owned(),
+        udp_blocked: nat.udp_blocked,
+    }
+}
+
+fn endpoint(candidate: &Candidate) -> api::Endpoint {
+    api::Endpoint {
+        address: candidate.address.to_string(),
+        kind: candidate.kind.kind().to_owned(),
+    }
+}
+
+fn peer(peer: &PeerSnapshot) -> api::Peer {
+    api::Peer {
+        name: peer.name.clone(),
+        public_key: peer.public_key.to_string(),
+        region: peer.region.clone().unwrap_or_default(),
+        source: peer.source.kind().to_owned(),
+        state: peer.state.kind().to_owned(),
+        identity: peer.identity.map(|key| key.to_string()).unwrap_or_default(),
+        reason: peer.reason.clone(),
+        path: peer.path.as_ref().map(|path| api::Path {
+            kind: path.kind.kind().to_owned(),
+            remote: path.remote.to_string(),
+            via: path.via.clone(),
+        }),
+        rtt_ms: peer.rtt.map(milliseconds),
+        loss: peer.loss,
+        mtu: peer.mtu,
+        last_handshake_s: peer.last_handshake.map(|age| age.as_secs()),
+        rx_bytes: peer.rx_bytes,
+        tx_bytes: peer.tx_bytes,
+        allowed_ips: peer.allowed_ips.iter().map(ToString::to_string).collect(),
+        since_s: peer.since.as_secs(),
+        connect_ms: peer
+            .connect
+            .map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
+    }
+}
+
+fn finding(finding: &Finding) -> api::Finding {
+    api::Finding {
+        code: finding.code.to_string(),
+        severity: finding.severity.kind().to_owned(),
+        message: finding.message.clone(),
+        remedy: finding.remedy.clone(),
+    }
+}
+
+/// Rounded to the microsecond, so that JSON stays short.
+pub fn milliseconds(time: std::time::Duration) -> f64 {
+    (time.as_secs_f64() * 1e6).round() / 1e3
+}
+
+/// `GET /metrics`: OpenMetrics text. Peers are counted by state, never named: labels stay bounded.
+pub fn metrics(snapshot: &Snapshot, own: &[Finding], edge: &[(&'static str, u64)]) -> String {
+    let mut out = String::new();
+    out.push_str("# TYPE farspan_peers gauge\n# HELP farspan_peers Peers by state.\n");
+    for state in ["direct", "relayed", "connecting", "idle", "down"] {
+        let count = snapshot
+            .peers
+            .iter()
+            .filter(|peer| peer.state.kind() == state)
+            .count();
+        _ = writeln!(out, "farspan_peers{{state=\"{state}\"}} {count}");
+    }
+    out.push_str("# TYPE farspan_findings gauge\n# HELP farspan_findings Findings by severity.\n");
+    for severity in ["info", "warning", "error"] {
+        let findings = snapshot.findings.iter().chain(own);
+        let count = findings
+            .filter(|finding| finding.severity.kind() == severity)
+            .count();
+        _ = writeln!(out, "farspan_findings{{severity=\"{severity}\"}} {count}");
+    }
+    let bytes = |pick: fn(&PeerSnapshot) -> u64| {
+        snapshot
+            .peers
+            .iter()
+            .map(pick)
+            .fold(0u64, u64::wrapping_add)
+    };
+    out.push_str("# TYPE farspan_tunnel_bytes counter\n# UNIT farspan_tunnel_bytes bytes\n");
+    _ = writeln!(
+        out,
+        "farspan_tunnel_bytes_total{{direction=\"rx\"}} {}",
+        bytes(|p| p.rx_bytes)
+    );
+    _ = writeln!(
+        out,
+        "farspan_tunnel_bytes_total{{direction=\"tx\"}} {}",
+        bytes(|p| p.tx_bytes)
+    );
+    out.push_str("# TYPE farspan_events counter\n# HELP farspan_events Counters of the core and the edges.\n");
+    for (name, value) in snapshot
+        .counters
+        .iter()
+        .map(|(name, value)| (*name, *value))
+        .chain(edge.iter().copied())
+    {
+        _ = writeln!(out, "farspan_events_total{{event=\"{name}\"}} {value}");
+    }
+    out.push_str("# EOF\n");
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::time::Duration;
+
+    use mesh_types::report::Backend;
+    use mesh_types::{DomainId, IdentityKey, Source, WgKey};
+    use overlay::{PathKind, PathSnapshot, PeerState, Severity};
+
+    use super::*;
+
+    fn snapshot() -> Snapshot {
+        Snapshot {
+            node: NodeSnapshot {
+                name: "a".into(),
+                public_key: WgKey([1; 32]),
+                identity: IdentityKey([2; 32]),
+                domain: DomainId([3; 16]),
+                backend: Backend::Userspace,
+                interface: "farspan0".into(),
+                listen_port: 22000,
+                region: None,
+                addresses: vec!["10.77.0.1/32".parse().unwrap()],
+                nat: NatReport::default(),
+                endpoints: vec![],
+            },
+            peers: vec![PeerSnapshot {
+                name: "b".into(),
+                public_key: WgKey([4; 32]),
+                region: None,
+                source: Source::Config,
+                state: PeerState::Direct,
+                identity: None,
+                reason: "direct".into(),
+                path: Some(PathSnapshot {
+                    kind: PathKind::Ipv4,
+                    remote: "203.0.113.9:22514".parse().unwrap(),
+                    via: None,
+                }),
+                rtt: Some(Duration::from_micros(12_345)),
+                loss: Some(0.0),
+                mtu: 1420,
+                last_handshake: Some(Duration::from_secs(5)),
+                rx_bytes: 10,
+                tx_bytes: 20,
+                allowed_ips: vec!["10.77.0.2/32".parse().unwrap()],
+                since: Duration::from_secs(9),
+                connect: None,
+                plain: false,
+            }],
+            findings: vec![Finding {
+                code: "clock".into(),
+                severity: Severity::Warning,
+                message: "m".into(),
+                remedy: "r".into(),
+            }],
+            counters: BTreeMap::from([("probe-refused", 3)]),
+        }
+    }
+
+    /// The keys of the documented example, in every object.
+    #[test]
+    fn the_json_has_exactly_the_documented_keys() {
+        let json = serde_json::to_value(status(&snapshot(), &[])).unwrap();
+        let keys = |value: &serde_json::Value| {
+            value
+                .as_object()
+                .unwrap()
+                .keys()
+                .cloned()
+                .collect::<Vec<_>>()
+                .join(" ")
+        };
+        assert_eq!(keys(&json), "findings node peers");
+        assert_eq!(
+            keys(&json["node"]),
+            "addresses backend domain endpoints identity interface listen_port name nat public_key region"
+        );
+        assert_eq!(
+            keys(&json["node"]["nat"]),
+            "allocation filtering mapping udp_blocked"
+        );
+        assert_eq!(
+            keys(&json["peers"][0]),
+            "allowed_ips connect_ms identity last_handshake_s loss mtu name path public_key reason region rtt_ms rx_bytes since_s source state tx_bytes"
+        );
+        assert_eq!(keys(&json["peers"][0]["path"]), "kind remote via");
+        assert_eq!(keys(&json["findings"][0]), "code message remedy severity");
+        assert_eq!(json["peers"][0]["rtt_ms"], 12.345);
+    }
+
+    #[test]
+    fn metrics_end_as_openmetrics_asks() {
+        let text = metrics(&snapshot(), &[], &[("tun-dropped", 1)]);
+        assert!(text.contains("farspan_peers{state=\"direct\"} 1\n"));
+        assert!(text.contains("farspan_events_total{event=\"probe-refused\"} 3\n"));
+        assert!(text.contains("farspan_events_total{event=\"tun-dropped\"} 1\n"));
+        assert!(text.ends_with("# EOF\n"));
+    }
+}

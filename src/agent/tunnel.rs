@@ -1,0 +1,276 @@
+//! The tunnel: the kernel's WireGuard or the in-process engine, behind one set of verbs. No policy here.
+
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::path::Path;
+
+use anyhow::{Result, anyhow, bail};
+use data_plane::{Engine, EngineError, Settings};
+use host_network::{Demux, Host, HostError, Wireguard};
+use mesh_types::address::next_port;
+use mesh_types::plan::TunnelPlan;
+use mesh_types::report::Backend;
+use mesh_types::{SocketId, Transmit, TunnelReport};
+use tokio::sync::mpsc;
+
+use super::Event;
+use super::sockets::{Binding, Datagram, Port};
+use crate::cli::BackendChoice;
+use crate::config::{ConfigError, sentence};
+
+/// Ports tried one after another where the first is in use.
+const PORTS_TRIED: usize = 16;
+
+/// What carries the tunnel.
+pub enum Tunnel {
+    /// The kernel's WireGuard; its port is lent to the agent's own socket by packet filter.
+    Kernel {
+        /// Name of the device.
+        interface: String,
+        /// The device, once a plan has made it.
+        device: Option<Wireguard>,
+        /// Shares the port.
+        demux: Demux,
+        /// The agent's own socket.
+        main: Port,
+    },
+    /// The in-process engine, which owns the port.
+    Userspace {
+        /// With which it is started again where its device was deleted.
+        settings: Settings,
+        /// The engine.
+        engine: Option<Engine>,
+        /// Where control datagrams go.
+        events: mpsc::Sender<Event>,
+    },
+}
+
+/// Which port to use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PortWish {
+    /// This one or none: it was configured.
+    Exactly(u16),
+    /// This one, or one of the next.
+    From(u16),
+}
+
+impl PortWish {
+    fn candidates(self) -> Vec<u16> {
+        match self {
+            Self::Exactly(port) => vec![port],
+            Self::From(port) => std::iter::successors(Some(port), |port| Some(next_port(*port)))
+                .take(PORTS_TRIED)
+                .collect(),
+        }
+    }
+
+    fn none_free(self) -> anyhow::Error {
+        match self {
+            Self::Exactly(port) => ConfigError(format!(
+                "UDP port {port} is in use by another program; choose another listen-port, or leave it out and a free one is found"
+            ))
+            .into(),
+            Self::From(port) => anyhow!(
+                "UDP port {port} and the {} after it are in use; give a free one with --listen-port",
+                PORTS_TRIED - 1
+            ),
+        }
+    }
+}
+
+/// Turns a choice into a backend.
+pub fn choose(choice: BackendChoice) -> Result<Backend> {
+    match choice {
+        BackendChoice::Userspace => Ok(Backend::Userspace),
+        BackendChoice::Auto if Wireguard::probe() => Ok(Backend::Kernel),
+        BackendChoice::Auto => Ok(Backend::Userspace),
+        BackendChoice::Kernel if Wireguard::probe() => Ok(Backend::Kernel),
+        BackendChoice::Kernel => bail!(
+            "this kernel has no WireGuard; load its module with `modprobe wireguard`, or use --backend userspace"
+        ),
+    }
+}
+
+impl Tunnel {
+    /// Takes a port and whatever else does not need a plan; gives the port taken.
+    pub fn open(
+        backend: Backend,
+        mut settings: Settings,
+        wish: PortWish,
+        events: mpsc::Sender<Event>,
+    ) -> Result<(Self, u16)> {
+        match backend {
+            Backend::Kernel => {
+                let interface = settings.interface;
+                let exists = nix::net::if_::if_nametoindex(interface.as_str()).is_ok();
+                let port = match wish {
+                    // The device that an earlier agent left holds its port itself.
+                    PortWish::Exactly(port) | PortWish::From(port) if exists => port,
+                    PortWish::Exactly(_) | PortWish::From(_) => wish
+                        .candidates()
+                        .into_iter()
+                        .find(|port| is_free(*port))
+                        .ok_or_else(|| wish.none_free())?,
+                };
+                let binding = Binding::Underlay {
+                    fwmark: settings.fwmark,
+                };
+                let main = Port::open(SocketId::Main, binding, events)
+                    .map_err(|error| anyhow!("cannot open a UDP socket: {}", sentence(&error)))?;
+                let demux = Demux::new()?;
+                Ok((
+                    Self::Kernel {
+                        interface,
+                        device: None,
+                        demux,
+                        main,
+                    },
+                    port,
+                ))
+            }
+            Backend::Userspace => {
+                if !Path::new("/dev/net/tun").exists() {
+                    bail!(
+                        "/dev/net/tun does not exist, and the userspace backend needs it; run: modprobe tun (in a container, pass the device in)"
+                    );
+                }
+                for port in wish.candidates() {
+                    settings.listen_port = port;
+                    match start(&settings, &events) {
+                        Ok(engine) => {
+                            let port = engine.listen_port();
+                            return Ok((
+                                Self::Userspace {
+                                    settings,
+                                    engine: Some(engine),
+                                    events,
+                                },
+                                port,
+                            ));
+                        }
+                        Err(EngineError::PortInUse(_)) => {}
+                        Err(error) => {
+                            return Err(anyhow!("cannot start the userspace tunnel: {error}"));
+                        }
+                    }
+                }
+                Err(wish.none_free())
+            }
+        }
+    }
+
+    /// Makes keys, peers and port equal to the plan. Idempotent. One sentence for what failed.
+    pub fn apply(&mut self, plan: &TunnelPlan) -> Result<(), String> {
+        match self {
+            Self::Kernel {
+                interface,
+                device,
+                demux,
+                main,
+            } => {
+                let gone = nix::net::if_::if_nametoindex(interface.as_str()).is_err();
+                let applied = match device {
+                    Some(device) if !gone => device.apply(plan).map(drop),
+                    Some(_) | None => {
+                        Wireguard::open(interface, plan).map(|opened| *device = Some(opened))
+                    }
+                };
+                applied
+                    .and_then(|()| demux.apply(plan.listen_port, main.port()).map(drop))
+                    .map_err(|error: HostError| error.to_string())
+            }
+            Self::Userspace {
+                settings,
+                engine,
+                events,
+            } => {
+                let gone = nix::net::if_::if_nametoindex(settings.interface.as_str()).is_err();
+                if engine.is_none() || gone {
+                    // The old one must let go of the port first.
+                    *engine = None;
+                    let started = start(settings, events).map_err(|error| {
+                        format!("cannot start the userspace tunnel again: {error}")
+                    })?;
+                    *engine = Some(started);
+                }
+                if let Some(engine) = engine {
+                    engine.apply(plan);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Sends a control datagram from the tunnel's port.
+    pub fn send(&self, transmit: &Transmit) -> std::io::Result<()> {
+        match self {
+            Self::Kernel { main, .. } => main.send(transmit),
+            Self::Userspace { engine, .. } => match engine {
+                Some(engine) => engine.send_control(
+                    transmit.source,
+                    transmit.destination,
+                    transmit.ttl,
+                    &transmit.bytes,
+                ),
+                None => Err(std::io::ErrorKind::NotConnected.into()),
+            },
+        }
+    }
+
+    /// What the tunnel knows of its peers.
+    pub fn report(&mut self) -> Result<TunnelReport, String> {
+        match self {
+            Self::Kernel { device, .. } => match device {
+                Some(device) => device.report().map_err(|error| error.to_string()),
+                None => Ok(TunnelReport::default()),
+            },
+            Self::Userspace { engine, .. } => {
+                Ok(engine.as_ref().map(Engine::report).unwrap_or_default())
+            }
+        }
+    }
+
+    /// Named counters, for metrics.
+    pub fn counters(&self) -> Vec<(&'static str, u64)> {
+        match self {
+            Self::Kernel { .. } => Vec::new(),
+            Self::Userspace { engine, .. } => {
+                engine.as_ref().map(Engine::counters).unwrap_or_default()
+            }
+        }
+    }
+}
+
+/// Removes what an agent that no longer runs left behind: one line for each thing.
+pub async fn remove(interface: &str) -> Result<Vec<String>> {
+    super::must_have_net_admin()?;
+    Ok(Host::new(interface).await?.remove().await?)
+}
+
+fn start(settings: &Settings, events: &mpsc::Sender<Event>) -> Result<Engine, EngineError> {
+    let events = events.clone();
+    Engine::start(
+        settings.clone(),
+        Box::new(move |datagram| {
+            // A full queue drops it, as a network would; what matters is repeated.
+            _ = events.try_send(Event::Datagram(Datagram {
+                socket: SocketId::Main,
+                local: canonical(datagram.local),
+                remote: canonical(datagram.remote),
+                bytes: datagram.bytes,
+            }));
+        }),
+    )
+}
+
+fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+/// Can both families be bound? WireGuard in the kernel binds both.
+fn is_free(port: u16) -> bool {
+    let taken = |error: std::io::Error| error.kind() == std::io::ErrorKind::AddrInUse;
+    let v4 = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port));
+    let v4 = v4.err().is_some_and(taken);
+    let v6 = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, port));
+    !v4 && !v6.err().is_some_and(taken)
+}

@@ -1,0 +1,172 @@
+//! What goes over the control socket: HTTP with JSON, the same for scripts and for the verbs.
+//!
+//! [`Status`] is `farspan status -o json`, [`Netcheck`] is `farspan netcheck -o json`; both are stable.
+
+use serde::{Deserialize, Serialize};
+
+/// `GET /status`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    pub node: Node,
+    pub peers: Vec<Peer>,
+    pub findings: Vec<Finding>,
+}
+
+/// This node.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Node {
+    pub name: String,
+    pub public_key: String,
+    pub identity: String,
+    pub domain: String,
+    pub backend: String,
+    pub interface: String,
+    pub listen_port: u16,
+    pub region: String,
+    pub addresses: Vec<String>,
+    pub nat: Nat,
+    pub endpoints: Vec<Endpoint>,
+}
+
+/// What lies before this node.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Nat {
+    pub mapping: String,
+    pub filtering: String,
+    pub allocation: String,
+    pub udp_blocked: bool,
+}
+
+/// Where this node may be reached.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Endpoint {
+    pub address: String,
+    pub kind: String,
+}
+
+/// One peer. What is not known is `null`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Peer {
+    pub name: String,
+    pub public_key: String,
+    pub region: String,
+    pub source: String,
+    pub state: String,
+    pub identity: String,
+    pub reason: String,
+    pub path: Option<Path>,
+    pub rtt_ms: Option<f64>,
+    pub loss: Option<f64>,
+    pub mtu: u16,
+    pub last_handshake_s: Option<u64>,
+    pub rx_bytes: u64,
+    pub tx_bytes: u64,
+    pub allowed_ips: Vec<String>,
+    pub since_s: u64,
+    pub connect_ms: Option<u64>,
+}
+
+/// The path in use.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Path {
+    pub kind: String,
+    pub remote: String,
+    pub via: Option<String>,
+}
+
+/// Something wrong or worth knowing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finding {
+    pub code: String,
+    pub severity: String,
+    pub message: String,
+    pub remedy: String,
+}
+
+/// `GET /netcheck`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Netcheck {
+    pub nat: Nat,
+    pub endpoints: Vec<Endpoint>,
+    pub stun: Vec<Stun>,
+    pub relays: Vec<Relay>,
+    pub port_mapping: String,
+    pub ipv6: bool,
+    pub mtu: u16,
+    pub findings: Vec<Finding>,
+}
+
+/// A configured STUN server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stun {
+    pub name: String,
+    pub addresses: Vec<String>,
+}
+
+/// A relay and how far it is.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Relay {
+    pub name: String,
+    pub rtt_ms: Option<f64>,
+}
+
+/// `POST /invite`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Invite {
+    pub routes: Vec<mesh_types::IpNet>,
+    pub lifetime_s: u64,
+}
+
+/// Answer to `POST /invite`, and the body of `POST /join`.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Token {
+    pub token: String,
+}
+
+/// `POST /revoke`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Revoke {
+    pub node: String,
+}
+
+/// `POST /rotate`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rotate {
+    pub force: bool,
+}
+
+/// `POST /ping`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Ping {
+    pub peer: String,
+}
+
+/// Answer to `POST /ping`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Pong {
+    pub peer: String,
+    pub address: Option<String>,
+    pub rtt_ms: f64,
+    pub path: Option<String>,
+    pub remote: Option<String>,
+}
+
+/// Answer of a verb that only does something.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Done {
+    pub message: String,
+    /// Worth knowing, one sentence each.
+    #[serde(default)]
+    pub notes: Vec<String>,
+}
+
+/// Answer of a verb that failed.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Error {
+    pub error: String,
+}

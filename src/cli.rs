@@ -1,0 +1,465 @@
+//! The command line: verbs, flags and their help.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use mesh_types::IpNet;
+
+/// Nodes in different regions share one flat, encrypted network.
+#[derive(Debug, Parser)]
+#[command(
+    name = "farspan",
+    version,
+    subcommand_required = true,
+    arg_required_else_help = true,
+    max_term_width = 100,
+    after_help = "\
+Examples:
+  sudo farspan init && sudo farspan up   make a mesh on this machine and start it
+  sudo farspan invite                    print a one-time token for another machine
+  sudo farspan join                      on the other machine: paste the token
+  farspan status                         this node and its peers
+  farspan ping paris-1                   round trip inside the mesh, and the path it takes
+
+Exit status: 0 fine, 1 failed, 2 wrong usage or configuration, 3 `status --check` found a fault.
+Flags win over the environment (FARSPAN_*), that over the file, that over defaults."
+)]
+pub struct Cli {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+/// Flags of every verb.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Global options")]
+pub struct Global {
+    /// Configuration file [default: STATE_DIR/farspan.toml where it exists, else /etc/farspan/farspan.toml]
+    #[arg(long, global = true, value_name = "FILE", env = "FARSPAN_CONFIG")]
+    pub config: Option<PathBuf>,
+    /// Control socket of the agent [default: /run/farspan/INTERFACE.sock]
+    #[arg(long, global = true, value_name = "PATH", env = "FARSPAN_SOCKET")]
+    pub socket: Option<PathBuf>,
+    /// Folder of keys and state [default: /var/lib/farspan]
+    #[arg(long, global = true, value_name = "DIR", env = "FARSPAN_STATE_DIR")]
+    pub state_dir: Option<PathBuf>,
+    /// Name of the overlay device [default: farspan0]
+    #[arg(long, global = true, value_name = "NAME", env = "FARSPAN_INTERFACE")]
+    pub interface: Option<String>,
+    /// Form of log lines on standard error
+    #[arg(
+        long,
+        global = true,
+        value_name = "FORMAT",
+        env = "FARSPAN_LOG_FORMAT",
+        default_value = "text"
+    )]
+    pub log_format: LogFormat,
+}
+
+/// Form of log lines.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Run the node agent in the foreground
+    #[command(after_help = "\
+Examples:
+  sudo farspan agent                                   as the systemd unit runs it
+  sudo farspan agent --dry-run                         print what it would do to this host
+  sudo farspan agent --config b.toml --state-dir /var/lib/farspan-b --interface farspan1
+                                                       a second agent on this machine
+The log level is set by FARSPAN_LOG (error, warn, info, debug, trace; default info).
+Signals: HUP reads the file again, TERM and INT stop the agent. With the kernel backend the tunnel goes on
+without it; `farspan down` removes it.")]
+    Agent(AgentArgs),
+    /// Make a mesh on this machine: its authority key and its range
+    #[command(after_help = "\
+Examples:
+  sudo farspan init && sudo farspan up
+  sudo farspan init --range 10.99.0.0/16 --routes 10.244.1.0/24 --name paris-1")]
+    Init(InitArgs),
+    /// Start the agent, wait for its first plan and print the status
+    #[command(after_help = "\
+Where systemd runs, the unit farspan.service is enabled and started; else the agent runs detached
+and logs to STATE_DIR/agent.log.")]
+    Up(UpArgs),
+    /// Remove everything farspan put on this host, and stay down
+    #[command(after_help = "\
+To stop the agent and keep the tunnel (kernel backend): systemctl stop farspan")]
+    Down,
+    /// Print a one-time token that lets one machine join
+    #[command(after_help = "\
+Examples:
+  sudo farspan invite
+  sudo farspan invite --routes 10.244.2.0/24 --lifetime 1h | ssh tokyo sudo farspan join")]
+    Invite(InviteArgs),
+    /// Join a mesh with a token, from a prompt or standard input
+    #[command(after_help = "\
+Examples:
+  sudo farspan join                 paste the token at the prompt
+  sudo farspan join < token.txt
+A token given as an argument is visible to other users of this machine while the command runs.")]
+    Join(JoinArgs),
+    /// Take a node's membership away
+    Revoke {
+        /// The node's name or identity
+        node: String,
+    },
+    /// Static peers, without restart
+    #[command(subcommand, subcommand_required = true, arg_required_else_help = true)]
+    Peer(PeerVerb),
+    /// Keys
+    #[command(subcommand, subcommand_required = true, arg_required_else_help = true)]
+    Key(KeyVerb),
+    /// This node and its peers
+    #[command(after_help = "\
+Examples:
+  farspan status
+  farspan status -o json | jq '.peers[] | {name, state, reason}'
+  farspan status --check            exit status 3 when something is wrong")]
+    Status(StatusArgs),
+    /// What the network around this node is: NAT, STUN, IPv6, MTU
+    Netcheck {
+        /// Output format
+        #[arg(short, long, value_name = "FORMAT", default_value = "table")]
+        output: Output,
+    },
+    /// Round trip inside the mesh, and the path it takes
+    Ping(PingArgs),
+    /// Check configuration files, or export a plain WireGuard configuration
+    #[command(subcommand, subcommand_required = true, arg_required_else_help = true)]
+    Config(ConfigVerb),
+    /// Print a completion script
+    #[command(after_help = "\
+Example:
+  farspan completions bash > /etc/bash_completion.d/farspan")]
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+    /// Print the version
+    Version,
+}
+
+/// `farspan agent`.
+#[derive(Debug, Clone, Default, Args)]
+pub struct AgentArgs {
+    /// What carries the tunnel: the kernel's WireGuard, the in-process engine, or whichever there is
+    #[arg(long, value_name = "BACKEND", env = "FARSPAN_BACKEND")]
+    pub backend: Option<BackendChoice>,
+    /// UDP port; one that is in use is then an error [default: derived from the identity]
+    #[arg(long, value_name = "PORT", env = "FARSPAN_LISTEN_PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    pub listen_port: Option<u16>,
+    /// Label of this node [default: the host's name]
+    #[arg(long, env = "FARSPAN_NAME")]
+    pub name: Option<String>,
+    /// Label of its region
+    #[arg(long, env = "FARSPAN_REGION")]
+    pub region: Option<String>,
+    /// Serve /metrics, /healthz and /readyz by HTTP on this address
+    #[arg(long, value_name = "ADDR", env = "FARSPAN_METRICS_LISTEN")]
+    pub metrics_listen: Option<SocketAddr>,
+    /// Print what would be done to this host, and do nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Start a session of its own (set by `up`)
+    #[arg(long, hide = true)]
+    pub detached: bool,
+}
+
+/// What carries the tunnel.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum BackendChoice {
+    /// The kernel's WireGuard where it has one, else userspace.
+    #[default]
+    Auto,
+    /// The kernel's WireGuard.
+    Kernel,
+    /// The in-process engine.
+    Userspace,
+}
+
+/// `farspan init`.
+#[derive(Debug, Args)]
+pub struct InitArgs {
+    /// Where overlay IPv4 addresses are taken from
+    #[arg(long, value_name = "CIDR", default_value = mesh_types::consts::MESH_RANGE)]
+    pub range: mesh_types::Ipv4Net,
+    /// Ranges this node carries for others (pods, a LAN)
+    #[arg(long, value_name = "CIDR,...", value_delimiter = ',')]
+    pub routes: Vec<IpNet>,
+    /// Memberships expire after this time unless renewed, e.g. 30d [default: never]
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub lifetime: Option<Duration>,
+    /// Where the authority key is kept [default: STATE_DIR/authority.key]
+    #[arg(long, value_name = "FILE")]
+    pub authority_key: Option<PathBuf>,
+    /// Label of this node [default: the host's name]
+    #[arg(long)]
+    pub name: Option<String>,
+    /// Make a new mesh although this node is in one already
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// `farspan up`.
+#[derive(Debug, Clone, Default, Args)]
+pub struct UpArgs {
+    #[command(flatten)]
+    pub agent: AgentArgs,
+    /// Run in the foreground, as `agent` does
+    #[arg(long)]
+    pub foreground: bool,
+}
+
+/// `farspan invite`.
+#[derive(Debug, Args)]
+pub struct InviteArgs {
+    /// Ranges the joiner may carry for others [default: none]
+    #[arg(long, value_name = "CIDR,...", value_delimiter = ',')]
+    pub routes: Vec<IpNet>,
+    /// How long the token is valid, e.g. 30m, 24h, 7d
+    #[arg(long, value_name = "TIME", value_parser = duration, default_value = "24h")]
+    pub lifetime: Duration,
+}
+
+/// `farspan join`.
+#[derive(Debug, Args)]
+pub struct JoinArgs {
+    /// What `farspan invite` printed [default: prompt, or standard input]
+    pub token: Option<String>,
+    #[command(flatten)]
+    pub agent: AgentArgs,
+}
+
+/// `farspan peer`.
+#[derive(Debug, Subcommand)]
+pub enum PeerVerb {
+    /// Add a peer to the file and to the running agent
+    #[command(after_help = "\
+Examples:
+  sudo farspan peer add tokyo-1 --public-key KEY --allowed-ips 10.77.0.2/32,10.244.2.0/24 --endpoint 203.0.113.9:22514
+  sudo farspan peer add phone --public-key KEY --allowed-ips 10.77.0.9/32 --plain")]
+    Add(PeerAddArgs),
+    /// Remove a peer from the file and from the running agent
+    Remove {
+        /// Its name or public key
+        peer: String,
+    },
+    /// The peers in the file
+    List {
+        /// Output format
+        #[arg(short, long, value_name = "FORMAT", default_value = "table")]
+        output: Output,
+    },
+}
+
+/// `farspan peer add`.
+#[derive(Debug, Args)]
+pub struct PeerAddArgs {
+    /// Its label
+    pub name: String,
+    /// Its WireGuard key, as `wg` or `farspan key public` shows it
+    #[arg(long, value_name = "KEY")]
+    pub public_key: String,
+    /// What it may carry: its overlay addresses and the ranges behind it
+    #[arg(long, value_name = "CIDR,...", value_delimiter = ',', required = true)]
+    pub allowed_ips: Vec<String>,
+    /// Where it may be reached; any peer both sides reach introduces it otherwise
+    #[arg(long = "endpoint", value_name = "IP:PORT", value_delimiter = ',')]
+    pub endpoints: Vec<String>,
+    /// An ordinary WireGuard device: no probes
+    #[arg(long)]
+    pub plain: bool,
+    /// A file with a preshared key
+    #[arg(long, value_name = "FILE")]
+    pub preshared_key_file: Option<PathBuf>,
+    /// WireGuard's keepalive, seconds
+    #[arg(long, value_name = "SECONDS")]
+    pub persistent_keepalive: Option<u16>,
+}
+
+/// `farspan key`.
+#[derive(Debug, Subcommand)]
+pub enum KeyVerb {
+    /// Print a new private key, as `wg genkey` does
+    Gen,
+    /// Print the public key of a private one on standard input, or of this node where there is none
+    #[command(after_help = "\
+Examples:
+  farspan key gen | tee private.key | farspan key public
+  sudo farspan key public < /dev/null       this node's own")]
+    Public,
+    /// Change this node's key without losing a packet
+    Rotate {
+        /// Although plain peers will lose this node until their files are changed
+        #[arg(long)]
+        force: bool,
+    },
+}
+
+/// `farspan status`.
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    /// Output format
+    #[arg(short, long, value_name = "FORMAT", default_value = "table")]
+    pub output: Output,
+    /// Exit with status 3 when a peer is down or a finding is a warning or an error
+    #[arg(long)]
+    pub check: bool,
+}
+
+/// Output format.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// For people.
+    #[default]
+    Table,
+    /// For scripts; stable.
+    Json,
+}
+
+/// `farspan ping`.
+#[derive(Debug, Args)]
+pub struct PingArgs {
+    /// Its name, overlay address or key
+    pub peer: String,
+    /// How many times
+    #[arg(short, long, value_name = "N", default_value = "3", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub count: u32,
+}
+
+/// `farspan config`.
+#[derive(Debug, Subcommand)]
+pub enum ConfigVerb {
+    /// Check a farspan.toml or a wg-quick file; exit status 2 where it is wrong
+    Check {
+        /// Which [default: the one the agent reads]
+        file: Option<PathBuf>,
+    },
+    /// Print a plain WireGuard configuration for a peer: a phone, a router
+    #[command(after_help = "\
+Examples:
+  sudo farspan config export phone --generate --address 10.77.0.9 --endpoint 203.0.113.9:22514 --qr
+                                     make a key, add the peer here, show the code to scan
+  sudo farspan config export phone   a peer that is in the file; its private key stays with it")]
+    Export(ExportArgs),
+}
+
+/// `farspan config export`.
+#[derive(Debug, Args)]
+pub struct ExportArgs {
+    /// Its name, or its public key
+    pub peer: String,
+    /// Make a key pair for it; a peer that is not in the file is added as a plain one
+    #[arg(long)]
+    pub generate: bool,
+    /// Overlay address of a peer that is added
+    #[arg(long, value_name = "IP", requires = "generate")]
+    pub address: Option<IpAddr>,
+    /// Where this node is reached from outside [default: the running agent's public address]
+    #[arg(long, value_name = "IP:PORT")]
+    pub endpoint: Option<SocketAddr>,
+    /// Show it as a QR code for a phone's camera
+    #[arg(long)]
+    pub qr: bool,
+}
+
+/// Reads `30s`, `15m`, `24h`, `7d` or bare seconds.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("{text:?} is not a time; write it like 30m, 24h or 7d");
+    let (digits, unit) = match text.char_indices().next_back() {
+        Some((at, 's')) => (&text[..at], 1),
+        Some((at, 'm')) => (&text[..at], 60),
+        Some((at, 'h')) => (&text[..at], 3600),
+        Some((at, 'd')) => (&text[..at], 86_400),
+        Some(_) => (text, 1),
+        None => return Err(wrong()),
+    };
+    let number: u64 = digits.parse().map_err(|_| wrong())?;
+    let seconds = number.checked_mul(unit).ok_or_else(wrong)?;
+    if seconds == 0 || seconds > 100 * 365 * 86_400 {
+        return Err(wrong());
+    }
+    Ok(Duration::from_secs(seconds))
+}
+
+/// Clap's report of a wrong command line as one sentence.
+pub fn usage_sentence(report: &str) -> String {
+    let lines = report.lines().map(str::trim);
+    let mut sentence = lines
+        .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more information"))
+        .filter(|line| !line.is_empty())
+        .collect::<Vec<_>>()
+        .join(" ");
+    for (from, to) in [
+        ("error: ", ""),
+        (" tip: ", "; "),
+        (" [possible values:", "; possible values: ["),
+        ("[ ", "["),
+    ] {
+        sentence = sentence.replace(from, to);
+    }
+    let verb = report
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("Usage: "));
+    let verb = verb.map_or_else(String::new, |usage| {
+        let words = usage
+            .split(' ')
+            .take_while(|word| word.starts_with(|c: char| c.is_ascii_lowercase()));
+        words.collect::<Vec<_>>().join(" ")
+    });
+    let verb = if verb.is_empty() {
+        "farspan".to_owned()
+    } else {
+        verb
+    };
+    format!("{sentence}; see `{verb} --help`")
+}
+
+/// The first address of an IPv4 range, its network address left out.
+pub fn first_address(range: mesh_types::Ipv4Net) -> Option<Ipv4Addr> {
+    range.hosts().find(|ip| *ip != range.network())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory as _;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn times_are_read_with_their_unit() {
+        assert_eq!(duration("90"), Ok(Duration::from_secs(90)));
+        assert_eq!(duration("24h"), Ok(Duration::from_secs(86_400)));
+        assert_eq!(duration("7d"), Ok(Duration::from_secs(604_800)));
+        for wrong in [
+            "",
+            "h",
+            "0s",
+            "-1h",
+            "1y",
+            "99999999999999999999d",
+            "1.5h",
+            "é",
+        ] {
+            assert!(duration(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,526 @@
+//! The configuration: `farspan.toml`, then the environment and the flags, parsed into types whose invalid
+//! values cannot exist.
+//!
+//! Every error is one sentence with the file, the line and what to write instead. [`Config::load`] reads
+//! files and nothing else: no socket, no device.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::net::SocketAddr;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::str::FromStr as _;
+use std::time::Duration;
+
+use mesh_types::{AuthorityKey, ConfigPeer, IpNet, PresharedKey, WgKey, consts};
+
+use crate::cli::{AgentArgs, BackendChoice, Global};
+
+pub mod edit;
+mod file;
+pub mod value;
+pub mod wgquick;
+
+use file::{File, Text};
+
+/// Where the file is, unless told.
+pub const DEFAULT_FILE: &str = "/etc/farspan/farspan.toml";
+/// Where keys and state are, unless told.
+pub const DEFAULT_STATE_DIR: &str = "/var/lib/farspan";
+/// A longer file is not a configuration.
+const FILE_MAX: u64 = 1 << 20;
+
+/// Why a configuration is refused: one sentence. Exit status 2.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct ConfigError(pub String);
+
+/// What a node is told to be.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The file it was read from, where there is one.
+    pub file: Option<PathBuf>,
+    /// Label of the node.
+    pub name: String,
+    /// Keys and state.
+    pub state_dir: PathBuf,
+    /// The WireGuard key.
+    pub private_key_file: PathBuf,
+    /// The port, where one is asked for.
+    pub listen_port: Option<u16>,
+    /// Label of the region.
+    pub region: Option<String>,
+    /// Overlay addresses beside those that follow from identity and membership.
+    pub addresses: Vec<IpNet>,
+    /// Ranges this node carries for others.
+    pub routes: Vec<IpNet>,
+    /// Name of the overlay device.
+    pub interface: String,
+    /// What carries the tunnel.
+    pub backend: BackendChoice,
+    /// The control socket.
+    pub socket: PathBuf,
+    /// Whose memberships count.
+    pub authorities: Vec<AuthorityKey>,
+    /// The authority's own key, where it lies on this machine.
+    pub authority_key_file: PathBuf,
+    /// STUN servers, `host:port`.
+    pub stun: Vec<String>,
+    /// Mark and mask of outer packets.
+    pub fwmark: (u32, u32),
+    /// Insert an accept rule into the host's own filters.
+    pub forward_accept: bool,
+    /// Willing to relay.
+    pub relay_serve: bool,
+    /// Static peers.
+    pub peers: Vec<ConfigPeer>,
+    /// What is odd but not wrong, one sentence each.
+    pub warnings: Vec<String>,
+}
+
+/// The file to read: as told, else the state folder's own, else the system's.
+pub fn file_to_read(global: &Global) -> Option<PathBuf> {
+    if let Some(file) = &global.config {
+        return Some(file.clone());
+    }
+    let own = global
+        .state_dir
+        .as_ref()
+        .map(|dir| dir.join("farspan.toml"))
+        .filter(|file| file.exists());
+    own.or_else(|| Some(PathBuf::from(DEFAULT_FILE)).filter(|file| file.exists()))
+}
+
+/// The file to write: as told, else inside the state folder that was told, else the system's.
+pub fn file_to_write(global: &Global) -> PathBuf {
+    match (&global.config, &global.state_dir) {
+        (Some(file), _) => file.clone(),
+        (None, Some(dir)) => dir.join("farspan.toml"),
+        (None, None) => PathBuf::from(DEFAULT_FILE),
+    }
+}
+
+impl Config {
+    /// Flags, then the environment (clap reads it), then the file, then defaults.
+    pub fn load(global: &Global, flags: &AgentArgs) -> Result<Self, ConfigError> {
+        let path = file_to_read(global);
+        let text = match &path {
+            Some(path) => read(path)?,
+            None => String::new(),
+        };
+        Self::parse(&text, path.as_deref(), global, flags)
+    }
+
+    /// Parses a file's text.
+    pub fn parse(
+        text: &str,
+        path: Option<&Path>,
+        global: &Global,
+        flags: &AgentArgs,
+    ) -> Result<Self, ConfigError> {
+        let source = Source { text, path };
+        let file: File = toml::from_str(text).map_err(|error| source.toml(&error))?;
+        source.build(&file, global, flags)
+    }
+}
+
+/// Reads a configuration file's text.
+pub fn read(path: &Path) -> Result<String, ConfigError> {
+    let fail = |why: String| ConfigError(format!("cannot read {}: {why}", path.display()));
+    let found = fs::metadata(path).map_err(|error| fail(sentence(&error)))?;
+    if found.is_dir() {
+        return Err(fail(
+            "it is a folder; give the path of a file with --config".into(),
+        ));
+    }
+    if found.len() > FILE_MAX {
+        return Err(fail(
+            "it is larger than 1 MiB; is it the right file?".into(),
+        ));
+    }
+    let bytes = fs::read(path).map_err(|error| fail(sentence(&error)))?;
+    String::from_utf8(bytes).map_err(|error| {
+        let line = error.as_bytes()[..error.utf8_error().valid_up_to()]
+            .iter()
+            .filter(|byte| **byte == b'\n')
+            .count()
+            + 1;
+        fail(format!("line {line} is not UTF-8 text; save it as UTF-8"))
+    })
+}
+
+/// An I/O error as a person would say it.
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "kinds of I/O errors are an open set"
+)]
+pub fn sentence(error: &std::io::Error) -> String {
+    use std::io::ErrorKind;
+    let known = match error.kind() {
+        ErrorKind::NotFound => Some("no such file or folder"),
+        ErrorKind::PermissionDenied => Some("permission denied; run it as root (sudo)"),
+        ErrorKind::StorageFull => Some("no space left on the disk; free some and try again"),
+        ErrorKind::ReadOnlyFilesystem => Some("the file system is read-only"),
+        _ => None,
+    };
+    known.map_or_else(|| error.to_string(), str::to_owned)
+}
+
+struct Source<'a> {
+    text: &'a str,
+    path: Option<&'a Path>,
+}
+
+impl Source<'_> {
+    fn at(&self, span: Range<usize>, what: impl AsRef<str>) -> ConfigError {
+        let file = self.path.map_or_else(
+            || "configuration".to_owned(),
+            |path| path.display().to_string(),
+        );
+        let line = self.line(&span);
+        ConfigError(format!("{file}, line {line}: {}", what.as_ref()))
+    }
+
+    fn line(&self, span: &Range<usize>) -> usize {
+        let end = span.start.min(self.text.len());
+        let before = &self.text.as_bytes()[..end];
+        before.iter().filter(|byte| **byte == b'\n').count() + 1
+    }
+
+    fn toml(&self, error: &toml::de::Error) -> ConfigError {
+        let span = error.span().unwrap_or(0..0);
+        let message = error
+            .message()
+            .lines()
+            .filter(|line| !line.is_empty())
+            .collect::<Vec<_>>()
+            .join(", ");
+        if let Some(what) = unknown_key(&message) {
+            return self.at(span, what);
+        }
+        let line = self.line(&span);
+        let key = self
+            .text
+            .lines()
+            .nth(line - 1)
+            .and_then(|line| line.split_once('='))
+            .map(|(key, _)| key.trim().trim_matches('"'))
+            .filter(|key| !key.is_empty() && !message.contains("duplicate"));
+        match key {
+            Some(key) if message.starts_with("invalid type") => {
+                self.at(span, format!("`{key}`: {message}"))
+            }
+            Some(_) | None => self.at(span, message),
+        }
+    }
+
+    fn text<T>(&self, key: &str, text: &Text, parsed: Result<T, String>) -> Result<T, ConfigError> {
+        parsed.map_err(|what| self.at(text.span(), format!("`{key}`: {what}")))
+    }
+
+    fn build(
+        &self,
+        file: &File,
+        global: &Global,
+        flags: &AgentArgs,
+    ) -> Result<Config, ConfigError> {
+        let mut warnings = Vec::new();
+        let node = &file.node;
+        let state_dir = global
+            .state_dir
+            .clone()
+            .or_else(|| node.state_dir.as_ref().map(path_of))
+            .unwrap_or_else(|| PathBuf::from(DEFAULT_STATE_DIR));
+        let interface = match (&global.interface, &node.interface) {
+            (Some(flag), _) => value::interface(flag)
+                .map_err(|what| ConfigError(format!("--interface: {what}")))?,
+            (None, Some(text)) => self.text("interface", text, value::interface(text.get_ref()))?,
+            (None, None) => consts::INTERFACE.to_owned(),
+        };
+        let socket = global
+            .socket
+            .clone()
+            .or_else(|| {
+                node.socket
+                    .as_ref()
+                    .filter(|_| global.interface.is_none())
+                    .map(path_of)
+            })
+            .unwrap_or_else(|| socket_of(&interface));
+        let name = match (&flags.name, &node.name) {
+            (Some(flag), _) => {
+                value::name(flag).map_err(|what| ConfigError(format!("--name: {what}")))?
+            }
+            (None, Some(text)) => self.text("name", text, value::name(text.get_ref()))?,
+            (None, None) => host_name(),
+        };
+        let region = match (&flags.region, &node.region) {
+            (Some(flag), _) => {
+                Some(value::name(flag).map_err(|what| ConfigError(format!("--region: {what}")))?)
+            }
+            (None, Some(text)) => Some(self.text("region", text, value::name(text.get_ref()))?),
+            (None, None) => None,
+        };
+        let backend = match (flags.backend, &node.backend) {
+            (Some(flag), _) => flag,
+            (None, Some(text)) => self.text("backend", text, value::backend(text.get_ref()))?,
+            (None, None) => BackendChoice::Auto,
+        };
+        let listen_port = match (flags.listen_port, &node.listen_port) {
+            (Some(flag), _) => Some(
+                value::listen_port(i64::from(flag))
+                    .map_err(|what| ConfigError(format!("--listen-port: {what}")))?,
+            ),
+            (None, Some(port)) => Some(
+                value::listen_port(*port.get_ref())
+                    .map_err(|what| self.at(port.span(), format!("`listen-port`: {what}")))?,
+            ),
+            (None, None) => None,
+        };
+        let private_key_file = match &node.private_key_file {
+            Some(text) => {
+                let path = path_of(text);
+                if path.exists() || path.starts_with(&state_dir) {
+                    warnings.extend(value::open_mode(&path));
+                } else {
+                    return Err(self.at(
+                        text.span(),
+                        format!(
+                            "`private-key-file`: {} does not exist; make it with `farspan key gen`, or leave the key out and one is made in {}",
+                            path.display(),
+                            state_dir.display()
+                        ),
+                    ));
+                }
+                path
+            }
+            None => state_dir.join("private.key"),
+        };
+        self.unused(file, &mut warnings)?;
+        Ok(Config {
+            file: self.path.map(Path::to_path_buf),
+            name,
+            region,
+            addresses: self.each("addresses", &node.addresses, value::host_address)?,
+            routes: self.each("routes", &node.routes, value::range)?,
+            backend,
+            socket,
+            listen_port,
+            private_key_file,
+            authorities: self.each("authorities", &file.mesh.authorities, |text| {
+                AuthorityKey::from_str(text).map_err(|error| error.to_string())
+            })?,
+            authority_key_file: file
+                .mesh
+                .authority_key_file
+                .as_ref()
+                .map_or_else(|| state_dir.join("authority.key"), path_of),
+            stun: self.each("stun", &file.nat.stun, value::server)?,
+            fwmark: match &file.host.fwmark {
+                Some(text) => self.text("fwmark", text, value::fwmark(text.get_ref()))?,
+                None => (consts::FWMARK, consts::FWMARK_MASK),
+            },
+            forward_accept: file.host.forward_accept.unwrap_or(false),
+            relay_serve: file.relay.serve.as_ref().is_some_and(|on| *on.get_ref()),
+            peers: self.peers(file, &mut warnings)?,
+            state_dir,
+            interface,
+            warnings,
+        })
+    }
+
+    fn each<T>(
+        &self,
+        key: &str,
+        texts: &[Text],
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> Result<Vec<T>, ConfigError> {
+        texts
+            .iter()
+            .map(|text| self.text(key, text, parse(text.get_ref())))
+            .collect()
+    }
+
+    /// Keys whose features this version does not have: checked, and said to be without effect.
+    fn unused(&self, file: &File, warnings: &mut Vec<String>) -> Result<(), ConfigError> {
+        let mut without_effect = |what: &str, span: Range<usize>| {
+            warnings.push(format!(
+                "line {}: `{what}` has no effect in version {}",
+                self.line(&span),
+                env!("CARGO_PKG_VERSION")
+            ));
+        };
+        if let Some(key) = &file.nat.port_mapping {
+            without_effect("port-mapping", key.span());
+        }
+        if let Some(key) = &file.nat.birthday_search {
+            without_effect("birthday-search", key.span());
+        }
+        if let Some(key) = &file.relay.ports {
+            self.text("ports", key, value::port_range(key.get_ref()))?;
+            without_effect("ports", key.span());
+        }
+        if let Some(key) = &file.relay.pair_rate {
+            self.text("pair-rate", key, value::rate(key.get_ref()))?;
+            without_effect("pair-rate", key.span());
+        }
+        if let Some(key) = file.relay.serve.as_ref().filter(|on| *on.get_ref()) {
+            without_effect("serve", key.span());
+        }
+        for turn in &file.relay.turn {
+            self.text("url", &turn.url, value::turn_url(turn.url.get_ref()))?;
+            if let Some(secret) = &turn.secret_file
+                && !path_of(secret).exists()
+            {
+                return Err(self.at(
+                    secret.span(),
+                    format!("`secret-file`: {} does not exist", secret.get_ref()),
+                ));
+            }
+            without_effect("turn", turn.url.span());
+        }
+        Ok(())
+    }
+
+    fn peers(
+        &self,
+        file: &File,
+        warnings: &mut Vec<String>,
+    ) -> Result<Vec<ConfigPeer>, ConfigError> {
+        let mut peers = Vec::new();
+        let mut keys = BTreeMap::new();
+        let mut names = BTreeSet::new();
+        let mut ranges: Vec<(IpNet, String)> = Vec::new();
+        for entry in &file.peers {
+            let peer = self.peer(entry, warnings)?;
+            let line = self.line(&entry.public_key.span());
+            if let Some(other) = keys.insert(peer.key, line) {
+                return Err(self.at(
+                    entry.public_key.span(),
+                    format!("`public-key`: the peer on line {other} has the same key; a key belongs to one peer"),
+                ));
+            }
+            if let (Some(name), Some(text)) = (&peer.name, &entry.name)
+                && !names.insert(name.clone())
+            {
+                return Err(self.at(
+                    text.span(),
+                    format!("`name`: two peers are called {name:?}; names must differ"),
+                ));
+            }
+            let label = peer.name.clone().unwrap_or_else(|| peer.key.to_string());
+            for (range, text) in peer.allowed_ips.iter().zip(&entry.allowed_ips) {
+                if let Some((other, owner)) = ranges
+                    .iter()
+                    .find(|(other, _)| other.contains(range) || range.contains(other))
+                {
+                    return Err(self.at(
+                        text.span(),
+                        format!("`allowed-ips`: {range} of {label} overlaps {other} of {owner}; a range belongs to one peer"),
+                    ));
+                }
+            }
+            ranges.extend(peer.allowed_ips.iter().map(|range| (*range, label.clone())));
+            peers.push(peer);
+        }
+        Ok(peers)
+    }
+
+    fn peer(
+        &self,
+        entry: &file::Peer,
+        warnings: &mut Vec<String>,
+    ) -> Result<ConfigPeer, ConfigError> {
+        let key = self.text(
+            "public-key",
+            &entry.public_key,
+            WgKey::from_str(entry.public_key.get_ref()).map_err(|error| error.to_string()),
+        )?;
+        let name = match &entry.name {
+            Some(text) => Some(self.text("name", text, value::name(text.get_ref()))?),
+            None => None,
+        };
+        let endpoints: Vec<SocketAddr> =
+            self.each("endpoints", &entry.endpoints, value::endpoint)?;
+        let allowed_ips = self.each("allowed-ips", &entry.allowed_ips, value::range)?;
+        let preshared_key = match &entry.preshared_key_file {
+            Some(text) => {
+                let path = path_of(text);
+                warnings.extend(value::open_mode(&path));
+                let key = fs::read_to_string(&path)
+                    .map_err(|error| sentence(&error))
+                    .and_then(|text| {
+                        PresharedKey::from_base64(&text).map_err(|error| error.to_string())
+                    })
+                    .map_err(|why| format!("{}: {why}", path.display()));
+                Some(self.text("preshared-key-file", text, key)?)
+            }
+            None => None,
+        };
+        let persistent_keepalive = match &entry.persistent_keepalive {
+            Some(seconds) => match u16::try_from(*seconds.get_ref()) {
+                Ok(0) => None,
+                Ok(seconds) => Some(Duration::from_secs(u64::from(seconds))),
+                Err(_) => {
+                    return Err(self.at(
+                        seconds.span(),
+                        "`persistent-keepalive`: give seconds from 0 (off) to 65535",
+                    ));
+                }
+            },
+            None => None,
+        };
+        Ok(ConfigPeer {
+            name,
+            key,
+            endpoints,
+            allowed_ips,
+            plain: entry.plain,
+            preshared_key,
+            persistent_keepalive,
+        })
+    }
+}
+
+/// The control socket of the agent of an interface.
+pub fn socket_of(interface: &str) -> PathBuf {
+    PathBuf::from(format!("/run/farspan/{interface}.sock"))
+}
+
+/// The host's name up to its first dot, made fit for a label.
+pub fn host_name() -> String {
+    let name = nix::unistd::gethostname()
+        .ok()
+        .and_then(|name| name.into_string().ok())
+        .unwrap_or_default();
+    let label = name.split('.').next().unwrap_or_default();
+    value::name(label).unwrap_or_else(|_| "node".to_owned())
+}
+
+fn path_of(text: &Text) -> PathBuf {
+    PathBuf::from(text.get_ref())
+}
+
+/// Makes a sentence with the nearest known key of serde's message about an unknown one.
+fn unknown_key(message: &str) -> Option<String> {
+    let rest = message.strip_prefix("unknown field `")?;
+    let (key, rest) = rest.split_once('`')?;
+    let known: Vec<&str> = rest
+        .split('`')
+        .skip(1)
+        .step_by(2)
+        .filter(|word| !word.is_empty())
+        .collect();
+    let nearest = known
+        .iter()
+        .map(|known| (strsim::jaro_winkler(key, known), *known))
+        .filter(|(likeness, _)| *likeness > 0.7)
+        .max_by(|a, b| a.0.total_cmp(&b.0));
+    Some(match nearest {
+        Some((_, nearest)) => format!("unknown key `{key}`; did you mean `{nearest}`?"),
+        None => format!("unknown key `{key}`; known here: {}", known.join(", ")),
+    })
+}
+
+#[cfg(test)]
+mod tests;

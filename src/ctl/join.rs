@@ -1,0 +1,89 @@
+//! `farspan join`: the token goes to the agent, which is started for it where none runs.
+
+use std::io::{IsTerminal as _, Read as _, Write as _};
+
+use anyhow::{Result, anyhow};
+use mesh_types::token::Token;
+use zeroize::Zeroizing;
+
+use super::client::Client;
+use super::{down, must_be_root, print, service, status, up};
+use crate::api;
+use crate::cli::{Global, JoinArgs};
+use crate::config::{Config, ConfigError, sentence};
+
+pub fn run(global: &Global, args: &JoinArgs) -> Result<()> {
+    let token = match &args.token {
+        Some(token) => Zeroizing::new(token.clone()),
+        None => read()?,
+    };
+    // Told before anything is started, and on any user's machine.
+    token
+        .parse::<Token>()
+        .map_err(|error| ConfigError(error.to_string()))?;
+    must_be_root("join")?;
+    let config = Config::load(global, &args.agent)?;
+    let agent = Client::new(config.socket.clone());
+    let started = if agent.alive() {
+        None
+    } else {
+        Some(up::start(global, &args.agent, &config)?)
+    };
+    let body = api::Token {
+        token: token.trim().to_owned(),
+    };
+    match agent.post::<api::Done>("/join", &body) {
+        Ok(answer) => {
+            for note in answer.notes {
+                eprintln!("farspan: {note}");
+            }
+            print(&format!("{}\n\n", answer.message))?;
+            let status: api::Status = agent.get("/status")?;
+            print(&status::table(&status))
+        }
+        Err(error) => {
+            undo(started.as_ref(), &config);
+            Err(error)
+        }
+    }
+}
+
+/// What was started for the join goes with it.
+fn undo(started: Option<&up::Started>, config: &Config) {
+    let undone = match started {
+        None => Ok(()),
+        Some(up::Started::Detached) => down::remove(config).map(drop),
+        Some(up::Started::Unit) => {
+            down::remove(config).and_then(|_| service::systemctl(&["disable", "--now"]))
+        }
+    };
+    if let Err(error) = undone {
+        eprintln!("farspan: the agent that was started for this could not be stopped: {error:#}");
+    }
+}
+
+fn read() -> Result<Zeroizing<String>> {
+    let mut text = Zeroizing::new(String::new());
+    let stdin = std::io::stdin();
+    let got = if stdin.is_terminal() {
+        eprint!("Token: ");
+        _ = std::io::stderr().flush();
+        stdin.read_line(&mut text).map(drop)
+    } else {
+        stdin.take(8192).read_to_string(&mut text).map(drop)
+    };
+    got.map_err(|error| {
+        anyhow!(
+            "cannot read the token from standard input: {}",
+            sentence(&error)
+        )
+    })?;
+    if text.trim().is_empty() {
+        return Err(ConfigError(
+            "no token was given; paste what `farspan invite` printed on a machine of the mesh"
+                .into(),
+        )
+        .into());
+    }
+    Ok(text)
+}

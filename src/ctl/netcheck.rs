@@ -1,0 +1,78 @@
+//! `farspan netcheck`.
+
+use std::fmt::Write as _;
+
+use anyhow::Result;
+
+use super::{agent, print, status};
+use crate::api;
+use crate::cli::{Global, Output};
+
+pub fn run(global: &Global, output: Output) -> Result<()> {
+    let netcheck: api::Netcheck = agent(global)?.get("/netcheck")?;
+    match output {
+        Output::Json => print(&format!("{}\n", serde_json::to_string_pretty(&netcheck)?)),
+        Output::Table => print(&table(&netcheck)),
+    }
+}
+
+fn table(netcheck: &api::Netcheck) -> String {
+    let api::Netcheck {
+        nat,
+        endpoints,
+        stun,
+        relays: _,
+        port_mapping: _,
+        ipv6,
+        mtu,
+        findings,
+    } = netcheck;
+    let mut out = String::new();
+    let mapping = match nat.mapping.as_str() {
+        "eim" => {
+            "endpoint-independent: one public port for all destinations; direct paths are easy"
+        }
+        "adm" => "address-dependent: another public port for each destination address",
+        "apdm" => {
+            "address- and port-dependent: another public port for each destination; direct paths are hard"
+        }
+        _ => "unknown: too few peers or STUN servers have answered to tell",
+    };
+    let filtering = match nat.filtering.as_str() {
+        "eif" => "endpoint-independent: anybody may answer",
+        "adf" => "address-dependent: whoever's address was sent to may answer",
+        "apdf" => "address- and port-dependent: only whoever was sent to may answer",
+        _ => "unknown: nobody has tried from another address",
+    };
+    _ = writeln!(out, "NAT mapping    {mapping}");
+    _ = writeln!(out, "NAT filtering  {filtering}");
+    _ = writeln!(out, "NAT ports      {}", nat.allocation);
+    _ = writeln!(
+        out,
+        "UDP            {}",
+        if nat.udp_blocked {
+            "blocked: no answer came back from anybody"
+        } else {
+            "passes"
+        }
+    );
+    _ = writeln!(out, "IPv6           {}", if *ipv6 { "yes" } else { "no" });
+    _ = writeln!(out, "MTU            {mtu}");
+    for (at, endpoint) in endpoints.iter().enumerate() {
+        let title = if at == 0 { "Reached at" } else { "" };
+        _ = writeln!(out, "{title:<14} {} ({})", endpoint.address, endpoint.kind);
+    }
+    if endpoints.is_empty() {
+        _ = writeln!(out, "Reached at     no address is known yet");
+    }
+    for server in stun {
+        let addresses = if server.addresses.is_empty() {
+            "its name could not be resolved".to_owned()
+        } else {
+            server.addresses.join(", ")
+        };
+        _ = writeln!(out, "STUN server    {}: {addresses}", server.name);
+    }
+    out.push_str(&status::findings(findings));
+    out
+}

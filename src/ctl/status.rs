@@ -1,0 +1,234 @@
+//! `farspan status`.
+
+use std::fmt::Write as _;
+use std::process::ExitCode;
+
+use anyhow::Result;
+
+use super::{agent, print, table::columns};
+use crate::api;
+use crate::cli::{Global, Output, StatusArgs};
+
+/// `--check` found a fault.
+const FAULT: u8 = 3;
+
+pub fn run(global: &Global, args: &StatusArgs) -> Result<ExitCode> {
+    let status: api::Status = agent(global)?.get("/status")?;
+    match args.output {
+        Output::Json => print(&format!("{}\n", serde_json::to_string_pretty(&status)?))?,
+        Output::Table => print(&table(&status))?,
+    }
+    Ok(if args.check && faulty(&status) {
+        ExitCode::from(FAULT)
+    } else {
+        ExitCode::SUCCESS
+    })
+}
+
+/// Is something wrong, as against merely worth knowing?
+fn faulty(status: &api::Status) -> bool {
+    let bad_peer = |peer: &api::Peer| matches!(peer.state.as_str(), "down" | "connecting");
+    status.peers.iter().any(bad_peer)
+        || status
+            .findings
+            .iter()
+            .any(|finding| finding.severity != "info")
+}
+
+/// The table for people.
+pub fn table(status: &api::Status) -> String {
+    let node = &status.node;
+    let mut out = String::new();
+    _ = writeln!(
+        out,
+        "{} ({}) on {}, UDP port {}, {} backend",
+        node.name,
+        if node.addresses.is_empty() {
+            "no address".to_owned()
+        } else {
+            bare(&node.addresses)
+        },
+        node.interface,
+        node.listen_port,
+        node.backend,
+    );
+    out.push('\n');
+    if status.peers.is_empty() {
+        out.push_str("No peers yet: `farspan invite` lets a machine in, `farspan peer add` adds a static one.\n");
+    } else {
+        let rows: Vec<_> = status.peers.iter().map(row).collect();
+        out.push_str(&columns(
+            &[
+                "NAME",
+                "ADDRESS",
+                "STATE",
+                "PATH",
+                "ENDPOINT",
+                "RTT",
+                "HANDSHAKE",
+                "RX",
+                "TX",
+                "REASON",
+            ],
+            &rows,
+        ));
+    }
+    out.push_str(&findings(&status.findings));
+    out
+}
+
+fn row(peer: &api::Peer) -> Vec<String> {
+    let dash = || "-".to_owned();
+    vec![
+        peer.name.clone(),
+        peer.allowed_ips
+            .first()
+            .map_or_else(dash, |net| bare(std::slice::from_ref(net))),
+        peer.state.clone(),
+        peer.path
+            .as_ref()
+            .map_or_else(dash, |path| path.kind.clone()),
+        peer.path
+            .as_ref()
+            .map_or_else(dash, |path| path.remote.clone()),
+        peer.rtt_ms.map_or_else(dash, |rtt| format!("{rtt:.1} ms")),
+        peer.last_handshake_s
+            .map_or_else(dash, |age| format!("{} ago", seconds(age))),
+        size(peer.rx_bytes),
+        size(peer.tx_bytes),
+        peer.reason.clone(),
+    ]
+}
+
+/// Findings below a table; nothing where there are none.
+pub fn findings(findings: &[api::Finding]) -> String {
+    let mut out = String::new();
+    for finding in findings {
+        _ = write!(
+            out,
+            "\n{} [{}]: {}\n",
+            finding.severity, finding.code, finding.message
+        );
+        if !finding.remedy.is_empty() {
+            _ = writeln!(out, "  {}", finding.remedy);
+        }
+    }
+    out
+}
+
+/// Addresses without the prefix length that every host address has.
+fn bare(nets: &[String]) -> String {
+    let strip = |net: &String| {
+        net.strip_suffix("/32")
+            .or_else(|| net.strip_suffix("/128"))
+            .unwrap_or(net)
+            .to_owned()
+    };
+    nets.iter().map(strip).collect::<Vec<_>>().join(", ")
+}
+
+fn seconds(age: u64) -> String {
+    match age {
+        0..60 => format!("{age} s"),
+        60..3600 => format!("{} min", age / 60),
+        3600..86_400 => format!("{} h", age / 3600),
+        _ => format!("{} d", age / 86_400),
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "shown with three digits")]
+fn size(bytes: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let mut value = bytes as f64;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 {
+        format!("{bytes} B")
+    } else {
+        format!("{value:.1} {}", UNITS[unit])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn peer(state: &str) -> api::Peer {
+        api::Peer {
+            name: "b".into(),
+            public_key: String::new(),
+            region: String::new(),
+            source: "config".into(),
+            state: state.into(),
+            identity: String::new(),
+            reason: "probed both ways".into(),
+            path: None,
+            rtt_ms: Some(12.34),
+            loss: None,
+            mtu: 1420,
+            last_handshake_s: Some(75),
+            rx_bytes: 2048,
+            tx_bytes: 7,
+            allowed_ips: vec!["10.77.0.2/32".into()],
+            since_s: 0,
+            connect_ms: None,
+        }
+    }
+
+    fn status(peers: Vec<api::Peer>, severity: Option<&str>) -> api::Status {
+        api::Status {
+            node: api::Node {
+                name: "a".into(),
+                public_key: String::new(),
+                identity: String::new(),
+                domain: String::new(),
+                backend: "userspace".into(),
+                interface: "farspan0".into(),
+                listen_port: 22000,
+                region: String::new(),
+                addresses: vec!["10.77.0.1/32".into()],
+                nat: api::Nat {
+                    mapping: "eim".into(),
+                    filtering: "apdf".into(),
+                    allocation: "unknown".into(),
+                    udp_blocked: false,
+                },
+                endpoints: vec![],
+            },
+            peers,
+            findings: severity
+                .map(|severity| api::Finding {
+                    code: "rp-filter".into(),
+                    severity: severity.into(),
+                    message: "m".into(),
+                    remedy: "do this".into(),
+                })
+                .into_iter()
+                .collect(),
+        }
+    }
+
+    #[test]
+    fn a_peer_is_one_line() {
+        let text = table(&status(vec![peer("direct")], Some("warning")));
+        assert!(text.starts_with("a (10.77.0.1) on farspan0, UDP port 22000, userspace backend\n"));
+        assert!(
+            text.contains("b     10.77.0.2  direct  -     -         12.3 ms  1 min ago  2.0 KiB  7 B  probed both ways\n"),
+            "{text}"
+        );
+        assert!(text.ends_with("warning [rp-filter]: m\n  do this\n"));
+    }
+
+    #[test]
+    fn the_check_fails_on_what_is_wrong_only() {
+        assert!(!faulty(&status(
+            vec![peer("direct"), peer("idle")],
+            Some("info")
+        )));
+        assert!(faulty(&status(vec![peer("down")], None)));
+        assert!(faulty(&status(vec![], Some("warning"))));
+    }
+}
