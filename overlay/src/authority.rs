@@ -55,6 +55,10 @@ impl Overlay {
         let Some(signer) = self.signer() else {
             return;
         };
+        if self.state.range.is_empty() {
+            self.state.range = MESH_RANGE.parse().into_iter().collect();
+            self.persist_soon(now);
+        }
         let revoked = self
             .directory
             .tombstones()
@@ -282,15 +286,10 @@ impl Overlay {
 
     /// The mesh's IPv4 range.
     pub(crate) fn ipv4_range(&self) -> Option<Ipv4Net> {
-        let known = self.state.range.iter().find_map(|net| match net {
+        self.state.range.iter().find_map(|net| match net {
             IpNet::V4(net) => Some(*net),
             IpNet::V6(_) => None,
-        });
-        match known {
-            Some(range) => Some(range),
-            None if self.state.range.is_empty() => MESH_RANGE.parse().ok(),
-            None => None,
-        }
+        })
     }
 
     /// The lowest free overlay address, those held for invited nodes left out.

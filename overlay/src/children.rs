@@ -6,6 +6,7 @@ use std::time::Duration;
 use mesh_types::plan::host_prefix;
 use mesh_types::{HostReport, Idx, IpNet, Now, PeerId, TunnelReport};
 use nat_traversal::PeerSpec;
+use tracing::debug;
 
 use crate::control::is_global;
 use crate::event::Event;
@@ -149,6 +150,7 @@ impl Overlay {
             return;
         };
         self.plan_dirty = true;
+        debug!(peer = %record.name, ?remote, "Path changed");
         match remote {
             Some(remote) => {
                 let fresh = record.path_since.is_none();
@@ -227,6 +229,7 @@ impl Overlay {
         self.plan_dirty = true;
         let (was, is) = (is_up(before), is_up(state));
         let name = self.peer_name(id);
+        debug!(peer = %name, before = before.kind(), state = state.kind(), "Peer state changed");
         if is && !was {
             self.events.push_back(Event::PeerUp { name });
         } else if was && !is {
@@ -237,7 +240,9 @@ impl Overlay {
 
     /// What time alone changes of peers.
     pub(crate) fn peers_due(&mut self, now: Now) {
-        let ids: Vec<PeerId> = self.peers.keys().copied().collect();
+        let due = |record: &PeerRecord| record.deadline().is_some_and(|at| at <= now.mono);
+        let records = self.peers.iter().filter(|(_, record)| due(record));
+        let ids: Vec<PeerId> = records.map(|(id, _)| *id).collect();
         for id in ids {
             if let Some(record) = self.peers.get_mut(&id) {
                 if record.retired.is_some_and(|(_, until)| until <= now.mono) {

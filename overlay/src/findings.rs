@@ -54,7 +54,14 @@ impl Overlay {
                 PeerState::Connecting => waited,
                 PeerState::Direct | PeerState::Relayed | PeerState::Idle => false,
             };
-            if lacking && !peer.plain {
+            if lacking && !peer.plain && record.path_since.is_some() {
+                out.push(finding(
+                    "no-handshake",
+                    Severity::Warning,
+                    format!("WireGuard does not connect to {name} although its agent answers on the path"),
+                    "check that both sides have the same preshared key or none, and that no firewall passes STUN only",
+                ));
+            } else if lacking && !peer.plain {
                 without += 1;
                 if without <= LIKE_MAX {
                     let reason = self.reason(id, now);

@@ -2,10 +2,13 @@
 //! state follows from it.
 //!
 //! ```text
-//! Discovered --probing--> Connecting --path and session--> Direct --quiet--> Idle
-//!      ^                      |   ^                          |
-//!      '--- Down <--patience--'   '---- path and session lost-'
+//! learned --> Connecting --path and session--> Direct
+//!               |  ^  ^                          |
+//!   patience    v  |  '---- path or session lost-'
+//!             Down-'
+//!         path found
 //! ```
+//! A plain device is Direct while it has a session, else Idle: nobody looks for it.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -24,8 +27,6 @@ const PATIENCE: Duration = Duration::from_secs(35);
 const ACTIVITY_BYTES: u64 = 1024;
 /// See [`ACTIVITY_BYTES`].
 const ACTIVITY_WINDOW: Duration = Duration::from_secs(10);
-/// A connected peer that was not active for so long is shown as idle.
-const IDLE_AFTER: Duration = Duration::from_secs(600);
 /// The side with the higher idx waits so long before it starts a handshake of its own.
 pub(crate) const SECOND_SIDE_DELAY: Duration = Duration::from_secs(1);
 /// How long handshakes under a rotated peer's old key are still taken.
@@ -188,20 +189,14 @@ impl PeerRecord {
     pub(crate) fn current_state(&self, plain: bool, now: Instant) -> PeerState {
         let session = self.session(now);
         if plain {
-            return match (session, self.active_at) {
-                (true, _) => PeerState::Direct,
-                (false, _) => PeerState::Idle,
+            return if session {
+                PeerState::Direct
+            } else {
+                PeerState::Idle
             };
         }
         match (self.path_since, session) {
-            (Some(since), true) => {
-                let quiet_since = self.active_at.unwrap_or(since).max(since);
-                if now.saturating_duration_since(quiet_since) >= IDLE_AFTER {
-                    PeerState::Idle
-                } else {
-                    PeerState::Direct
-                }
-            }
+            (Some(_), true) => PeerState::Direct,
             (Some(_), false) => PeerState::Connecting,
             (None, _) => {
                 let began = match self.state {

@@ -18,6 +18,7 @@ use mesh_types::consts::{
 use mesh_types::plan::{DevicePlan, Route, RouteKind, Rule, TunnelPeer, TunnelPlan, host_prefix};
 use mesh_types::{HostPlan, Now, PeerId, SocketId, WgKey};
 use peer_discovery::Peer;
+use tracing::debug;
 
 use crate::overlay::Overlay;
 use crate::peer::PeerRecord;
@@ -37,6 +38,7 @@ impl Overlay {
         plan.generation = self.plan.generation;
         if plan != self.plan {
             plan.generation += 1;
+            debug!(generation = plan.generation, "Plan changed");
             self.plan = plan;
         }
         let generation = self.plan.generation;

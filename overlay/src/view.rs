@@ -122,9 +122,6 @@ impl Overlay {
                 format!("direct {way}, which stopped answering a moment ago")
             }
             (PeerState::Direct, Some(way)) => format!("direct {way}, both ways proven by probes"),
-            (PeerState::Idle, Some(way)) => {
-                format!("direct {way}; nothing has moved for 10 minutes")
-            }
             (PeerState::Connecting, Some(way)) => {
                 format!("a path {way} is proven, WireGuard's handshake is awaited")
             }

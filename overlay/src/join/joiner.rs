@@ -17,6 +17,9 @@ use crate::overlay::Overlay;
 /// How long an answer is waited for.
 const GIVE_UP: Duration = Duration::from_secs(10);
 
+/// Own addresses in the request, at most.
+const JOIN_ENDPOINTS: usize = 12;
+
 /// An attempt to join.
 #[derive(Debug)]
 pub(crate) struct Attempt {
@@ -56,7 +59,9 @@ impl Overlay {
             return Ok(());
         }
         let keys = TicketKeys::derive(&secret_hash(&token.secret));
-        let announcement = self.announcement(token.domain);
+        let mut announcement = self.announcement(token.domain);
+        // The full list follows by gossip; this one has to leave room for the rest.
+        announcement.endpoints.truncate(JOIN_ENDPOINTS);
         let join = Join {
             name: label(&self.config.name),
             announcement: self.sign_announcement(announcement, now),

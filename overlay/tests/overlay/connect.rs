@@ -204,6 +204,23 @@ fn no_bytes_in_the_tunnel_make_a_node_stumble() {
 }
 
 #[test]
+fn a_clock_far_off_and_records_from_the_future_are_findings() {
+    let mut world = Net::new();
+    world.now.unix = Duration::from_secs(1_000);
+    world.start(1, identity(1), listed(1, &[]), State::default());
+    assert!(world.findings(1).contains(&"clock".to_owned()));
+
+    let mut world = pair();
+    assert!(!world.findings(1).contains(&"clock".to_owned()));
+    // The other machine was set an hour ahead once.
+    let mut disk = world.machine(2).overlay.state();
+    disk.seq += 3_600_000;
+    world.start(2, identity(2), listed(2, &[1]), disk);
+    world.run(Duration::from_secs(3));
+    assert!(world.findings(1).contains(&"clock".to_owned()));
+}
+
+#[test]
 fn an_idle_pair_is_quiet() {
     let mut world = pair();
     world.run(Duration::from_secs(60));
