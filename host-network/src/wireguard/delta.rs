@@ -47,9 +47,9 @@ pub(super) fn delta(
 ) -> Delta {
     let mut delta = Delta::default();
     let mut own = Vec::new();
-    let key = plan.key.to_bytes();
-    if device.private_key != Some(*key) {
-        own.push(WireguardAttribute::PrivateKey(*key));
+    let key = clamped(plan);
+    if device.private_key != Some(key) {
+        own.push(WireguardAttribute::PrivateKey(key));
     }
     if device.listen_port != plan.listen_port {
         own.push(WireguardAttribute::ListenPort(plan.listen_port));
@@ -96,6 +96,16 @@ pub(super) fn delta(
         .copied()
         .collect();
     delta
+}
+
+/// The private key as the kernel keeps it (RFC 7748 5). Any other form of it would look like a change to the kernel,
+/// which then ends every session.
+fn clamped(plan: &TunnelPlan) -> [u8; 32] {
+    let mut key = *plan.key.to_bytes();
+    key[0] &= 0b1111_1000;
+    key[31] &= 0b0111_1111;
+    key[31] |= 0b0100_0000;
+    key
 }
 
 /// The ranges a peer shall own; a passive one owns none.
