@@ -6,5 +6,6 @@
 mod codec;
 mod datagrams;
 mod harness;
+mod node;
 mod records;
 mod samples;
