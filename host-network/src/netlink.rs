@@ -14,6 +14,8 @@ use crate::HostError;
 
 /// Larger than any datagram the kernel builds for a dump (32 KiB since Linux 4.9).
 const DATAGRAM: usize = 64 * 1024;
+/// A netlink message's header (RFC 3549 2.3.2), bytes.
+const HEADER: usize = 16;
 /// The kernel saw its tables change while it dumped them (`NLM_F_DUMP_INTR`).
 const DUMP_INTERRUPTED: u16 = 0x10;
 
@@ -97,7 +99,7 @@ impl Channel {
         loop {
             buffer.clear();
             match self.socket.recv_from(&mut buffer, libc::MSG_DONTWAIT) {
-                Ok(_) => answers.read(&buffer)?,
+                Ok(_) => answers.read(&buffer),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
@@ -126,28 +128,39 @@ impl<T> Default for Answers<T> {
 }
 
 impl<T: NetlinkDeserializable> Answers<T> {
-    fn read(&mut self, datagram: &[u8]) -> io::Result<()> {
+    fn read(&mut self, datagram: &[u8]) {
         let mut rest = datagram;
-        while !rest.is_empty() {
-            let message = NetlinkMessage::<T>::deserialize(rest)
-                .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))?;
-            let length = (message.header.length as usize).next_multiple_of(4).max(16);
-            rest = rest.get(length..).unwrap_or(&[]);
+        while let Some([a, b, c, d]) = rest.first_chunk() {
+            let length = u32::from_ne_bytes([*a, *b, *c, *d]) as usize;
+            let Some(bytes) = rest.get(..length).filter(|bytes| bytes.len() >= HEADER) else {
+                return;
+            };
+            rest = rest.get(length.next_multiple_of(4)..).unwrap_or(&[]);
             self.any = true;
-            self.interrupted |= message.header.flags & DUMP_INTERRUPTED != 0;
-            match message.payload {
-                NetlinkPayload::InnerMessage(inner) => self.messages.push(inner),
-                NetlinkPayload::Error(answer) if answer.code.is_some() => {
-                    self.error.get_or_insert_with(|| answer.to_io());
-                }
-                NetlinkPayload::Done(done) if done.code != 0 => {
-                    self.error
-                        .get_or_insert_with(|| io::Error::from_raw_os_error(done.code.abs()));
-                }
-                _ => {}
+            match NetlinkMessage::<T>::deserialize(bytes) {
+                Ok(message) => self.message(message),
+                // Somebody else's rule or link of a kind that is newer than the parser.
+                Err(error) => tracing::debug!(%error, "Skipped a netlink message"),
             }
         }
-        Ok(())
+    }
+
+    fn message(&mut self, message: NetlinkMessage<T>) {
+        self.interrupted |= message.header.flags & DUMP_INTERRUPTED != 0;
+        match message.payload {
+            NetlinkPayload::InnerMessage(inner) => self.messages.push(inner),
+            NetlinkPayload::Error(answer) if answer.code.is_some() => {
+                let code = answer.raw_code().saturating_abs();
+                self.error
+                    .get_or_insert_with(|| io::Error::from_raw_os_error(code));
+            }
+            NetlinkPayload::Done(done) if done.code != 0 => {
+                let code = done.code.saturating_abs();
+                self.error
+                    .get_or_insert_with(|| io::Error::from_raw_os_error(code));
+            }
+            _ => {}
+        }
     }
 
     fn finish(self) -> io::Result<Vec<T>> {
@@ -232,4 +245,55 @@ pub(crate) async fn gather<T>(
 pub(crate) fn is_absent(error: &rtnetlink::Error) -> bool {
     matches!(error, rtnetlink::Error::NetlinkError(message)
         if matches!(-message.raw_code(), libc::ENOENT | libc::ENODEV | libc::ESRCH | libc::EADDRNOTAVAIL | libc::EAFNOSUPPORT))
+}
+
+#[cfg(test)]
+mod tests {
+    use netlink_packet_netfilter::NetfilterMessage;
+
+    use super::*;
+
+    fn message(kind: u16, body: &[u8]) -> Vec<u8> {
+        let mut bytes = ((HEADER + body.len()) as u32).to_ne_bytes().to_vec();
+        bytes.extend(kind.to_ne_bytes());
+        bytes.extend([0; 10]);
+        bytes.extend(body);
+        bytes
+    }
+
+    fn read(datagram: &[u8]) -> io::Result<Vec<NetfilterMessage>> {
+        let mut answers = Answers::default();
+        answers.read(datagram);
+        answers.finish()
+    }
+
+    #[test]
+    fn the_first_error_of_a_batch_is_the_answer() {
+        let acknowledged = message(2, &[0; 20]);
+        let refused = |errno: i32| message(2, &[&(-errno).to_ne_bytes()[..], &[0; 16]].concat());
+        assert_eq!(read(&acknowledged).unwrap(), []);
+        let batch = [acknowledged, refused(libc::ENOENT), refused(libc::EPERM)].concat();
+        assert_eq!(read(&batch).unwrap_err().raw_os_error(), Some(libc::ENOENT));
+        assert!(read(&[]).is_err(), "no answer is no success");
+    }
+
+    #[test]
+    fn no_bytes_of_a_datagram_panic_or_loop() {
+        let whole = [
+            message(0x0a03, &[2, 0, 0, 0, 8, 0, 1, 0, 65, 0, 0, 0]),
+            message(3, &[]),
+        ]
+        .concat();
+        assert_eq!(read(&whole).unwrap().len(), 1);
+        for end in 0..whole.len() {
+            let _ = read(&whole[..end]);
+        }
+        for at in 0..whole.len() {
+            for bit in 0..8 {
+                let mut garbled = whole.clone();
+                garbled[at] ^= 1 << bit;
+                let _ = read(&garbled);
+            }
+        }
+    }
 }

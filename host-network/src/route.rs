@@ -178,7 +178,10 @@ pub(crate) async fn list(routing: &Routing, table: u32) -> Result<Vec<RouteMessa
     let mut routes = Vec::new();
     for family in [AddressFamily::Inet, AddressFamily::Inet6] {
         let request = routing.handle.route().get(table_message(family, table));
-        routes.extend(gather("list the routes", request.execute()).await?);
+        let listed = gather("list the routes", request.execute()).await?;
+        // A kernel without IPv6 answers for all families it has.
+        let of_family = |route: &RouteMessage| route.header.address_family == family;
+        routes.extend(listed.into_iter().filter(of_family));
     }
     // Cached exceptions (path MTU learned from ICMP) are listed beside the routes they belong to.
     routes.retain(|route| {

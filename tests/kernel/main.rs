@@ -1,5 +1,5 @@
-//! The kernel backend against the real module. Runs inside the virtual machine (`scripts/vm`), as root:
-//! `scripts/vm "$(cargo test --test kernel --no-run --message-format=json | ...executable)" --test-threads=1`.
+//! The kernel backend against the real module, inside the virtual machine, as root:
+//! `cargo test --test kernel --no-run`, then `scripts/vm` with the binary it names and `--test-threads=1`.
 
 mod device;
 mod harness;
