@@ -1,8 +1,8 @@
 //! The path agent: everything about reaching one peer.
 //!
 //! [`run`](PathAgent::run) does what is due; [`wake`](PathAgent::wake) says when something will be. The
-//! parts: `agent/probing.rs` sends probes to candidate addresses, `agent/path.rs` chooses, watches and
-//! loses the path in use, `agent/calling.rs` exchanges candidates through others.
+//! parts: `agent/probing.rs` sends probes to candidate addresses, `agent/path.rs` takes, watches and
+//! loses the path in use, `agent/choice.rs` agrees on it, `agent/calling.rs` exchanges candidates through others.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -12,7 +12,7 @@ use mesh_types::consts::CANDIDATES_MAX;
 use mesh_types::{Candidate, CandidateKind, Idx, Now, PeerId, WgKey, WgSecret};
 
 use crate::activity::Activity;
-use crate::api::{CandidateReport, Path, PeerReport, PeerSpec};
+use crate::api::{Path, PeerSpec};
 use crate::budget::Calls;
 use crate::node::Node;
 use crate::probe::Link;
@@ -20,11 +20,14 @@ use crate::remote::Remote;
 use crate::replay::Replay;
 
 mod calling;
+mod choice;
 mod path;
 mod probing;
+mod report;
 
 use calling::Calling;
-use path::{InUse, Nomination};
+use choice::Nomination;
+use path::InUse;
 use probing::Slot;
 
 /// Of the announced candidates so many are taken; the rest of [`CANDIDATES_MAX`] is for what is learned.
@@ -242,6 +245,13 @@ impl PathAgent {
         true
     }
 
+    /// What may be a candidate has changed.
+    pub(crate) fn readmit(&mut self, node: &Node) {
+        let keep = self.path().map(|path| path.remote);
+        self.remotes
+            .retain(|address, _| Some(*address) == keep || node.admission.admits(address));
+    }
+
     fn make_room(&mut self, kind: CandidateKind) -> bool {
         let keep = self.path().map(|path| path.remote);
         let worst = self
@@ -334,63 +344,5 @@ impl PathAgent {
             .flatten()
             .min()
         };
-    }
-
-    /// For status.
-    pub(crate) fn report(&self, now: Instant) -> PeerReport {
-        let mut candidates: Vec<_> = self
-            .remotes
-            .values()
-            .map(|remote| CandidateReport {
-                candidate: remote.candidate,
-                kind: remote.kind,
-                sent: remote.sent,
-                answered: remote.answered,
-                rtt: remote.rtt,
-            })
-            .collect();
-        candidates.sort_by_key(|report| {
-            let rtt = report.rtt.unwrap_or(Duration::MAX);
-            (report.rtt.is_none(), report.kind, rtt, report.candidate)
-        });
-        PeerReport {
-            path: self.path().cloned(),
-            suspect: self.is_suspect(),
-            active: self.activity.is_active(now),
-            candidates,
-            probes_sent: self.probes_sent,
-            probes_answered: self.probes_answered,
-            loss: self.in_use.as_ref().map_or(0, InUse::loss),
-            last_heard: self.last_heard,
-            connect: self.connect,
-            error: self.error(),
-        }
-    }
-
-    fn error(&self) -> Option<String> {
-        if self.in_use.is_some() {
-            return None;
-        }
-        let addresses = self.remotes.len();
-        Some(if self.current.is_none() {
-            "not tried: its WireGuard key makes no shared secret with ours; check the key"
-                .to_owned()
-        } else if addresses == 0 {
-            "not tried: no usable address is known; give it an endpoint, or reach a node both know"
-                .to_owned()
-        } else if self.remotes.values().all(|remote| remote.sent == 0) {
-            format!("{addresses} addresses are about to be probed")
-        } else if self.last_heard.is_none() {
-            format!(
-                "{} probes to {addresses} addresses brought no answer; is the node up, does a firewall drop its UDP port, \
-                 can a node both know introduce them?",
-                self.probes_sent
-            )
-        } else {
-            format!(
-                "the path broke, {} probes to {addresses} addresses in all; no address answers now, trying on",
-                self.probes_sent
-            )
-        })
     }
 }

@@ -33,7 +33,8 @@ impl Rate {
         }
     }
 
-    const fn every(interval: Duration, burst: u32) -> Self {
+    /// At most `burst` at once and one more every `interval`.
+    pub(crate) const fn every(interval: Duration, burst: u32) -> Self {
         Self { interval, burst }
     }
 }

@@ -50,6 +50,8 @@ pub(crate) struct NatKind {
     silent: BTreeSet<IpAddr>,
     silent_since: Option<Instant>,
     report: NatReport,
+    /// Something here has changed since it was last judged.
+    pub(crate) unjudged: bool,
 }
 
 impl NatKind {
@@ -60,6 +62,7 @@ impl NatKind {
             silent: BTreeSet::new(),
             silent_since: None,
             report: NatReport::default(),
+            unjudged: true,
         }
     }
 
@@ -109,6 +112,7 @@ impl NatKind {
             stale: false,
         };
         self.seen.insert(remote, seen);
+        self.unjudged = true;
         moved
     }
 
@@ -220,7 +224,7 @@ impl NatKind {
     pub(crate) fn heard(&mut self) {
         self.silent.clear();
         self.silent_since = None;
-        self.report.udp_blocked = false;
+        self.unjudged |= std::mem::take(&mut self.report.udp_blocked);
     }
 
     /// An authenticated request came from an address of the internet.
@@ -228,6 +232,7 @@ impl NatKind {
         let uncontacted = self.contacted.len() < CONTACTED_MAX && !self.contacted.contains(&remote);
         if uncontacted && !is_private(&remote) {
             self.report.filtering = Filtering::EndpointIndependent;
+            self.unjudged = true;
         }
     }
 
@@ -235,6 +240,7 @@ impl NatKind {
     pub(crate) fn other_port_answered(&mut self) {
         if self.report.filtering != Filtering::EndpointIndependent {
             self.report.filtering = Filtering::AddressDependent;
+            self.unjudged = true;
         }
     }
 
@@ -242,6 +248,7 @@ impl NatKind {
     pub(crate) fn other_port_silent(&mut self) {
         if self.report.filtering == Filtering::Unknown {
             self.report.filtering = Filtering::AddressAndPortDependent;
+            self.unjudged = true;
         }
     }
 
@@ -256,6 +263,7 @@ impl NatKind {
     pub(crate) fn handle_timeout(&mut self, now: Instant) {
         if self.deadline().is_some_and(|at| at <= now) {
             self.report.udp_blocked = true;
+            self.unjudged = true;
         }
     }
 }

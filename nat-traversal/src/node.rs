@@ -40,6 +40,17 @@ pub(crate) enum Purpose {
     Mapping,
 }
 
+/// What has changed of this node, seen from outside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Change {
+    /// Nothing.
+    Nothing,
+    /// What is thought of the NAT.
+    Verdict,
+    /// Where it can be reached.
+    Endpoints,
+}
+
 /// A probe that waits for its answer.
 #[derive(Debug, Clone)]
 pub(crate) struct Pending {
@@ -246,8 +257,11 @@ impl Node {
         Some(SocketAddr::new(ip, self.alternate_port?))
     }
 
-    /// Judges the own NAT and recomputes the candidates. True where either changed.
-    pub(crate) fn update_endpoints(&mut self, now: Instant) -> bool {
+    /// Judges the own NAT and recomputes the candidates.
+    pub(crate) fn update_endpoints(&mut self, now: Instant) -> Change {
+        if !std::mem::take(&mut self.nat.unjudged) {
+            return Change::Nothing;
+        }
         let ips: Vec<_> = self.hosts.iter().map(|host| host.ip).collect();
         self.nat.judge(&ips, self.config.listen_port, now);
         let reflexive = self.nat.reflexive(self.config.stun.len());
@@ -256,9 +270,15 @@ impl Node {
             .filter(|address| self.admission.admits(address))
             .collect();
         let endpoints = candidate::endpoints(&self.hosts, self.config.listen_port, &reflexive);
-        let changed = endpoints != self.endpoints || self.nat.report() != self.reported_nat;
+        let change = if endpoints != self.endpoints {
+            Change::Endpoints
+        } else if self.nat.report() != self.reported_nat {
+            Change::Verdict
+        } else {
+            Change::Nothing
+        };
         self.endpoints = endpoints;
         self.reported_nat = self.nat.report();
-        changed
+        change
     }
 }

@@ -11,6 +11,7 @@ use mesh_types::{Candidate, Idx, IpNet, Message, NatReport, Now, PeerId, Transmi
 
 use crate::agent::PathAgent;
 use crate::api::{Config, Counters, Event, JoinRequest, Path, PeerReport, PeerSpec, Refused};
+use crate::budget::Bucket;
 use crate::candidate;
 use crate::join::Joins;
 use crate::nat_test::NatTest;
@@ -32,6 +33,7 @@ pub struct Traversal {
     servers: Servers,
     joins: Joins,
     nat_test: NatTest,
+    refreshes: Bucket,
     /// The host's addresses as last told, usable or not.
     addresses: (Vec<HostAddress>, bool),
     wake: Option<(Instant, &'static str)>,
@@ -49,6 +51,7 @@ impl Traversal {
             servers: Servers::default(),
             joins: Joins::default(),
             nat_test: NatTest::default(),
+            refreshes: Bucket::default(),
             addresses: (Vec::new(), false),
             wake: None,
             latest: now.mono,
@@ -74,6 +77,7 @@ impl Traversal {
     /// Sets the port of [`mesh_types::SocketId::Main`]. Takes effect with the next call that has a `now`.
     pub fn set_listen_port(&mut self, port: u16) {
         self.node.config.listen_port = port;
+        self.node.nat.unjudged = true;
     }
 
     /// Sets the port of [`mesh_types::SocketId::Alternate`]: answers name it, and come from it where asked.
@@ -88,6 +92,7 @@ impl Traversal {
         let hosts = candidate::usable(addresses, ipv6_off, &self.node.admission);
         if hosts != self.node.hosts {
             self.node.hosts = hosts;
+            self.node.nat.unjudged = true;
             if self.agents.is_empty() {
                 self.settle(now);
             } else {
@@ -96,18 +101,24 @@ impl Traversal {
         }
     }
 
-    /// Sets mesh, pod and service ranges: never candidates, ours or theirs. Before
-    /// [`Self::set_host_addresses`] and [`Self::upsert_peer`], or they take effect at the next of them.
+    /// Sets mesh, pod and service ranges: never candidates, ours or theirs. Those of peers go at once, a
+    /// path in use excepted; own ones with the next call that has a `now`.
     pub fn set_excluded(&mut self, ranges: Vec<IpNet>) {
         self.node.admission.excluded = ranges;
+        self.node.nat.unjudged = true;
         let (addresses, ipv6_off) = &self.addresses;
         self.node.hosts = candidate::usable(addresses, *ipv6_off, &self.node.admission);
+        for agent in self.agents.values_mut() {
+            agent.readmit(&self.node);
+            agent.rearm();
+        }
     }
 
     /// Sets the STUN servers, resolved. New ones are asked at once.
     pub fn set_stun_servers(&mut self, servers: Vec<SocketAddr>, now: Now) {
         self.servers.set(&servers, now.mono);
         self.node.config.stun = servers;
+        self.node.nat.unjudged = true;
         self.settle(now);
     }
 

@@ -1,4 +1,5 @@
 //! Many runs with random faults: what can connect does, nothing flaps, nobody is flooded.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -36,7 +37,7 @@ fn all_pass(net: &mut Net) -> bool {
 
 #[test]
 fn whatever_happens_all_pairs_come_together_again_and_then_stay() {
-    for seed in 0..10 {
+    for seed in 0..6 {
         let mut dice = Dice(seed);
         let mut net = Net::new();
         net.node("192.0.2.1", None);

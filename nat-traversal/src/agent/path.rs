@@ -1,8 +1,7 @@
 //! The path in use: chosen, watched, suspected, lost.
 //!
-//! With no path either side takes the first address that answers. The controlling side then says so on
-//! that path (PathReady in a request, Ack in the answer) and is the only one to change it while it
-//! works; every probe it sends on its path repeats the choice, so both sides come to agree whatever was lost.
+//! With no path either side takes the first address that answers; later the controlling side alone
+//! changes it while it works (`agent/choice.rs`).
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -16,8 +15,7 @@ use super::PathAgent;
 use crate::api::{Event, Path, PathKind};
 use crate::node::{Node, Purpose};
 use crate::schedule::{
-    FAST_GRACE, FAST_INTERVAL, FAST_PROBES, HEARTBEAT, KEEPALIVE, KEEPALIVE_RETRY, NOMINATE_RETRY,
-    NOMINATE_TRIES, SILENCE,
+    FAST_GRACE, FAST_INTERVAL, FAST_PROBES, HEARTBEAT, KEEPALIVE, KEEPALIVE_RETRY, SILENCE,
 };
 use crate::score::{Preference, SAMPLES, Score};
 
@@ -54,15 +52,6 @@ enum Health {
         /// When to look for others too; `None` once that was done.
         widen: Option<Instant>,
     },
-}
-
-/// A choice of the controlling side on its way to the other.
-#[derive(Debug, Clone)]
-pub(super) struct Nomination {
-    pub(super) remote: SocketAddr,
-    pub(super) seq: u64,
-    pub(super) next: Instant,
-    tries: u32,
 }
 
 impl InUse {
@@ -184,7 +173,7 @@ impl PathAgent {
         }
     }
 
-    fn take(&mut self, node: &mut Node, address: SocketAddr, now: Instant) {
+    pub(super) fn take(&mut self, node: &mut Node, address: SocketAddr, now: Instant) {
         let Some(remote) = self.remotes.get_mut(&address) else {
             return;
         };
@@ -219,92 +208,6 @@ impl PathAgent {
         self.calling.stop();
         self.activity.proven();
         node.events.push_back(Event::PathChanged { peer: self.id });
-    }
-
-    /// Tells the other side of a choice.
-    fn nominate(&mut self, node: &mut Node, address: SocketAddr, now: Instant) {
-        let seq = node.next_choice();
-        if let Some(in_use) = self.in_use.as_mut().filter(|u| u.path.remote == address) {
-            in_use.seq = seq;
-        }
-        self.nomination = Some(Nomination {
-            remote: address,
-            seq,
-            next: now,
-            tries: 0,
-        });
-        self.run_nomination(node, now);
-    }
-
-    pub(super) fn run_nomination(&mut self, node: &mut Node, now: Instant) {
-        let Some(nomination) = self.nomination.as_mut().filter(|n| n.next <= now) else {
-            return;
-        };
-        if nomination.tries == NOMINATE_TRIES {
-            let given_up = nomination.remote;
-            self.nomination = None;
-            // The other side may have followed without our hearing of it: call it back.
-            let current = self.path().map(|path| path.remote);
-            if let Some(current) = current.filter(|current| *current != given_up) {
-                self.nominate(node, current, now);
-            }
-            return;
-        }
-        nomination.next = now + NOMINATE_RETRY * 2_u32.pow(nomination.tries);
-        nomination.tries += 1;
-        let (remote, seq) = (nomination.remote, nomination.seq);
-        self.send_probe(node, remote, Purpose::Ready(seq), now);
-    }
-
-    /// The controlled side uses our choice.
-    fn on_ack(&mut self, node: &mut Node, address: SocketAddr, seq: u64, now: Instant) {
-        if self
-            .nomination
-            .take_if(|n| n.seq == seq && n.remote == address)
-            .is_some()
-            && self.path().is_none_or(|path| path.remote != address)
-        {
-            self.take(node, address, now);
-        }
-        if let Some(in_use) = self.in_use.as_mut().filter(|u| u.path.remote == address) {
-            in_use.seq = seq;
-            in_use.path.confirmed = true;
-        }
-    }
-
-    /// The controlling side's choice arrived on `address`. True where it is followed.
-    pub(super) fn on_ready(
-        &mut self,
-        node: &mut Node,
-        address: SocketAddr,
-        seq: u64,
-        now: Instant,
-    ) -> bool {
-        if self.controlling() || seq < self.last_ready {
-            return false;
-        }
-        self.last_ready = seq;
-        if self.remotes.get(&address).is_some_and(|r| r.confirmed) {
-            self.follow(node, address, seq, now);
-            true
-        } else {
-            // Integrity does not cover addresses: it must answer there before it is sent to.
-            self.awaited_ready = Some((address, seq));
-            self.check(node, address, now);
-            false
-        }
-    }
-
-    fn follow(&mut self, node: &mut Node, address: SocketAddr, seq: u64, now: Instant) {
-        if seq < self.last_ready {
-            return;
-        }
-        if self.path().is_none_or(|path| path.remote != address) {
-            self.take(node, address, now);
-        }
-        if let Some(in_use) = &mut self.in_use {
-            in_use.path.confirmed = true;
-        }
     }
 
     /// Is the path still there? Asks it fast.

@@ -1,27 +1,34 @@
 //! What follows from a change in one part for the others.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use mesh_types::Now;
 
 use super::Traversal;
 use crate::api::Event;
+use crate::budget::Rate;
+use crate::node::Change;
 
 /// Peers asked how they see us, when somebody must know.
 const REFRESH_PEERS: usize = 2;
+/// A translator whose mappings never rest must not make us ask for ever.
+const REFRESHES: Rate = Rate::every(Duration::from_secs(2), 4);
 
 impl Traversal {
     /// After everything: own candidates, refreshes asked for, the next NAT test, the next wake-up.
     pub(super) fn settle(&mut self, now: Now) {
         self.latest = now.mono;
         self.node.connected = self.agents.values().any(|agent| agent.path().is_some());
-        if std::mem::take(&mut self.node.refresh) {
+        if std::mem::take(&mut self.node.refresh) && self.refreshes.take(REFRESHES, now.mono) {
             self.refresh(now.mono);
         }
         self.begin_nat_test(now.mono);
         self.run_nat_test(now.mono);
-        if self.node.update_endpoints(now.mono) {
+        let change = self.node.update_endpoints(now.mono);
+        if change != Change::Nothing {
             self.node.events.push_back(Event::EndpointsChanged);
+        }
+        if change == Change::Endpoints {
             for agent in self.agents.values_mut() {
                 agent.endpoints_changed(&mut self.node, now.mono);
                 agent.rearm();

@@ -1,6 +1,10 @@
 //! A tiny internet in virtual time: hosts, port-restricted NATs whose mappings expire, and tunnels that
 //! roam as WireGuard does. One delay, no loss unless asked for.
-#![allow(dead_code, reason = "each test binary uses a part")]
+#![allow(
+    dead_code,
+    clippy::allow_attributes,
+    reason = "each test binary uses a part, and which differs"
+)]
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
