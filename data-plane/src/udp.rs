@@ -335,9 +335,13 @@ impl Sender {
         for datagram in message.datagrams() {
             let mut result = family.send(to, datagram, None);
             if to.local.is_some() && result.as_ref().is_err_and(bad_source) {
-                to.local = None;
-                gone = true;
-                result = family.send(to, datagram, None);
+                let anywhere = Destination { local: None, ..to };
+                let again = family.send(anywhere, datagram, None);
+                if again.is_ok() {
+                    gone = true;
+                    to = anywhere;
+                    result = again;
+                }
             }
             counters.add(Count::UdpSends, 1);
             match result {
@@ -356,10 +360,11 @@ impl Sender {
     }
 }
 
+/// Could the error come from a source address that is gone? Which one the kernel chooses depends on the route.
 fn bad_source(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),
-        Some(libc::EINVAL | libc::EADDRNOTAVAIL)
+        Some(libc::EINVAL | libc::EADDRNOTAVAIL | libc::ENETUNREACH | libc::EHOSTUNREACH)
     )
 }
 
