@@ -2,9 +2,11 @@
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use super::internet::{Host, Lab};
+use super::wait::wait_until;
 
 /// How the public address of one inside socket depends on the destination (RFC 4787 section 4.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,8 +41,12 @@ pub struct Behaviour {
     pub preserving: bool,
 }
 
-/// An answer inside a lab takes microseconds; silence is believed after this.
+/// An answer inside a lab takes microseconds, on a busy machine longer.
 const SILENCE: Duration = Duration::from_millis(300);
+/// Silence is believed after as many.
+const TRIES: u32 = 3;
+/// Numbers packets, so that a late one is told from the one that is waited for.
+static PACKETS: AtomicU32 = AtomicU32::new(0);
 
 /// A server with two addresses and two ports, on a public host.
 pub struct Server {
@@ -92,24 +98,24 @@ impl Server {
         reaches(&sender, mapped, &inside)
     }
 
+    /// The public address of a port of `client`.
+    pub fn public_address_of(&self, client: &Host, port: u16) -> SocketAddr {
+        self.mapped(&bind(client, client.ipv4, port), 0, 0)
+    }
+
     fn mapped(&self, client: &UdpSocket, address: usize, port: usize) -> SocketAddr {
         let server = &self.sockets[address][port];
         let destination = server.local_addr().expect("a bound socket has an address");
-        client
-            .send_to(b"who am I", destination)
-            .expect("the client has a route");
-        let mut buffer = [0; 64];
-        let (_, from) = server
-            .recv_from(&mut buffer)
-            .expect("the NAT lets packets out");
-        from
+        delivered(client, destination, server).expect("the NAT lets packets out")
     }
 }
 
 fn bind(host: &Host, address: Ipv4Addr, port: u16) -> UdpSocket {
     host.namespace.enter(|| {
-        let socket = UdpSocket::bind((address, port))
-            .expect("the address is the host's and the port is free");
+        // A process that another test starts just now holds a copy of a closed socket until it executes.
+        let (socket, _) = wait_until("the port is free", Duration::from_secs(5), || {
+            UdpSocket::bind((address, port)).map_err(|error| error.to_string())
+        });
         socket
             .set_read_timeout(Some(SILENCE))
             .expect("a timeout can be set");
@@ -118,14 +124,24 @@ fn bind(host: &Host, address: Ipv4Addr, port: u16) -> UdpSocket {
 }
 
 fn reaches(from: &UdpSocket, to: SocketAddr, at: &UdpSocket) -> bool {
-    match from.send_to(b"may I come in", to) {
-        Ok(_) => {}
-        Err(error) => panic!("send to {to}: {error}"),
-    }
-    let mut buffer = [0; 64];
-    match at.recv_from(&mut buffer) {
-        Ok(_) => true,
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => false,
-        Err(error) => panic!("receive: {error}"),
-    }
+    delivered(from, to, at).is_some()
+}
+
+/// Sends until a packet arrives, and returns the source it arrives from.
+fn delivered(from: &UdpSocket, to: SocketAddr, at: &UdpSocket) -> Option<SocketAddr> {
+    let number = PACKETS.fetch_add(1, Ordering::Relaxed).to_be_bytes();
+    (0..TRIES).find_map(|_| {
+        from.send_to(&number, to)
+            .unwrap_or_else(|error| panic!("send to {to}: {error}"));
+        let mut buffer = [0; 64];
+        loop {
+            match at.recv_from(&mut buffer) {
+                Ok((length, source)) if buffer[..length] == number => return Some(source),
+                // A late one of an earlier question.
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,
+                Err(error) => panic!("receive: {error}"),
+            }
+        }
+    })
 }

@@ -1,9 +1,17 @@
 //! The lab itself: each NAT kind does what it is named for, measured from both sides.
 
+use std::net::IpAddr;
+use std::time::Duration;
+
+use crate::lab::internet::LinkState;
 use crate::lab::rfc5780::{Behaviour, Filtering, Mapping, Server};
+use crate::lab::tap::Tap;
+use crate::lab::traffic::{self, Echo, MarkedStream, Pings};
+use crate::lab::wait::wait_until;
 use crate::lab::{Lab, Nat, NatKind};
 
 const PORT: u16 = 21_000;
+const SOON: Duration = Duration::from_secs(5);
 
 fn expected(kind: NatKind) -> Behaviour {
     let (mapping, filtering, preserving) = match kind {
@@ -69,4 +77,85 @@ fn two_inside_hosts_with_one_source_port_get_different_public_ports() {
     let (a, b) = (site.host("a"), site.host("b"));
     assert!(server.measure(&a, PORT).preserving);
     assert!(!server.measure(&b, PORT).preserving);
+}
+
+#[test]
+fn the_eavesdropper_hears_what_is_sent_in_clear_and_pings_count_what_is_lost() {
+    let lab = Lab::new();
+    let (a, b) = (lab.public_host("a"), lab.public_host("b"));
+    let (target, tap) = (
+        IpAddr::V4(b.ipv4),
+        Tap::start(lab.internet(), traffic::MARKER),
+    );
+    let hears = |what: &str, send: &dyn Fn()| {
+        let before = tap.hits();
+        send();
+        wait_until(&format!("{what} is heard"), SOON, || {
+            (tap.hits() > before)
+                .then_some(())
+                .ok_or_else(|| format!("{} frames", tap.frames()))
+        });
+    };
+    let _echo = Echo::start(&b.namespace);
+
+    hears("ICMP", &|| {
+        let report = Pings::start(&a.namespace, target, 20, Duration::from_millis(5)).finish();
+        assert_eq!(
+            (report.sent, report.lost(), report.longest_gap),
+            (20, 0, Duration::ZERO)
+        );
+    });
+    hears("UDP", &|| {
+        assert_eq!(
+            traffic::udp_source_seen(&a.namespace, target),
+            Ok(a.ipv4.into())
+        )
+    });
+    hears("TCP", &|| {
+        assert_eq!(
+            traffic::tcp_source_seen(&a.namespace, target),
+            Ok(a.ipv4.into())
+        )
+    });
+    let streams = MarkedStream::start(
+        &a.namespace,
+        IpAddr::V6(b.ipv6.expect("public hosts have one")),
+    );
+    wait_until("marked streams are answered", SOON, || {
+        (streams.answered() > 20)
+            .then_some(())
+            .ok_or_else(|| format!("{} answers", streams.answered()))
+    });
+    drop(streams);
+    assert!(tap.bytes_between(a.ipv4.into(), target) > 20 * 200);
+    let before = lab.uplink_bytes(b.ipv4);
+    assert_eq!(traffic::udp_exchange(&a.namespace, target, 100, 1000), 100);
+    assert!((200_000..300_000).contains(&(lab.uplink_bytes(b.ipv4) - before)));
+
+    lab.set_uplink(b.ipv4, LinkState::Cut);
+    let report = Pings::start(&a.namespace, target, 10, Duration::from_millis(5)).finish();
+    assert_eq!(
+        (report.lost(), report.longest_gap),
+        (10, Duration::from_millis(50))
+    );
+    lab.set_uplink(b.ipv4, LinkState::Whole);
+    assert_eq!(traffic::ping_once(&a.namespace, target), Ok(()));
+}
+
+#[test]
+fn a_router_that_forgets_its_mappings_or_its_address_gives_new_ones() {
+    let lab = Lab::new();
+    let server = Server::open(&lab, &lab.public_host("server"));
+    let site = lab.site("home", Nat::new(NatKind::PrcNotPreserving));
+    let client = site.host("client");
+    let first = server.public_address_of(&client, PORT);
+    assert_eq!(server.public_address_of(&client, PORT), first);
+    site.forget_mappings();
+    assert_ne!(server.public_address_of(&client, PORT).port(), first.port());
+    lab.renumber(&site);
+    assert_eq!(
+        server.public_address_of(&client, PORT).ip(),
+        IpAddr::V4(site.public_address())
+    );
+    assert_ne!(first.ip(), IpAddr::V4(site.public_address()));
 }
