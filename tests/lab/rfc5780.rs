@@ -45,6 +45,8 @@ pub struct Behaviour {
 const SILENCE: Duration = Duration::from_millis(300);
 /// Silence is believed after as many.
 const TRIES: u32 = 3;
+/// A link that was just made drops packets until the kernel has noticed it, seconds on a busy machine.
+const LINK_UP: u32 = 30;
 /// Numbers packets, so that a late one is told from the one that is waited for.
 static PACKETS: AtomicU32 = AtomicU32::new(0);
 
@@ -106,7 +108,7 @@ impl Server {
     fn mapped(&self, client: &UdpSocket, address: usize, port: usize) -> SocketAddr {
         let server = &self.sockets[address][port];
         let destination = server.local_addr().expect("a bound socket has an address");
-        delivered(client, destination, server).expect("the NAT lets packets out")
+        delivered(client, destination, server, LINK_UP).expect("the NAT lets packets out")
     }
 }
 
@@ -124,13 +126,13 @@ fn bind(host: &Host, address: Ipv4Addr, port: u16) -> UdpSocket {
 }
 
 fn reaches(from: &UdpSocket, to: SocketAddr, at: &UdpSocket) -> bool {
-    delivered(from, to, at).is_some()
+    delivered(from, to, at, TRIES).is_some()
 }
 
 /// Sends until a packet arrives, and returns the source it arrives from.
-fn delivered(from: &UdpSocket, to: SocketAddr, at: &UdpSocket) -> Option<SocketAddr> {
+fn delivered(from: &UdpSocket, to: SocketAddr, at: &UdpSocket, tries: u32) -> Option<SocketAddr> {
     let number = PACKETS.fetch_add(1, Ordering::Relaxed).to_be_bytes();
-    (0..TRIES).find_map(|_| {
+    (0..tries).find_map(|_| {
         from.send_to(&number, to)
             .unwrap_or_else(|error| panic!("send to {to}: {error}"));
         let mut buffer = [0; 64];
@@ -140,6 +142,7 @@ fn delivered(from: &UdpSocket, to: SocketAddr, at: &UdpSocket) -> Option<SocketA
                 // A late one of an earlier question.
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => panic!("receive: {error}"),
             }
         }
