@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use mesh_types::State;
-use mesh_types::command::Command;
+use mesh_types::command::{Command, Reload};
+use mesh_types::message::JoinRelay;
+use mesh_types::{Message, State};
 use overlay::{Config, Event, Reply};
 
 use crate::net::{Net, config, entry, founder, founder_state, identity, net};
@@ -179,4 +180,44 @@ fn a_neighbour_passes_calls_on_between_members_that_have_lost_each_other() {
         "{:?}",
         world.peer(2, "node-3")
     );
+}
+
+#[test]
+fn a_new_announcement_is_passed_on_to_those_it_does_not_reach_itself() {
+    let mut world = mesh_of_three();
+    world.cut = vec![(1, 3)];
+    let moved = Reload {
+        peers: Vec::new(),
+        name: "node-3".to_owned(),
+        region: Some("tokyo".to_owned()),
+        routes: Vec::new(),
+        addresses: Vec::new(),
+        stun: Vec::new(),
+        authorities: Vec::new(),
+        forward_accept: false,
+        authority: None,
+    };
+    let reload = Command::Reload(Box::new(moved));
+    world.command(3, reload).expect("reloaded");
+    world.run(Duration::from_secs(3));
+    let region = world.peer(1, "node-3").expect("a peer").region;
+    assert_eq!(region.as_deref(), Some("tokyo"));
+}
+
+#[test]
+fn an_introducer_sends_no_answer_that_nobody_asked_for() {
+    let mut world = mesh_of_three();
+    let ip = |n: u8| {
+        let own = &world.machines[&n].plan.device.addresses;
+        let v6 = own.iter().find(|net| net.addr().is_ipv6());
+        std::net::SocketAddr::new(v6.expect("an address").addr(), 22511)
+    };
+    let relay = Message::from(JoinRelay {
+        remote: "192.0.2.1:9".parse().expect("address"),
+        datagram: vec![1, 1, 0, 0, 0x21, 0x12, 0xa4, 0x42],
+    });
+    let (from, to) = (ip(2), ip(1));
+    world.spoof(2, from, to, relay.encode());
+    world.run(Duration::from_secs(1));
+    assert_eq!(world.counter(1, "join-unasked-answer"), 1);
 }

@@ -24,8 +24,15 @@ fn a_rotation_exchanges_the_key_everywhere_without_a_moment_without_one() {
         next: next(),
         force: false,
     };
-    world.command(2, rotate).expect("rotated");
+    let now = world.now;
+    world.machine(2).overlay.handle_command(1_000, rotate, now);
+    // Probes show the new key; the announcement that would too comes a second later.
+    world.run(Duration::from_millis(200));
+    for n in [1, 3] {
+        assert!(world.machines[&n].plan.tunnel.peers.contains_key(&new));
+    }
     world.run(Duration::from_secs(15));
+    assert!(world.machines[&2].replies[&1_000].is_ok());
 
     // The rotating node: next key to disk, then the key; the old one as the previous for 10 s.
     let machine = &world.machines[&2];
