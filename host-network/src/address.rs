@@ -131,3 +131,33 @@ pub(crate) async fn remove_stale(
     }
     failures
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stable(net: &str, flags: AddressFlags) -> bool {
+        let address = Address {
+            link: 1,
+            net: net.parse().unwrap(),
+            flags,
+            message: AddressMessage::default(),
+        };
+        address.is_stable()
+    }
+
+    #[test]
+    fn temporary_and_dying_addresses_are_not_stable() {
+        assert!(stable("2001:db8::1/64", AddressFlags::Permanent));
+        assert!(stable("2001:db8::1/64", AddressFlags::Managetempaddr));
+        for bad in [
+            AddressFlags::Secondary,
+            AddressFlags::Deprecated,
+            AddressFlags::Tentative,
+            AddressFlags::Dadfailed,
+        ] {
+            assert!(!stable("2001:db8::1/64", bad | AddressFlags::Permanent));
+        }
+        assert!(stable("192.0.2.5/24", AddressFlags::Secondary));
+    }
+}

@@ -38,7 +38,7 @@ pub(crate) async fn converge(
         .collect();
     let mut failures = Vec::new();
 
-    let mut device = match link::find(routing, &plan.device.name).await {
+    let device = match link::find(routing, &plan.device.name).await {
         Ok(device) => device,
         Err(error) => {
             failures.push(error);
@@ -65,17 +65,12 @@ pub(crate) async fn converge(
     }
 
     let index = device.as_ref().map(|link| link.index);
-    failures.extend(route::converge(routing, routes.iter().copied(), index).await);
+    failures.extend(route::converge(routing, routes.into_iter(), index).await);
     let rules = plan.rules.iter().filter(|rule| ipv6 || !rule.ipv6);
     failures.extend(rule::converge(routing, rules).await);
 
-    if let Some(link) = device.take() {
-        let before = routing.changes;
-        failures.extend(address::remove_stale(routing, &link, &planned, &held).await);
-        if routing.changes != before {
-            // The kernel drops every IPv4 route whose source is removed, also one that was re-made just now.
-            failures.extend(route::converge(routing, routes.iter().copied(), index).await);
-        }
+    if let Some(link) = &device {
+        failures.extend(address::remove_stale(routing, link, &planned, &held).await);
     }
     failures.extend(filters(tables, plan).err());
     failures.extend(not_carried(plan));

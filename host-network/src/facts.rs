@@ -77,7 +77,21 @@ pub(crate) async fn report(
     if let Some(tables) = tables {
         report.forward_drop = nft::dropping_chains(tables).unwrap_or_default();
     }
+    report.forward_drop.extend(legacy_forward_drop());
     report
+}
+
+/// The old iptables, which nftables does not list.
+fn legacy_forward_drop() -> impl Iterator<Item = String> {
+    [(false, "ip"), (true, "ip6")]
+        .into_iter()
+        .filter(|(ipv6, word)| {
+            let names = format!("/proc/thread-self/net/{word}_tables_names");
+            let tables = fs::read_to_string(names).unwrap_or_default();
+            tables.lines().any(|name| name == "filter")
+                && sys::legacy_forward_drops(*ipv6) == Some(true)
+        })
+        .map(|(_, word)| format!("{word}tables-legacy filter FORWARD"))
 }
 
 /// The ranges of the last plan.

@@ -1,6 +1,6 @@
 //! Routes in the mesh's table.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -209,8 +209,9 @@ pub(crate) fn is_ours(message: &RouteMessage) -> bool {
     message.header.protocol == RouteProtocol::from(ROUTE_PROTOCOL)
 }
 
-/// Makes the table equal to the plan: first what drops packets, then what carries them, then the stale ones go,
-/// so that at no moment a prefix of the mesh falls through to the host's own routes.
+/// Makes the table equal to the plan: first what is left to the host, so that no blackhole around it cuts it off; then
+/// what drops packets, then what carries them; then the stale ones go. So at no moment a prefix of the mesh falls
+/// through to the host's own routes.
 pub(crate) async fn converge<'a>(
     routing: &mut Routing,
     planned: impl Iterator<Item = &'a Route>,
@@ -227,34 +228,49 @@ pub(crate) async fn converge<'a>(
             .collect(),
         Err(error) => return vec![error],
     };
+    let (missing, stale) = difference(&held, planned, link);
+    let mut failures = Vec::new();
+    for (slot, action) in missing {
+        let request = routing.handle.route().add(action.message(slot));
+        let result = request.replace().execute().await;
+        let tried = format!("add the {} route to {}", word(action.kind), slot.0);
+        failures.extend(routing.changed(tried, result).err());
+    }
+    for slot in stale {
+        failures.extend(delete(routing, slot_message(slot)).await.err());
+    }
+    failures
+}
+
+/// What to add or replace, and what to delete, each in order.
+fn difference<'a>(
+    held: &BTreeMap<Slot, Action>,
+    planned: impl Iterator<Item = &'a Route>,
+    link: Option<u32>,
+) -> (Vec<(Slot, Action)>, Vec<Slot>) {
     let wanted: BTreeMap<Slot, Action> = planned
         .filter_map(|route| {
             let slot = (route.prefix.trunc(), route.metric);
             Some((slot, Action::planned(route, link)?))
         })
         .collect();
-    let mut missing: Vec<(&Slot, &Action)> = wanted
+    let mut missing: Vec<(Slot, Action)> = wanted
         .iter()
         .filter(|(slot, action)| held.get(*slot) != Some(*action))
+        .map(|(slot, action)| (*slot, *action))
         .collect();
-    missing.sort_by_key(|(_, action)| action.kind == RouteType::Unicast);
-
-    let mut failures = Vec::new();
-    for (slot, action) in missing {
-        let request = routing.handle.route().add(action.message(*slot));
-        let result = request.replace().execute().await;
-        let tried = format!("add the {} route to {}", word(action.kind), slot.0);
-        failures.extend(routing.changed(tried, result).err());
-    }
-    let stale: BTreeSet<Slot> = held
+    missing.sort_by_key(|(_, action)| match action.kind {
+        RouteType::Throw => 0,
+        RouteType::BlackHole => 1,
+        _ => 2,
+    });
+    // By prefix and metric: what carries goes before the twin that drops.
+    let stale = held
         .keys()
         .filter(|slot| !wanted.contains_key(*slot))
         .copied()
         .collect();
-    for slot in stale {
-        failures.extend(delete(routing, slot_message(slot)).await.err());
-    }
-    failures
+    (missing, stale)
 }
 
 /// Deletes a route of ours. One that is gone already counts as deleted.
@@ -280,5 +296,80 @@ fn word(kind: RouteType) -> &'static str {
         RouteType::BlackHole => "blackhole",
         RouteType::Throw => "throw",
         _ => "unicast",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn route(prefix: &str, metric: u32, kind: RouteKind) -> Route {
+        Route {
+            prefix: prefix.parse().unwrap(),
+            metric,
+            kind,
+        }
+    }
+
+    const UNICAST: RouteKind = RouteKind::Unicast {
+        source: None,
+        mtu: Some(1000),
+    };
+
+    #[test]
+    fn the_host_s_own_comes_first_and_what_carries_comes_last() {
+        let plan = [
+            route("10.0.0.0/8", 4096, RouteKind::Blackhole),
+            route("10.1.0.0/16", 100, UNICAST),
+            route("10.1.0.0/16", 4096, RouteKind::Blackhole),
+            route("10.9.0.0/16", 100, RouteKind::Throw),
+        ];
+        let (missing, stale) = difference(&BTreeMap::new(), plan.iter(), Some(3));
+        let kinds: Vec<RouteType> = missing.iter().map(|(_, action)| action.kind).collect();
+        assert_eq!(
+            kinds,
+            [
+                RouteType::Throw,
+                RouteType::BlackHole,
+                RouteType::BlackHole,
+                RouteType::Unicast
+            ]
+        );
+        assert!(stale.is_empty());
+
+        let held: BTreeMap<Slot, Action> = missing.into_iter().collect();
+        let (missing, stale) = difference(&held, [].iter(), Some(3));
+        assert!(missing.is_empty());
+        let carried = stale
+            .iter()
+            .position(|slot| slot.1 == 100 && slot.0.prefix_len() == 16);
+        let dropped = stale
+            .iter()
+            .position(|slot| slot.1 == 4096 && slot.0.prefix_len() == 16);
+        assert!(carried < dropped, "{stale:?}");
+    }
+
+    #[test]
+    fn without_the_device_only_what_carries_is_missing() {
+        let plan = [
+            route("fd77::2/128", 100, UNICAST),
+            route("fd77::2/128", 4096, RouteKind::Blackhole),
+        ];
+        let (missing, _) = difference(&BTreeMap::new(), plan.iter(), None);
+        assert_eq!(missing.len(), 1);
+        assert_eq!(missing[0].1.kind, RouteType::BlackHole);
+    }
+
+    #[test]
+    fn an_ipv6_route_never_goes_below_the_smallest_mtu_of_ipv6() {
+        let of = |prefix| Action::planned(&route(prefix, 100, UNICAST), Some(3)).unwrap();
+        assert_eq!(
+            (of("fd77::/64").mtu, of("fd77::/64").mss),
+            (Some(1280), Some(1220))
+        );
+        assert_eq!(
+            (of("10.0.0.0/8").mtu, of("10.0.0.0/8").mss),
+            (Some(1000), Some(960))
+        );
     }
 }

@@ -79,6 +79,32 @@ fn chains_that_drop_forwarded_packets_are_named() {
 }
 
 #[test]
+fn the_old_iptables_is_asked_too_and_only_where_it_is_in_use() {
+    in_namespace(|| async {
+        let mut host = Host::new(INTERFACE).await.unwrap();
+        host.report().await;
+        assert_eq!(
+            run("cat /proc/thread-self/net/ip_tables_names"),
+            "",
+            "asking made no table"
+        );
+        for (tool, name) in [
+            ("iptables-legacy", "iptables-legacy filter FORWARD"),
+            ("ip6tables-legacy", "ip6tables-legacy filter FORWARD"),
+        ] {
+            run(&format!(
+                "{tool} -A FORWARD -s ::/0 -j ACCEPT 2>/dev/null || {tool} -A FORWARD -s 192.0.2.1 -j ACCEPT"
+            ));
+            run(&format!("{tool} -P INPUT DROP"));
+            assert_eq!(host.report().await.forward_drop, Vec::<String>::new());
+            run(&format!("{tool} -P FORWARD DROP"));
+            assert_eq!(host.report().await.forward_drop, [name]);
+            run(&format!("{tool} -P FORWARD ACCEPT"));
+        }
+    });
+}
+
+#[test]
 fn forward_accept_puts_one_rule_each_way_into_chains_that_drop_and_takes_them_back() {
     in_namespace(|| async {
         run("nft add table ip filter");
