@@ -64,14 +64,16 @@ impl Node {
             ),
             ("NO_COLOR", "1".to_owned()),
         ];
-        Self {
+        let node = Self {
             host,
             pod: None,
             directory,
             environment,
             agent: None,
             starts: 0,
-        }
+        };
+        node.write_config("");
+        node
     }
 
     /// Puts a pod with the ranges `10.244.N.0/24` and `fd10:244:N::/64` behind the node.
