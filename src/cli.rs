@@ -404,13 +404,11 @@ pub fn usage_sentence(report: &str) -> String {
         .filter(|line| !line.is_empty())
         .collect::<Vec<_>>()
         .join(" ");
-    for (from, to) in [
-        ("error: ", ""),
-        (" tip: ", "; "),
-        (" [possible values:", "; possible values: ["),
-        ("[ ", "["),
-    ] {
+    for (from, to) in [("error: ", ""), (" tip: ", "; ")] {
         sentence = sentence.replace(from, to);
+    }
+    if let Some((before, rest)) = sentence.split_once(" [possible values: ") {
+        sentence = format!("{before}; possible values: {}", rest.replacen(']', "", 1));
     }
     let verb = report
         .lines()

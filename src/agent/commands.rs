@@ -30,6 +30,10 @@ pub struct Waiting {
 impl Agent {
     pub(super) async fn asked(&mut self, Asked { ask, answer }: Asked, now: Now) -> Next {
         let findings: Vec<_> = self.findings.values().cloned().collect();
+        if matches!(ask, Ask::Status | Ask::Metrics) {
+            // Counters as they are now, not as they were at the last round.
+            self.tunnel_report();
+        }
         let reply = match ask {
             Ask::Status => Ok(json!(status::status(
                 &self.overlay.snapshot(now),
@@ -282,12 +286,20 @@ impl Agent {
         self.persist();
         self.overlay_port = None;
         let failed = |error: String| (StatusCode::INTERNAL_SERVER_ERROR, error);
-        let removed = self
-            .host
-            .remove()
-            .await
-            .map_err(|error| failed(error.to_string()))?;
-        self.tunnel = None;
+        let mut removed = Vec::new();
+        if let Some(super::Tunnel::Userspace { engine, .. }) = self.tunnel.take()
+            && engine.is_some()
+        {
+            // Its device goes with it; the blackholes go after that.
+            drop(engine);
+            removed.push(format!("device {}", self.config.interface));
+        }
+        removed.extend(
+            self.host
+                .remove()
+                .await
+                .map_err(|error| failed(error.to_string()))?,
+        );
         info!("Everything was removed from this host");
         Ok(json!(api::Done {
             message: "everything was removed from this host".into(),

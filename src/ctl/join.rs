@@ -7,9 +7,10 @@ use mesh_types::token::Token;
 use zeroize::Zeroizing;
 
 use super::client::Client;
-use super::{down, must_be_root, print, service, status, up};
+use super::{down, must_be_root, peer, print, service, status, up};
 use crate::api;
 use crate::cli::{Global, JoinArgs};
+use crate::config::edit::Edit;
 use crate::config::{Config, ConfigError, sentence};
 
 pub fn run(global: &Global, args: &JoinArgs) -> Result<()> {
@@ -38,6 +39,12 @@ pub fn run(global: &Global, args: &JoinArgs) -> Result<()> {
                 eprintln!("farspan: {note}");
             }
             print(&format!("{}\n\n", answer.message))?;
+            if let Some(name) = &args.agent.name {
+                // The next start is without this flag.
+                let mut edit = Edit::open(&peer::file(global))?;
+                edit.set("node", "name", name)?;
+                edit.save()?;
+            }
             let status: api::Status = agent.get("/status")?;
             print(&status::table(&status))
         }

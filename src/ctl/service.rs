@@ -12,7 +12,7 @@ use crate::cli::{AgentArgs, BackendChoice, Global};
 use crate::config::{Config, sentence};
 
 /// The unit that packages install.
-const UNIT: &str = "farspan.service";
+pub const UNIT: &str = "farspan.service";
 const UNIT_FOLDERS: [&str; 3] = [
     "/etc/systemd/system",
     "/usr/lib/systemd/system",

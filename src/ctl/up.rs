@@ -58,6 +58,12 @@ pub fn start(global: &Global, args: &AgentArgs, config: &Config) -> Result<Start
         wait(&agent, None, "journalctl -u farspan")?;
         return Ok(Started::Unit);
     }
+    if service::has_unit() {
+        eprintln!(
+            "farspan: flags ask for another agent than {}: it runs detached and is not started at boot",
+            service::UNIT
+        );
+    }
     let (mut child, log) = service::detach(global, args, config)?;
     wait(&agent, Some((&mut child, &log)), &log.display().to_string())?;
     Ok(Started::Detached)
