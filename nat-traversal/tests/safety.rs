@@ -245,6 +245,49 @@ fn an_address_nobody_confirms_gets_seven_packets_and_three_a_slot() {
     );
 }
 
+/// A call of `b` that names its own address, as it arrives at `a`.
+fn call(net: &mut Net, a: usize, b: usize, seq: u64) {
+    let call = Message::from(CallMe {
+        seq,
+        candidates: vec![net.host_candidate(b)],
+        nat: mesh_types::NatReport::default(),
+        predicted: Vec::new(),
+        start_ms: 0,
+    });
+    let (id, now) = (net.nodes[b].id, net.now);
+    net.nodes[a].traversal.handle_message(&id, &call, now);
+    net.drain(a);
+}
+
+#[test]
+fn a_call_renews_the_attempts_and_many_calls_do_not() {
+    let (mut net, a, b) = pair();
+    net.nodes[b].up = false;
+    net.run(100 * SECOND);
+    net.nodes[a].sent.clear();
+    call(&mut net, a, b, 0);
+    net.run(SECOND);
+    let to = main_of(&net, b);
+    let sent = |net: &Net| {
+        net.nodes[a]
+            .sent
+            .iter()
+            .filter(|(_, d, _)| *d == to)
+            .count()
+    };
+    assert!(sent(&net) >= 7);
+    for seq in 1..100 {
+        call(&mut net, a, b, seq);
+        net.run(Duration::from_millis(100));
+    }
+    // Six calls count, one more in ten seconds; a slot of three may pass.
+    assert!(sent(&net) <= 7 * 8 + 3, "{}", sent(&net));
+    // The same call on two ways counts once.
+    net.nodes[a].events.clear();
+    call(&mut net, a, b, 99);
+    assert!(net.nodes[a].events.is_empty());
+}
+
 #[test]
 fn a_peer_that_claims_forbidden_addresses_is_not_believed() {
     let mut net = Net::new();
