@@ -476,7 +476,7 @@ impl Net {
     fn tunnel(&mut self, index: usize, to: PeerId, sealed: Option<Box<(PeerId, Forward)>>) {
         let node = &mut self.nodes[index];
         let stats = node.tunnels.entry(to).or_default();
-        let Some(endpoint) = stats.endpoint else {
+        let Some(endpoint) = stats.endpoint.filter(|_| node.up) else {
             return;
         };
         stats.tx_bytes += 600;
