@@ -93,7 +93,7 @@ impl fmt::Debug for Idx {
 impl FromStr for Idx {
     type Err = KeyError;
     fn from_str(text: &str) -> Result<Self, KeyError> {
-        if text.len() != 16 || !text.is_ascii() {
+        if text.len() != 16 || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
             return Err(KeyError::Encoding);
         }
         u64::from_str_radix(text, 16)

@@ -100,7 +100,7 @@ impl fmt::Display for TicketId {
 impl FromStr for TicketId {
     type Err = TokenError;
     fn from_str(text: &str) -> Result<Self, TokenError> {
-        if text.len() != 32 || !text.is_ascii() {
+        if text.len() != 32 || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
             return Err(TokenError::Damaged);
         }
         u128::from_str_radix(text, 16)
@@ -238,6 +238,14 @@ mod tests {
         );
         let changed = text.replacen('A', "B", 1);
         assert_eq!(changed.parse::<Token>(), Err(TokenError::Damaged));
+    }
+
+    #[test]
+    fn a_name_has_one_spelling_and_a_sign_is_none_of_it() {
+        let plus = format!("+{}", "0".repeat(31));
+        assert_eq!(plus.parse::<TicketId>(), Err(TokenError::Damaged));
+        assert!("+00000000000000f".parse::<Idx>().is_err());
+        assert!("000000000000000f".parse::<Idx>().is_ok());
     }
 
     #[test]
