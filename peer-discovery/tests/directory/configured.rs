@@ -352,3 +352,61 @@ fn new_endpoints_change_a_peer_and_nothing_else() {
     );
     assert_eq!(directory.events(), [Event::Changed(b.id()), Event::Dirty]);
 }
+
+#[test]
+fn a_member_that_speaks_through_a_pinned_keys_session_is_refused() {
+    let mut directory = directory(1);
+    let (b, thief) = (static_machine(2), machine(66));
+    directory.listed(vec![b.entry()]);
+    directory.spoken(b.announcement(1), b.key);
+    directory.gossip(thief.membership(1));
+    directory.spoken(thief.announcement_of(1, b.key), b.key);
+    assert_eq!(directory.count(Reason::PinMismatch), 1);
+    assert_eq!(directory.by_key(&b.key), Some(&b.id()));
+    let pinned: Vec<_> = directory.pins().map(|pin| pin.identity).collect();
+    assert_eq!(pinned, [b.node().identity]);
+}
+
+#[test]
+fn one_identity_is_never_behind_two_entries() {
+    let mut directory = directory_of(&static_machine(1), Vec::new());
+    let (b, c) = (static_machine(2), static_machine(3));
+    directory.listed(vec![b.entry(), c.entry()]);
+    for configured in [b.key, c.key] {
+        let pin = Pin {
+            configured,
+            identity: b.node().identity,
+            domain: b.domain,
+        };
+        directory.handle_observation(observed(Source::Disk, Fact::Pinned(pin)), at(0));
+    }
+    assert_eq!(directory.count(Reason::PinTwice), 1);
+    assert!(directory.peer(&b.id()).is_some());
+    assert!(directory.peer(&PeerId::Key(c.key)).is_some());
+}
+
+#[test]
+fn a_member_that_is_probably_an_entry_claims_nothing_beside_it() {
+    let mut directory = directory(1);
+    let b = machine(2);
+    let entry = ConfigPeer {
+        allowed_ips: vec![net("10.77.0.2/32")],
+        ..b.entry()
+    };
+    directory.listed(vec![entry]);
+    directory.gossip(b.membership(1));
+    directory.gossip(b.announcement(1));
+    assert!(directory.conflicts().is_empty());
+}
+
+#[test]
+fn a_hint_stays_while_its_entry_does() {
+    let mut directory = directory_of(&static_machine(1), Vec::new());
+    let b = static_machine(2);
+    directory.listed(vec![b.entry()]);
+    directory.gossip(b.announcement(1));
+    directory.listed(vec![b.entry(), static_machine(3).entry()]);
+    assert_eq!(directory.announcements().count(), 1);
+    directory.listed(vec![static_machine(3).entry()]);
+    assert_eq!(directory.announcements().count(), 0);
+}

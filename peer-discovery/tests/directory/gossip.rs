@@ -319,3 +319,44 @@ fn one_identity_in_two_domains_reaches_the_other_side_in_both() {
     assert_eq!(at_b.memberships().count(), 2);
     assert_eq!(exchange(&mut at_a, &mut at_b), 0);
 }
+
+#[test]
+fn a_membership_is_not_offered_to_who_has_buried_it() {
+    let mut directory = directory(1);
+    directory.gossip(machine(2).membership(5));
+    let mut digest = directory.digest_pages(None).remove(0);
+    for entry in &mut digest.entries {
+        (entry.membership, entry.tombstone) = (0, 7);
+    }
+    let records: usize = directory
+        .answer_digest(&digest, None)
+        .iter()
+        .map(records)
+        .sum();
+    assert_eq!(records, 0);
+}
+
+#[test]
+fn an_announcement_travels_in_one_datagram_with_its_membership() {
+    let mut directory = directory(200);
+    for number in 2..60 {
+        directory.gossip(machine(number).membership(1));
+        directory.gossip(machine(number).announcement(1));
+    }
+    let want: Vec<Idx> = (2..60).map(|n| machine(n).node().identity.idx()).collect();
+    let deltas = directory.answer_want(&want, None);
+    assert!(deltas.len() > 10);
+    for delta in deltas {
+        let members: BTreeSet<_> = delta
+            .memberships
+            .iter()
+            .map(|r| r.record().identity)
+            .collect();
+        let announced: BTreeSet<_> = delta
+            .announcements
+            .iter()
+            .map(|r| r.record().identity)
+            .collect();
+        assert_eq!(members, announced);
+    }
+}

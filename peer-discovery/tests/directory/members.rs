@@ -223,6 +223,7 @@ fn nobody_may_announce_this_nodes_own_key() {
     directory.gossip(b.announcement_of(1, wg(1)));
     assert_eq!(directory.count(Reason::OwnKey), 1);
     assert_eq!(directory.peers().count(), 0);
+    assert_eq!(directory.announcements().count(), 0);
 }
 
 #[test]
@@ -345,6 +346,20 @@ fn of_two_members_with_one_range_the_older_keeps_it_in_both_orders_of_arrival() 
         directory.gossip(older.membership(3));
         assert!(directory.carries(&newer, "192.168.0.0/16"));
         assert!(!directory.conflict(Reason::Overlap));
+    }
+}
+
+#[test]
+fn the_age_of_a_membership_is_its_serial_whoever_it_is_of() {
+    for (first, second) in [(2, 3), (3, 2)] {
+        let (older, newer) = (machine(first), machine(second));
+        let mut directory = directory(1);
+        for (m, serial) in [(&newer, 2), (&older, 1)] {
+            directory.gossip(m.carrying(serial, &["192.168.7.0/24"]));
+            directory.gossip(m.announcement(1));
+        }
+        assert!(directory.carries(&older, "192.168.7.0/24"));
+        assert!(!directory.carries(&newer, "192.168.7.0/24"));
     }
 }
 
