@@ -1,7 +1,10 @@
 //! The command line as scripts and people meet it: one sentence for each fault, its exit status, and a folder
 //! that is as it was. Needs no rights; what needs root is proven in the namespaces.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot set its scene has failed")]
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test that cannot set its scene has failed"
+)]
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -88,7 +88,10 @@ impl Agent {
                 return self.command(answer, None, now, |_| Ok(Command::Revoke { node }));
             }
             Ask::Rotate(api::Rotate { force }) => {
-                return self.command(answer, None, now, |_| {
+                return self.command(answer, None, now, |agent| {
+                    // A key that cannot be kept must not be announced.
+                    let kept = agent.store.save(&agent.overlay.state());
+                    kept.map_err(|error| format!("cannot rotate the key: {error:#}"))?;
                     let next = WgSecret::from_bytes(random()?);
                     Ok(Command::Rotate { next, force })
                 });

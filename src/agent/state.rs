@@ -26,6 +26,10 @@ const KEY_FILE_MAX: u64 = 4096;
 /// 5,000 members and their records fit in a few MiB.
 const STATE_FILE_MAX: u64 = 64 << 20;
 
+/// How often, and how far apart, the lock is tried: half a second in all.
+const LOCK_TRIES: usize = 25;
+const LOCK_AGAIN: std::time::Duration = std::time::Duration::from_millis(20);
+
 /// The state folder of one agent, locked while this lives.
 #[derive(Debug)]
 pub struct Store {
@@ -47,21 +51,18 @@ impl Store {
             .mode(0o600)
             .open(&path)
             .map_err(|error| anyhow!("cannot open {}: {}", path.display(), sentence(&error)))?;
-        let mut lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => lock,
-            Err((mut file, _)) => {
-                let mut holder = String::new();
-                _ = (&mut file).take(32).read_to_string(&mut holder);
-                let holder = match holder.trim().parse::<u32>() {
-                    Ok(pid) => format!("process {pid}"),
-                    Err(_) => "another process".to_owned(),
-                };
-                bail!(
-                    "{} is in use by {holder}: an agent runs on it already; stop it with `farspan down`, or give another --state-dir",
-                    folder.display()
-                );
-            }
-        };
+        let mut lock = take(file).map_err(|mut file| {
+            let mut holder = String::new();
+            _ = (&mut file).take(32).read_to_string(&mut holder);
+            let holder = match holder.trim().parse::<u32>() {
+                Ok(pid) => format!("process {pid}"),
+                Err(_) => "another process".to_owned(),
+            };
+            anyhow!(
+                "{} is in use by {holder}: an agent runs on it already; stop it with `farspan down`, or give another --state-dir",
+                folder.display()
+            )
+        })?;
         // The process id is for the sentence above only; a full disk must not matter.
         _ = lock
             .set_len(0)
@@ -220,6 +221,18 @@ pub fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
         _ = fs::remove_file(&temporary);
         anyhow!("{}", sentence(&error))
     })
+}
+
+/// Takes the lock, waiting a little for an agent that was killed and is still on its way out.
+fn take(mut file: File) -> Result<Flock<File>, File> {
+    for _ in 0..LOCK_TRIES {
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => return Ok(lock),
+            Err((back, _)) => file = back,
+        }
+        std::thread::sleep(LOCK_AGAIN);
+    }
+    Err(file)
 }
 
 fn check_folder(folder: &Path) -> Result<()> {

@@ -20,6 +20,10 @@ use crate::config::{ConfigError, sentence};
 /// Ports tried one after another where the first is in use.
 const PORTS_TRIED: usize = 16;
 
+/// How often, and how far apart, the first port is tried before the next one is.
+const FIRST_PORT_TRIES: usize = 10;
+const PORT_AGAIN: std::time::Duration = std::time::Duration::from_millis(30);
+
 /// What carries the tunnel.
 pub enum Tunnel {
     /// The kernel's WireGuard; its port is lent to the agent's own socket by packet filter.
@@ -133,15 +137,17 @@ impl Tunnel {
                         "/dev/net/tun does not exist, and the userspace backend needs it; run: modprobe tun (in a container, pass the device in)"
                     );
                 }
-                for port in wish.candidates() {
+                for (at, port) in wish.candidates().into_iter().enumerate() {
                     settings.listen_port = port;
-                    match start(&settings, &events) {
+                    let tries = if at == 0 { FIRST_PORT_TRIES } else { 1 };
+                    match start_patiently(&settings, &events, tries) {
                         Ok(engine) => {
                             let port = engine.listen_port();
+                            let engine = Some(engine);
                             return Ok((
                                 Self::Userspace {
                                     settings,
-                                    engine: Some(engine),
+                                    engine,
                                     events,
                                 },
                                 port,
@@ -244,6 +250,22 @@ impl Tunnel {
 pub async fn remove(interface: &str) -> Result<Vec<String>> {
     super::must_have_net_admin()?;
     Ok(Host::new(interface).await?.remove().await?)
+}
+
+/// An agent that was killed holds its port and device a moment longer than its lock.
+fn start_patiently(
+    settings: &Settings,
+    events: &mpsc::Sender<Event>,
+    tries: usize,
+) -> Result<Engine, EngineError> {
+    for _ in 1..tries {
+        match start(settings, events) {
+            Ok(engine) => return Ok(engine),
+            Err(error) => tracing::debug!(%error, "Tunnel is tried again"),
+        }
+        std::thread::sleep(PORT_AGAIN);
+    }
+    start(settings, events)
 }
 
 fn start(settings: &Settings, events: &mpsc::Sender<Event>) -> Result<Engine, EngineError> {
