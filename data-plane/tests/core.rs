@@ -276,6 +276,12 @@ fn our_own_rotation_loses_nothing_either_way() {
         a.send(&there(100, n), now);
         b.send(&back(100, n), now);
     }
+    let sent = b.take();
+    let data = sent.iter().filter(|(_, datagram)| datagram[0] == 4);
+    assert_eq!(data.count(), 20, "the old session carries them meanwhile");
+    for (_, datagram) in sent {
+        a.receive(b.address, &datagram, now);
+    }
     b.core.handle_timeout(now, &mut b.out);
     settle(&mut a, &mut b, now);
     for n in 40..60 {
