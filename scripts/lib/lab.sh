@@ -29,7 +29,8 @@ port_restricted_nat() {
   attach "$1" wan "$2"
   inside "$1" nft -f - <<'RULES'
 table ip nat { chain out { type nat hook postrouting priority 100; oifname wan masquerade
- } }
+ }
+}
 table inet fence {
  chain input { type filter hook input priority 0; iifname wan ct state established,related accept
   iifname wan drop
