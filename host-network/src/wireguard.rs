@@ -20,7 +20,7 @@ use rtnetlink::{LinkUnspec, LinkWireguard};
 use crate::HostError;
 use crate::link::Link;
 use crate::netlink::Channel;
-use delta::{Asserted, delta};
+use delta::{Asserted, delta, reassert};
 use device::Connection;
 
 /// A kernel WireGuard device of ours. Dropping it leaves the device, its sessions and its traffic as they are.
@@ -120,9 +120,21 @@ impl Wireguard {
     }
 
     /// What WireGuard knows of its peers.
+    ///
+    /// For 5 s after an endpoint was set this also sets it again where the kernel roamed back: packets that were still on
+    /// their way by the old path do that. So ask some 500 ms after an [`Self::apply`] that moved a peer in use.
     pub fn report(&mut self) -> Result<TunnelReport, HostError> {
         let now = wall_clock();
-        let device = self.read()?;
+        let mut device = self.read()?;
+        for (key, endpoint, message) in reassert(&device, &self.asserted, now) {
+            let tried = format!("set an endpoint of {} again", self.name);
+            self.connection
+                .write(&self.name, message)
+                .map_err(|error| HostError::from_io(tried, &error))?;
+            if let Some(peer) = device.peers.get_mut(&key) {
+                peer.endpoint = Some(endpoint);
+            }
+        }
         let peers = device.peers.into_iter().map(|(key, peer)| {
             let stats = TunnelStats {
                 endpoint: peer.endpoint.map(device::plain),

@@ -27,9 +27,13 @@ const BIN: [u8; 32] = *b"farspan: where old ranges end...";
 /// A session older than this is dead (WireGuard's `REJECT_AFTER_TIME`).
 const SESSION: Duration = Duration::from_secs(180);
 
-/// Endpoints as they were last set, by peer. The kernel roams by itself; an endpoint is said again only when
-/// the plan says another one.
-pub(super) type Asserted = BTreeMap<WgKey, SocketAddr>;
+/// How long an endpoint is insisted on. What was on its way by the old path when the endpoint was set makes the kernel
+/// roam back to that path; after this time roaming is taken for the peer's own will.
+const SETTLE: Duration = Duration::from_secs(5);
+
+/// Endpoints as the plan last set them, by peer, and when (wall clock). The kernel roams by itself; once it settled, an
+/// endpoint is said again only when the plan says another one.
+pub(super) type Asserted = BTreeMap<WgKey, (SocketAddr, Duration)>;
 
 /// The messages, each a list of attributes, and the peers to remove after them.
 #[derive(Debug, Default)]
@@ -136,18 +140,45 @@ fn endpoint(
         asserted.remove(&key);
         return None;
     };
-    let before = asserted.insert(key, endpoint);
+    let before = asserted
+        .get(&key)
+        .copied()
+        .filter(|(before, _)| *before == endpoint);
+    let known = asserted.contains_key(&key);
+    let since = before.map_or(now, |(_, since)| since);
+    asserted.insert(key, (endpoint, since));
     let Some(held) = held else {
         return Some(endpoint);
     };
     let at = held.endpoint.map(plain);
     let alive = held.handshake != Duration::ZERO && now.saturating_sub(held.handshake) < SESSION;
-    let said = match before {
-        Some(before) => before == endpoint,
+    if !known && alive && at.is_some() {
         // Adopted from an earlier run: where its session lives, the kernel knows better than our memory.
-        None => alive && at.is_some(),
-    };
-    (at != Some(endpoint) && !said).then_some(endpoint)
+        asserted.insert(key, (endpoint, Duration::ZERO));
+        return None;
+    }
+    let settled = before.is_some() && now.saturating_sub(since) >= SETTLE;
+    (at != Some(endpoint) && !settled).then_some(endpoint)
+}
+
+/// Messages that set the endpoints again which the kernel left before they settled.
+pub(super) fn reassert(
+    device: &Device,
+    asserted: &Asserted,
+    now: Duration,
+) -> Vec<(WgKey, SocketAddr, Vec<WireguardAttribute>)> {
+    asserted
+        .iter()
+        .filter(|(_, (_, since))| now.saturating_sub(*since) < SETTLE)
+        .filter(|(key, (endpoint, _))| {
+            let held = device.peers.get(*key);
+            held.is_some_and(|held| held.endpoint.map(plain) != Some(*endpoint))
+        })
+        .map(|(key, (endpoint, _))| {
+            let attributes = vec![WireguardPeerAttribute::Endpoint(*endpoint)];
+            (*key, *endpoint, one_peer(key, attributes, true))
+        })
+        .collect()
 }
 
 /// What a peer needs to hear: all of it in one message, but for ranges beyond the first chunk.

@@ -119,9 +119,26 @@ fn a_new_endpoint_is_said_alone_and_only_once() {
             WireguardPeerAttribute::Endpoint(there),
         ]]
     );
-    // The peer roams; nobody said it should be called back.
+    // Late packets of the old path made the kernel roam back: said again, until it settled.
+    let late = NOW + Duration::from_secs(1);
+    assert_eq!(reassert(&held, &asserted, late).len(), 1);
+    assert_eq!(
+        super::delta(&held, &plan, &mut asserted, late)
+            .messages
+            .len(),
+        1
+    );
+    held.peers.get_mut(&WgKey([2; 32])).unwrap().endpoint = Some(there);
+    assert!(reassert(&held, &asserted, late).is_empty());
+    // Later the peer roams; nobody said it should be called back.
     held.peers.get_mut(&WgKey([2; 32])).unwrap().endpoint = Some("198.51.100.9:9".parse().unwrap());
-    assert!(apply(&held, &plan, &mut asserted).messages.is_empty());
+    let settled = NOW + SETTLE;
+    assert!(reassert(&held, &asserted, settled).is_empty());
+    assert!(
+        super::delta(&held, &plan, &mut asserted, settled)
+            .messages
+            .is_empty()
+    );
 }
 
 #[test]
