@@ -1,0 +1,182 @@
+//! A mesh in one process: real nodes on a simulated internet, in virtual time, from one seed.
+//!
+//! The world plays the shell: it carries datagrams, applies plans to a model of WireGuard, keeps each
+//! node's state on a disk of its own and reports addresses. Whether a pair is connected is decided by
+//! packets of its own that cross the mesh, never by what a node says of itself.
+
+mod build;
+mod flow;
+mod node;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use mesh_types::{IdentitySecret, Now};
+use sim_net::{Direction, HostId, LinkId, Network, Random};
+
+pub use build::{Access, Place, Seat};
+pub use flow::{Flow, FlowId};
+pub use node::{Disk, Node, NodeId};
+
+/// Wall clock at the start of every run.
+const EPOCH: Duration = Duration::from_secs(1_800_000_000);
+/// How often a node may be woken without time passing before it counts as spinning.
+const SPIN_MAX: u32 = 2_000;
+
+pub struct World {
+    pub net: Network,
+    pub start: Instant,
+    pub random: Random,
+    pub authority: IdentitySecret,
+    pub nodes: Vec<Node>,
+    pub flows: Vec<Flow>,
+    by_host: BTreeMap<HostId, NodeId>,
+    sites: u8,
+}
+
+impl World {
+    pub fn new(seed: u64) -> Self {
+        let start = sim_net::start();
+        let mut random = Random::new(seed);
+        Self {
+            net: Network::new(random.word(), start),
+            start,
+            authority: IdentitySecret::from_bytes(&random.bytes()),
+            random,
+            nodes: Vec::new(),
+            flows: Vec::new(),
+            by_host: BTreeMap::new(),
+            sites: 0,
+        }
+    }
+
+    /// Time since the start of the run.
+    pub fn elapsed(&self) -> Duration {
+        self.net.now() - self.start
+    }
+
+    /// Lets time pass.
+    pub fn run(&mut self, time: Duration) {
+        let end = self.net.now() + time;
+        self.run_until(end, |_| false);
+    }
+
+    /// Lets time pass until something holds; how long that took, `None` where it did not in that time.
+    pub fn wait(&mut self, most: Duration, holds: impl Fn(&Self) -> bool) -> Option<Duration> {
+        let (start, end) = (self.net.now(), self.net.now() + most);
+        if self.run_until(end, &holds) || holds(self) {
+            Some(self.net.now() - start)
+        } else {
+            None
+        }
+    }
+
+    fn run_until(&mut self, end: Instant, holds: impl Fn(&Self) -> bool) -> bool {
+        let (mut spins, mut last) = (0, self.net.now());
+        loop {
+            let wakes = self.nodes.iter().filter_map(|node| node.wake);
+            let flows = self.flows.iter().filter_map(|flow| flow.next);
+            let due = wakes
+                .chain(flows)
+                .chain(self.net.next_event_at())
+                .min()
+                .filter(|at| *at <= end);
+            let now = self.net.advance_to(due.unwrap_or(end));
+            spins = if now == last { spins + 1 } else { 0 };
+            last = now;
+            if spins > SPIN_MAX {
+                panic!("nothing moves on at {:?}: {}", self.elapsed(), self.wakes());
+            }
+            while let Some(delivery) = self.net.poll() {
+                if let Some(id) = self.by_host.get(&delivery.host).copied() {
+                    let clock = self.clock(id);
+                    self.nodes[id.0].handle_delivery(&delivery, clock);
+                    self.pump(id);
+                }
+            }
+            for index in 0..self.nodes.len() {
+                if self.nodes[index].wake.is_some_and(|at| at <= now) {
+                    let clock = self.clock(NodeId(index));
+                    self.nodes[index].handle_timeout(clock);
+                    self.pump(NodeId(index));
+                }
+            }
+            self.send_flows(now);
+            if holds(self) {
+                return true;
+            }
+            if due.is_none() {
+                return false;
+            }
+        }
+    }
+
+    /// The clocks of a node.
+    pub fn clock(&self, id: NodeId) -> Now {
+        Now {
+            mono: self.net.now(),
+            unix: EPOCH + self.elapsed() + self.nodes[id.0].skew,
+        }
+    }
+
+    /// Carries what a node wants done until it wants nothing more.
+    pub(crate) fn pump(&mut self, id: NodeId) {
+        let clock = self.clock(id);
+        let node = &mut self.nodes[id.0];
+        for (source, destination, ttl, bytes) in node.drain(clock) {
+            // A host without an address of the family cannot send, as in reality.
+            let _ = self.net.send(node.host, source, destination, bytes, ttl);
+        }
+        node.schedule(clock.mono);
+        self.collect_echoes(id);
+    }
+
+    fn wakes(&self) -> String {
+        self.nodes
+            .iter()
+            .filter_map(|node| Some(format!("{}: {}", node.name, node.why()?)))
+            .collect::<Vec<_>>()
+            .join(", ")
+    }
+
+    /// Packets that crossed a node's links, both ways.
+    pub fn packets(&self, id: NodeId) -> u64 {
+        self.links(id)
+            .into_iter()
+            .map(|link| {
+                self.net.counters(link, Direction::Out).packets
+                    + self.net.counters(link, Direction::In).packets
+            })
+            .sum()
+    }
+
+    /// Packets that a node sent.
+    pub fn sent(&self, id: NodeId) -> u64 {
+        self.links(id)
+            .into_iter()
+            .map(|link| self.net.counters(link, Direction::Out).packets)
+            .sum()
+    }
+
+    pub fn links(&self, id: NodeId) -> Vec<LinkId> {
+        self.net.links(self.nodes[id.0].host)
+    }
+
+    /// Does a flow's marker appear on a node's links? Its taps must be on.
+    pub fn carried_for(&self, id: NodeId, flow: FlowId) -> usize {
+        let marker = self.flows[flow.0].marker();
+        self.links(id)
+            .into_iter()
+            .flat_map(|link| self.net.tapped(link))
+            .filter(|packet| packet.bytes.windows(marker.len()).any(|w| w == marker))
+            .count()
+    }
+
+    /// Sends and receives datagrams for a node that is not a mesh node.
+    pub fn own_port(&mut self, host: HostId, port: u16) -> SocketAddr {
+        self.net.bind(host, port);
+        let addresses = self.net.addresses(host);
+        SocketAddr::new(addresses[0].ip, port)
+    }
+}

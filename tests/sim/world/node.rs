@@ -1,0 +1,394 @@
+//! One node: what the shell does around [`overlay::Overlay`].
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use mesh_types::command::{Command, CommandId};
+use mesh_types::consts::CONTROL_PORT;
+use mesh_types::plan::RouteKind;
+use mesh_types::report::Backend;
+use mesh_types::{
+    Applied, HostPlan, HostReport, IdentitySecret, IpNet, Now, SocketId, State, WgKey, WgSecret,
+};
+use overlay::{Config, Event, Identity, Overlay, Reply};
+use sim_net::tunnel::{Inner, Tunnel, is_wireguard};
+use sim_net::{Delivery, HostId};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct NodeId(pub usize);
+
+/// What survives a restart.
+pub struct Disk {
+    pub identity: IdentitySecret,
+    pub key: WgSecret,
+    pub next: Option<WgSecret>,
+    pub state: Option<Vec<u8>>,
+}
+
+pub struct Node {
+    pub name: String,
+    pub host: HostId,
+    pub config: Config,
+    pub disk: Disk,
+    /// Wall clock against the world's.
+    pub skew: Duration,
+    pub overlay: Option<Overlay>,
+    pub tunnel: Option<Tunnel>,
+    pub wake: Option<Instant>,
+    pub inbox: Vec<Inner>,
+    pub events: Vec<Event>,
+    pub replies: BTreeMap<CommandId, Result<Reply, String>>,
+    /// Endpoints that plans gave a peer, by when they changed.
+    pub moves: BTreeMap<WgKey, Vec<(Instant, SocketAddr)>>,
+    pub host_report: HostReport,
+    pub issues_authority: Option<IdentitySecret>,
+    pub(super) applied: Option<HostPlan>,
+    pub(super) paused: bool,
+    pub(super) pod: IpAddr,
+    pub(super) epoch: Instant,
+    report_at: Option<Instant>,
+    commands: CommandId,
+}
+
+type Outgoing = (SocketAddr, SocketAddr, Option<u8>, Vec<u8>);
+
+impl Node {
+    pub(super) fn new(
+        name: &str,
+        host: HostId,
+        config: Config,
+        disk: Disk,
+        pod: IpAddr,
+        epoch: Instant,
+    ) -> Self {
+        Self {
+            name: name.to_owned(),
+            host,
+            config,
+            disk,
+            skew: Duration::ZERO,
+            overlay: None,
+            tunnel: None,
+            wake: None,
+            inbox: Vec::new(),
+            events: Vec::new(),
+            replies: BTreeMap::new(),
+            moves: BTreeMap::new(),
+            host_report: HostReport::default(),
+            issues_authority: None,
+            applied: None,
+            paused: false,
+            pod,
+            epoch,
+            report_at: None,
+            commands: 0,
+        }
+    }
+
+    /// An address in the range that the node carries.
+    pub fn pod(&self) -> IpAddr {
+        self.pod
+    }
+
+    pub fn state(&self) -> State {
+        self.disk
+            .state
+            .as_deref()
+            .map(|bytes| State::decode(bytes).expect("a node reads its own file"))
+            .unwrap_or_default()
+    }
+
+    pub fn alternate_port(&self) -> u16 {
+        self.config.listen_port + 20_000
+    }
+
+    pub(super) fn start(&mut self, seed: [u8; 32], now: Now) {
+        let identity = Identity {
+            node: self.disk.identity.clone(),
+            key: self.disk.key.clone(),
+            next: self.disk.next.clone(),
+            authority: self.issues_authority.clone(),
+        };
+        let mut overlay = Overlay::new(identity, self.config.clone(), self.state(), seed, now);
+        overlay.handle_host(self.host_report.clone(), now);
+        self.overlay = Some(overlay);
+        if self.tunnel.is_none() {
+            let [first, second, ..] = seed;
+            let seed = u64::from_le_bytes([first, second, 0, 0, 0, 0, 0, 1]);
+            self.tunnel = Some(Tunnel::new(self.config.backend, seed, self.epoch));
+        }
+        self.applied = None;
+        self.report_at = Some(now.mono);
+    }
+
+    /// The agent is killed. A kernel's tunnel lives on.
+    pub(super) fn kill(&mut self) {
+        self.overlay = None;
+        self.report_at = None;
+        match self.config.backend {
+            Backend::Kernel => {}
+            Backend::Userspace => self.power_off(),
+        }
+    }
+
+    pub(super) fn power_off(&mut self) {
+        self.overlay = None;
+        self.tunnel = None;
+        self.wake = None;
+        self.applied = None;
+    }
+
+    pub fn command(&mut self, command: Command, now: Now) -> CommandId {
+        self.commands += 1;
+        let id = self.commands;
+        if let Some(overlay) = &mut self.overlay {
+            overlay.handle_command(id, command, now);
+        }
+        id
+    }
+
+    pub(super) fn handle_delivery(&mut self, delivery: &Delivery, now: Now) {
+        if self.paused {
+            return;
+        }
+        let main = delivery.local.port() == self.config.listen_port;
+        if main && is_wireguard(&delivery.bytes) {
+            if let Some(tunnel) = &mut self.tunnel {
+                tunnel.handle_datagram(delivery.remote, &delivery.bytes, now.mono);
+            }
+        } else if let Some(overlay) = &mut self.overlay
+            && (!main || is_binding(&delivery.bytes))
+        {
+            let socket = if main {
+                SocketId::Main
+            } else {
+                SocketId::Alternate
+            };
+            overlay.handle_datagram(
+                socket,
+                delivery.local,
+                delivery.remote,
+                &delivery.bytes,
+                now,
+            );
+        }
+    }
+
+    pub(super) fn handle_timeout(&mut self, now: Now) {
+        if let Some(tunnel) = &mut self.tunnel
+            && tunnel.poll_timeout().is_some_and(|at| at <= now.mono)
+        {
+            tunnel.handle_timeout(now.mono);
+        }
+        let Some(overlay) = &mut self.overlay else {
+            return;
+        };
+        if self.report_at.is_some_and(|at| at <= now.mono)
+            && let Some(tunnel) = &self.tunnel
+        {
+            overlay.handle_tunnel(&tunnel.report(now.mono), now);
+            self.report_at = Some(now.mono + overlay.host_plan().tunnel.report_every);
+        }
+        if overlay.poll_timeout().is_some_and(|(at, _)| at <= now.mono) {
+            overlay.handle_timeout(now);
+        }
+    }
+
+    pub(super) fn schedule(&mut self, now: Instant) {
+        let agent = self.overlay.as_ref().and_then(Overlay::poll_timeout);
+        let tunnel = self.tunnel.as_ref().and_then(Tunnel::poll_timeout);
+        self.wake = if self.paused {
+            None
+        } else {
+            [agent.map(|(at, _)| at), tunnel, self.report_at]
+                .into_iter()
+                .flatten()
+                .min()
+                .map(|at| at.max(now))
+        };
+    }
+
+    pub(super) fn why(&self) -> Option<&'static str> {
+        Some(self.overlay.as_ref()?.poll_timeout()?.1)
+    }
+
+    /// Does all that the node wants; what is to leave the host.
+    pub(super) fn drain(&mut self, now: Now) -> Vec<Outgoing> {
+        let mut out = Vec::new();
+        loop {
+            let mut moved = self.apply_plan(now);
+            moved |= self.drain_overlay(now, &mut out);
+            moved |= self.drain_tunnel(now, &mut out);
+            if !moved {
+                return out;
+            }
+        }
+    }
+
+    fn apply_plan(&mut self, now: Now) -> bool {
+        let (Some(overlay), Some(tunnel)) = (&mut self.overlay, &mut self.tunnel) else {
+            return false;
+        };
+        let plan = overlay.host_plan();
+        let known = self.applied.as_ref().map(|applied| applied.generation);
+        if known == Some(plan.generation) {
+            return false;
+        }
+        tunnel.apply(&plan.tunnel, now.mono);
+        for (key, peer) in &plan.tunnel.peers {
+            let moves = self.moves.entry(*key).or_default();
+            if let Some(endpoint) = peer.endpoint
+                && moves.last().is_none_or(|(_, last)| *last != endpoint)
+            {
+                moves.push((now.mono, endpoint));
+            }
+        }
+        let generation = plan.generation;
+        self.applied = Some(plan.clone());
+        let applied = Applied {
+            generation,
+            failures: Vec::new(),
+        };
+        overlay.handle_applied(applied, now);
+        true
+    }
+
+    fn drain_overlay(&mut self, now: Now, out: &mut Vec<Outgoing>) -> bool {
+        let mut moved = false;
+        while let Some(overlay) = &mut self.overlay
+            && let Some(event) = overlay.poll_event()
+        {
+            moved = true;
+            match &event {
+                Event::Persist => self.disk.state = Some(overlay.state().encode()),
+                Event::NextKey { key } => self.disk.next = Some(key.clone()),
+                Event::KeyRotated { key } => {
+                    self.disk.key = key.clone();
+                    self.disk.next = None;
+                }
+                Event::Joined { authority } => self.config.authorities = vec![*authority],
+                Event::Reply { id, reply } => {
+                    self.replies.insert(*id, reply.clone());
+                }
+                Event::Resolve { .. }
+                | Event::Revoked
+                | Event::PeerUp { .. }
+                | Event::PeerDown { .. } => {}
+            }
+            self.events.push(event);
+        }
+        while let Some(overlay) = &mut self.overlay
+            && let Some(transmit) = overlay.poll_transmit()
+        {
+            moved = true;
+            let port = match transmit.socket {
+                SocketId::Main => self.config.listen_port,
+                SocketId::Alternate => self.alternate_port(),
+                SocketId::Overlay => {
+                    let source = transmit
+                        .source
+                        .or_else(|| self.overlay_address(transmit.destination.is_ipv4()));
+                    if let Some(source) = source {
+                        let inner = Inner {
+                            source: SocketAddr::new(source, CONTROL_PORT),
+                            destination: transmit.destination,
+                            payload: transmit.bytes,
+                        };
+                        self.send_inner(&inner, now.mono);
+                    }
+                    continue;
+                }
+                SocketId::Extra(number) => panic!("nobody opened socket {number}"),
+            };
+            let unspecified = match transmit.destination {
+                SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+                SocketAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+            };
+            let source = SocketAddr::new(transmit.source.unwrap_or(unspecified), port);
+            out.push((source, transmit.destination, transmit.ttl, transmit.bytes));
+        }
+        moved
+    }
+
+    fn drain_tunnel(&mut self, now: Now, out: &mut Vec<Outgoing>) -> bool {
+        let mut moved = false;
+        let Some(tunnel) = &mut self.tunnel else {
+            return false;
+        };
+        while let Some((destination, bytes)) = tunnel.poll_transmit() {
+            let unspecified = match destination {
+                SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+                SocketAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+            };
+            let source = SocketAddr::new(unspecified, self.config.listen_port);
+            out.push((source, destination, None, bytes));
+            moved = true;
+        }
+        while let Some(tunnel) = &mut self.tunnel
+            && let Some((_, inner)) = tunnel.poll_received()
+        {
+            moved = true;
+            if inner.destination.port() != CONTROL_PORT {
+                self.inbox.push(inner);
+            } else if self.owns(inner.destination.ip())
+                && let Some(overlay) = &mut self.overlay
+            {
+                overlay.handle_datagram(
+                    SocketId::Overlay,
+                    inner.destination,
+                    inner.source,
+                    &inner.payload,
+                    now,
+                );
+            }
+        }
+        moved
+    }
+
+    /// Sends a packet as the kernel would: by the routes of the plan.
+    pub(super) fn send_inner(&mut self, inner: &Inner, now: Instant) {
+        let routed = self
+            .applied
+            .as_ref()
+            .and_then(|plan| route(plan, inner.destination.ip()));
+        match (routed, &mut self.tunnel) {
+            (Some(RouteKind::Unicast { .. }), Some(tunnel)) if !self.paused => {
+                tunnel.send(inner, now);
+            }
+            (Some(_) | None, _) => {}
+        }
+    }
+
+    fn owns(&self, ip: IpAddr) -> bool {
+        self.applied
+            .as_ref()
+            .is_some_and(|plan| plan.device.addresses.iter().any(|net| net.addr() == ip))
+    }
+
+    fn overlay_address(&self, ipv4: bool) -> Option<IpAddr> {
+        let addresses = &self.applied.as_ref()?.device.addresses;
+        addresses
+            .iter()
+            .map(IpNet::addr)
+            .find(|ip| ip.is_ipv4() == ipv4)
+    }
+}
+
+/// The most specific route, of equal ones that of the lowest metric.
+fn route(plan: &HostPlan, ip: IpAddr) -> Option<RouteKind> {
+    plan.routes
+        .iter()
+        .filter(|route| route.prefix.contains(&ip))
+        .max_by_key(|route| (route.prefix.prefix_len(), u32::MAX - route.metric))
+        .map(|route| route.kind)
+}
+
+/// What the shared port hands to the agent: STUN Binding messages only.
+fn is_binding(bytes: &[u8]) -> bool {
+    matches!(
+        bytes,
+        [0x00, 0x01 | 0x11, _, _, 0x21, 0x12, 0xa4, 0x42, ..]
+            | [0x01, 0x01 | 0x11, _, _, 0x21, 0x12, 0xa4, 0x42, ..]
+    )
+}
