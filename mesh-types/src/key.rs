@@ -145,12 +145,18 @@ fn verify(key: &[u8; 32], message: &[u8], signature: &[u8; 64]) -> bool {
 
 /// A WireGuard private key. Never printed, wiped on drop.
 #[derive(Clone)]
-pub struct WgSecret(StaticSecret);
+pub struct WgSecret {
+    secret: StaticSecret,
+    /// Kept, because it is asked for far more often than a key is made.
+    public: WgKey,
+}
 
 impl WgSecret {
     /// Takes 32 random bytes and clamps them (RFC 7748 5).
     pub fn from_bytes(bytes: [u8; 32]) -> Self {
-        Self(StaticSecret::from(bytes))
+        let secret = StaticSecret::from(bytes);
+        let public = WgKey(PublicKey::from(&secret).to_bytes());
+        Self { secret, public }
     }
 
     /// Reads base64, as `wg genkey` prints it.
@@ -160,7 +166,7 @@ impl WgSecret {
 
     /// The bytes, for the tunnel backend and the key file.
     pub fn to_bytes(&self) -> Zeroizing<[u8; 32]> {
-        Zeroizing::new(self.0.to_bytes())
+        Zeroizing::new(self.secret.to_bytes())
     }
 
     /// Base64, as `wg genkey` prints it; for the key file.
@@ -170,12 +176,12 @@ impl WgSecret {
 
     /// The public key.
     pub fn public(&self) -> WgKey {
-        WgKey(PublicKey::from(&self.0).to_bytes())
+        self.public
     }
 
     /// X25519 with another key; `None` where that key contributes nothing (RFC 7748 6.1).
     pub fn agree(&self, other: &WgKey) -> Option<Zeroizing<[u8; 32]>> {
-        let shared = self.0.diffie_hellman(&PublicKey::from(other.0));
+        let shared = self.secret.diffie_hellman(&PublicKey::from(other.0));
         shared
             .was_contributory()
             .then(|| Zeroizing::new(shared.to_bytes()))

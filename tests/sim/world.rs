@@ -9,7 +9,6 @@ mod flow;
 mod node;
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use mesh_types::{IdentitySecret, Now};
@@ -140,17 +139,6 @@ impl World {
             .join(", ")
     }
 
-    /// Packets that crossed a node's links, both ways.
-    pub fn packets(&self, id: NodeId) -> u64 {
-        self.links(id)
-            .into_iter()
-            .map(|link| {
-                self.net.counters(link, Direction::Out).packets
-                    + self.net.counters(link, Direction::In).packets
-            })
-            .sum()
-    }
-
     /// Packets that a node sent.
     pub fn sent(&self, id: NodeId) -> u64 {
         self.links(id)
@@ -171,12 +159,5 @@ impl World {
             .flat_map(|link| self.net.tapped(link))
             .filter(|packet| packet.bytes.windows(marker.len()).any(|w| w == marker))
             .count()
-    }
-
-    /// Sends and receives datagrams for a node that is not a mesh node.
-    pub fn own_port(&mut self, host: HostId, port: u16) -> SocketAddr {
-        self.net.bind(host, port);
-        let addresses = self.net.addresses(host);
-        SocketAddr::new(addresses[0].ip, port)
     }
 }

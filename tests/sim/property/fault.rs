@@ -69,7 +69,11 @@ pub fn strike(
         }
         (4, Some((router, _))) => {
             world.net.readdress_router(router);
-            ("translator's address changes", Duration::ZERO, Undo::Nothing)
+            (
+                "translator's address changes",
+                Duration::ZERO,
+                Undo::Nothing,
+            )
         }
         (5, _) => {
             world.readdress(node);

@@ -38,6 +38,8 @@ struct Member {
     class: Class,
     ipv6: bool,
     site: usize,
+    /// What its membership lets it carry, and its own addresses.
+    ranges: BTreeSet<IpNet>,
     /// Translators on the way to the core, innermost first.
     routers: Vec<(RouterId, LinkId)>,
 }
@@ -99,6 +101,7 @@ impl Scene {
                 class: class(&site.place, &seat),
                 ipv6: site.ipv6 && seat.families == Families::Both,
                 site: at,
+                ranges: ranges(&world, id),
                 routers: site
                     .place
                     .sites
@@ -142,6 +145,9 @@ impl Scene {
                 .world
                 .flow(self.members[from].id, self.members[to].id, every);
             self.flows.insert((a, b), flow);
+        }
+        for (index, member) in self.members.iter().enumerate() {
+            self.last_sent[index] = self.world.sent(member.id);
         }
     }
 
@@ -375,19 +381,12 @@ impl Scene {
             let owner = self
                 .members
                 .iter()
-                .map(|member| member.id)
-                .find(|id| self.world.nodes[id.0].disk.key.public() == *key);
+                .find(|member| self.world.nodes[member.id.0].disk.key.public() == *key);
             let Some(owner) = owner else {
                 return Err(format!("a plan holds {key}, whom nobody vouched for"));
             };
-            let membership = self.world.membership(owner, 1);
-            let record = membership.record();
-            let own = address::overlay_ipv6(&self.world.node_key(owner));
-            let mut allowed: BTreeSet<IpNet> = record.ranges.iter().copied().collect();
-            allowed.extend(record.ipv4.map(|ip| IpNet::from(std::net::IpAddr::V4(ip))));
-            allowed.insert(IpNet::from(std::net::IpAddr::V6(own)));
             for range in &peer.allowed_ips {
-                if !allowed.contains(range) || !given.insert(*range) {
+                if !owner.ranges.contains(range) || !given.insert(*range) {
                     return Err(format!("a plan gives {range} to {key}"));
                 }
             }
@@ -415,4 +414,15 @@ impl Scene {
         self.cover.virtual_time = self.world.elapsed();
         self.cover
     }
+}
+
+/// What an authority vouches for.
+fn ranges(world: &World, id: NodeId) -> BTreeSet<IpNet> {
+    let membership = world.membership(id, 1);
+    let record = membership.record();
+    let own = address::overlay_ipv6(&world.node_key(id));
+    let mut ranges: BTreeSet<IpNet> = record.ranges.iter().copied().collect();
+    ranges.extend(record.ipv4.map(|ip| IpNet::from(std::net::IpAddr::V4(ip))));
+    ranges.insert(IpNet::from(std::net::IpAddr::V6(own)));
+    ranges
 }

@@ -175,7 +175,8 @@ impl World {
         id
     }
 
-    /// Adds a node and signs its membership; it knows the members given, as after a join through them.
+    /// Adds a node and signs its membership; it knows the members given and they know it, as after a join
+    /// through them.
     pub fn member(&mut self, name: &str, place: Place, seat: Seat, knows: &[NodeId]) -> NodeId {
         let id = self.node(name, place, seat);
         let authority = self.authority.authority();
@@ -187,8 +188,11 @@ impl World {
         };
         for known in knows {
             state.memberships.push(self.membership(*known, 1));
-            let announcement = self.announcement(*known);
-            state.announcements.push(announcement);
+            state.announcements.push(self.announcement(*known));
+            let mut theirs = self.nodes[known.0].state();
+            theirs.memberships.push(self.membership(id, 1));
+            theirs.announcements.push(self.announcement(id));
+            self.nodes[known.0].disk.state = Some(theirs.encode());
         }
         self.nodes[id.0].disk.state = Some(state.encode());
         id
@@ -243,6 +247,12 @@ impl World {
         seq: u64,
     ) -> Signed<Announcement> {
         let node = &self.nodes[id.0];
+        let addresses = self.net.addresses(node.host);
+        let features = if addresses.iter().any(|address| address.ip.is_ipv6()) {
+            Features::default()
+        } else {
+            Features::NO_IPV6
+        };
         let announcement = Announcement {
             domain: self.domain(),
             identity: node.disk.identity.identity(),
@@ -252,7 +262,7 @@ impl World {
             nat: NatReport::default(),
             relays: Vec::new(),
             region: None,
-            features: Features::default(),
+            features,
             protocol_min: 1,
             protocol_max: 1,
             seq,

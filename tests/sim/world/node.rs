@@ -136,6 +136,7 @@ impl Node {
         self.overlay = None;
         self.tunnel = None;
         self.wake = None;
+        self.report_at = None;
         self.applied = None;
     }
 
@@ -216,7 +217,10 @@ impl Node {
     /// Does all that the node wants; what is to leave the host.
     pub(super) fn drain(&mut self, now: Now) -> Vec<Outgoing> {
         let mut out = Vec::new();
+        let mut rounds = 0;
         loop {
+            rounds += 1;
+            assert!(rounds < 1_000, "{} never comes to rest", self.name);
             let mut moved = self.apply_plan(now);
             moved |= self.drain_overlay(now, &mut out);
             moved |= self.drain_tunnel(now, &mut out);
