@@ -13,6 +13,7 @@ use mesh_types::message::{Ack, Echo, Forward, Hello, MessageError};
 use mesh_types::record::Features;
 use mesh_types::{Candidate, CandidateKind, Filtering, Mapping, Message, NatReport, Now, PeerId};
 use mesh_types::{SocketId, Source, Transmit};
+use nat_traversal::Refused;
 use peer_discovery::Peer;
 
 use crate::overlay::Overlay;
@@ -39,6 +40,7 @@ impl Overlay {
             return self.count("control-flood");
         }
         record.heard = Some(now.mono);
+        record.speaks_ipv4 = remote.is_ipv4();
         if record.path_since.is_some() && !record.open(now.mono) {
             record.open_at = Some(now.mono);
             self.plan_dirty = true;
@@ -114,7 +116,16 @@ impl Overlay {
                     self.traversal.handle_message(&sender, &message, now);
                 }
                 Ok(_) => self.count("forward-misplaced"),
-                Err(refused) => self.count(refused.kind()),
+                Err(refused) => {
+                    self.count(refused.kind());
+                    let record = self.peers.get_mut(from);
+                    if refused == Refused::UnknownSender
+                        && record.is_some_and(|record| record.forwards.take(now.mono))
+                    {
+                        // The neighbour knows somebody whom we do not: a record was lost on the way.
+                        self.send_digest(from);
+                    }
+                }
             }
             return;
         }
@@ -230,7 +241,8 @@ impl Overlay {
         let both = !self.host.ipv6_off && !peer.features.has(Features::NO_IPV6);
         let ipv6 = self
             .peer_ipv6(to, peer)
-            .filter(|_| both)
+            // Whoever lost its IPv6 says so by speaking IPv4, long before its new record arrives.
+            .filter(|_| both && !(record.speaks_ipv4 && ipv4.is_some()))
             .map(|theirs| (IpAddr::V6(self.own_ipv6()), theirs));
         match peer.source {
             Source::Config => ipv4.or(ipv6),

@@ -99,11 +99,16 @@ impl Overlay {
             self.gossip.digest_at = None;
             let connected = self.connected_peers(now);
             if let Some(id) = self.choose(&connected) {
-                for page in self.directory.digest_pages(self.announcer.current.as_ref()) {
-                    self.send_message(&id, &page.into());
-                }
+                self.send_digest(&id);
                 self.schedule_digest(now);
             }
+        }
+    }
+
+    /// Asks a peer to compare all that is known.
+    pub(crate) fn send_digest(&mut self, id: &PeerId) {
+        for page in self.directory.digest_pages(self.announcer.current.as_ref()) {
+            self.send_message(id, &page.into());
         }
     }
 

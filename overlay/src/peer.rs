@@ -84,6 +84,8 @@ pub(crate) struct PeerRecord {
     pub(crate) active_at: Option<Instant>,
     /// When a message of it last came through the tunnel.
     pub(crate) heard: Option<Instant>,
+    /// Its last message came by IPv4.
+    pub(crate) speaks_ipv4: bool,
     /// Protocol versions it says it speaks.
     pub(crate) protocol: (u8, u8),
     /// State and since when.
@@ -116,6 +118,7 @@ impl PeerRecord {
             window: None,
             active_at: None,
             heard: None,
+            speaks_ipv4: false,
             protocol: mesh_types::consts::PROTOCOL,
             state: PeerState::Connecting,
             since: now,

@@ -267,11 +267,15 @@ impl Network {
         let host = &self.hosts[host.0];
         let mut out = Vec::new();
         for interface in host.interfaces.iter().filter(|i| self.links[i.link.0].up) {
-            let segment = &self.segments[self.links[interface.link.0].segment.0];
+            let id = self.links[interface.link.0].segment;
+            let segment = &self.segments[id.0];
             for ip in interface.addresses.iter().copied() {
+                // Nobody in the core is a neighbour.
                 let prefix_len = match ip {
-                    IpAddr::V4(_) => segment.v4.prefix_len(),
                     IpAddr::V6(_) if host.ipv6_off => continue,
+                    IpAddr::V4(_) if id == self.core() => 32,
+                    IpAddr::V6(_) if id == self.core() => 128,
+                    IpAddr::V4(_) => segment.v4.prefix_len(),
                     IpAddr::V6(_) => 64,
                 };
                 out.push(HostAddress {

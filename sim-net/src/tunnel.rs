@@ -8,7 +8,7 @@
 //!
 //! What differs between the backends: after a change of the private key the kernel sends nothing under
 //! old sessions (packets wait for the new handshake); the userspace engine sends under them as long as
-//! the plan names the previous key. Not modelled: cookies, load, the limit of messages per session.
+//! the plan names the previous key, and lets a peer that became passive send from the ranges it had. Not modelled: cookies, load, the limit of messages per session.
 
 mod peer;
 mod wire;
@@ -154,7 +154,7 @@ impl Tunnel {
                     inner = peer.data(&data, remote, bytes.len(), context);
                 });
                 match inner {
-                    Some(inner) if self.route(inner.source.ip()) == Some(key) => {
+                    Some(inner) if self.may_come_from(key, inner.source.ip()) => {
                         self.received.push_back((key, inner));
                     }
                     Some(_) => self.drop("source not in the peer's ranges"),
@@ -211,6 +211,14 @@ impl Tunnel {
     /// Packets that wait for a session, for the longest time first.
     pub fn staged(&self) -> usize {
         self.peers.values().map(Peer::staged).sum()
+    }
+
+    fn may_come_from(&self, key: WgKey, source: IpAddr) -> bool {
+        let former = match self.backend {
+            Backend::Kernel => false,
+            Backend::Userspace => self.peers.get(&key).is_some_and(|p| p.covered(source)),
+        };
+        former || self.route(source) == Some(key)
     }
 
     fn route(&self, ip: IpAddr) -> Option<WgKey> {

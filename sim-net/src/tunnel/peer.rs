@@ -70,6 +70,8 @@ struct Pending {
 pub(super) struct Peer {
     key: WgKey,
     planned: TunnelPeer,
+    /// Ranges it had before it became passive.
+    former: BTreeSet<IpNet>,
     endpoint: Option<SocketAddr>,
     pending: Option<Pending>,
     previous: Option<Session>,
@@ -95,6 +97,7 @@ impl Peer {
         Self {
             key,
             planned: TunnelPeer::default(),
+            former: BTreeSet::new(),
             endpoint: None,
             pending: None,
             previous: None,
@@ -124,6 +127,11 @@ impl Peer {
         if self.planned == *planned {
             return;
         }
+        if !planned.passive {
+            self.former.clear();
+        } else if !self.planned.passive {
+            self.former.clone_from(&self.planned.allowed_ips);
+        }
         self.planned = planned.clone();
         if planned.keepalive.is_none() {
             self.persistent_at = None;
@@ -152,6 +160,10 @@ impl Peer {
             .filter(|net| net.contains(&ip))
             .map(IpNet::prefix_len)
             .max()
+    }
+
+    pub(super) fn covered(&self, ip: IpAddr) -> bool {
+        self.former.iter().any(|net| net.contains(&ip))
     }
 
     pub(super) fn awaits(&self, receiver: u32) -> bool {

@@ -50,7 +50,7 @@ fn a_host_that_moves_to_another_network_is_healed_within_3_seconds() {
 }
 
 #[test]
-fn both_hosts_that_move_at_once_are_healed_within_3_seconds_by_their_neighbour() {
+fn both_hosts_that_move_at_once_are_healed_within_6_seconds_by_their_neighbour() {
     let mut pair = Pair::connected(5, STRICT, Seat::V4);
     let places = [0, 1].map(|_| pair.world.place(Access::Nat(STRICT), false));
     let west = pair.b;
@@ -58,7 +58,7 @@ fn both_hosts_that_move_at_once_are_healed_within_3_seconds_by_their_neighbour()
         world.move_to(east, places[0]);
         world.move_to(west, places[1]);
     });
-    assert!(gap < 3 * SECOND, "{gap:?}\n{}", pair.world.describe());
+    assert!(gap < 6 * SECOND, "{gap:?}\n{}", pair.world.describe());
 }
 
 #[test]

@@ -87,7 +87,7 @@ fn a_revoked_node_is_out() {
 
 #[test]
 fn a_change_of_key_under_traffic_loses_no_packet_and_leaves_no_reader_with_the_old_key() {
-    for backend in [Backend::Userspace, Backend::Kernel] {
+    for backend in [Backend::Kernel, Backend::Userspace] {
         let mut world = World::new(3);
         let ids = three(&mut world, backend);
         world.boot_all();
@@ -136,7 +136,7 @@ fn a_record_that_points_the_mesh_at_a_victim_costs_it_little_however_often_it_is
     world.power_off(evil);
     world.seconds(20);
     for second in 0..60_u64 {
-        let lie = world.announce(evil, aimed_at(target, 1_000), 10 + second);
+        let lie = world.announce(evil, aimed_at(target, 24), 10 + second);
         let facts = [
             Fact::Membership(world.membership(evil, 1)),
             Fact::Announcement {
