@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use mesh_types::message::PathReady;
 use mesh_types::report::HostAddress;
-use mesh_types::{Candidate, Idx, Message, NatReport, PeerId, SocketId, Transmit, WgSecret};
+use mesh_types::{Candidate, CandidateKind, Idx, Mapping, Message, NatReport, PeerId, SocketId};
+use mesh_types::{Transmit, WgSecret};
 use rand_chacha::ChaCha20Rng;
 use rand_core::{Rng as _, SeedableRng as _};
 
@@ -268,6 +269,7 @@ impl Node {
         let reflexive: Vec<_> = reflexive
             .into_iter()
             .filter(|address| self.admission.admits(address))
+            .map(|address| self.settled(address))
             .collect();
         let endpoints = candidate::endpoints(&self.hosts, self.config.listen_port, &reflexive);
         let change = if endpoints != self.endpoints {
@@ -280,5 +282,20 @@ impl Node {
         self.endpoints = endpoints;
         self.reported_nat = self.nat.report();
         change
+    }
+
+    /// Where every remote sees another port, none is better than the one that is announced already: it
+    /// tells the external address, and changing it would call all peers each time one of them answers.
+    fn settled(&self, seen: SocketAddr) -> SocketAddr {
+        let settled = match self.nat.report().mapping {
+            Mapping::AddressDependent | Mapping::AddressAndPortDependent => self
+                .endpoints
+                .iter()
+                .filter(|own| own.kind == CandidateKind::ServerReflexive)
+                .map(|own| own.address)
+                .find(|address| address.ip() == seen.ip()),
+            Mapping::EndpointIndependent | Mapping::Unknown => None,
+        };
+        settled.unwrap_or(seen)
     }
 }

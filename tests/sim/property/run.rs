@@ -30,8 +30,14 @@ pub fn run(seed: u64) -> Result<Cover, String> {
     scene.faults(&mut random)?;
     scene.healed()?;
     scene.quiet()?;
+    if std::env::var_os("FARSPAN_SIM_DESCRIBE").is_some() {
+        println!("{}", scene.world.describe());
+    }
     Ok(scene.finish())
 }
+
+/// A pair and how long it took.
+type Took = ((usize, usize), Duration);
 
 struct Member {
     id: NodeId,
@@ -164,11 +170,7 @@ impl Scene {
     }
 
     /// Waits until a ping of each pair that must connect is answered; how long each took.
-    fn await_answers(
-        &mut self,
-        since: Instant,
-        most: Duration,
-    ) -> Result<Vec<((usize, usize), Duration)>, String> {
+    fn await_answers(&mut self, since: Instant, most: Duration) -> Result<Vec<Took>, String> {
         let end = since + most;
         loop {
             let missing: Vec<_> = self

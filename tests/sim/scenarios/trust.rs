@@ -39,7 +39,7 @@ fn a_joiner_behind_a_translator_becomes_a_member_through_an_introducer() {
     };
     assert!(!token.introducers.is_empty());
     let join = Command::Join {
-        token: Box::new(token.clone()),
+        token: Box::new(token),
     };
     let joined = ask(&mut world, joiner, join.clone());
     assert!(joined.is_ok(), "{joined:?}\n{}", world.describe());
