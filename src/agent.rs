@@ -34,7 +34,7 @@ use clock::{Alarm, Clock};
 use control::{Asked, Server};
 use sockets::{Binding, Datagram, Port};
 use state::Store;
-use tunnel::{PortWish, Tunnel};
+use tunnel::{Done, PortWish, Tunnel};
 
 /// Repairs what no notice told of.
 const CONVERGE_EVERY: Duration = Duration::from_secs(30);
@@ -42,6 +42,10 @@ const CONVERGE_EVERY: Duration = Duration::from_secs(30);
 const CONVERGE_APART: Duration = Duration::from_millis(20);
 /// How often the host is looked at without a notice.
 const HOST_REPORT_EVERY: Duration = Duration::from_secs(60);
+/// How soon, how often and for how long the kernel's device is looked at after it was changed: each look sets an
+/// endpoint again that a late packet of the old path has moved back.
+const SETTLE_EVERY: Duration = Duration::from_millis(500);
+const SETTLE_FOR: Duration = Duration::from_secs(5);
 /// A full disk is tried again.
 const PERSIST_AGAIN: Duration = Duration::from_secs(5);
 /// Events waiting for the loop; a flood beyond is dropped at its source.
@@ -95,6 +99,8 @@ struct Agent {
 struct Due {
     converge: Instant,
     tunnel_report: Instant,
+    /// Until then the tunnel is looked at often.
+    settled: Instant,
     host_report: Instant,
     persist: Option<Instant>,
 }
@@ -298,6 +304,7 @@ impl Agent {
             due: Due {
                 converge: now.mono,
                 tunnel_report: now.mono,
+                settled: now.mono,
                 host_report: now.mono,
                 persist: None,
             },
@@ -423,10 +430,20 @@ impl Agent {
             failures: Vec::new(),
         };
         // Routes need the device, so the tunnel comes first.
-        if let Some(tunnel) = &mut self.tunnel
-            && let Err(failure) = tunnel.apply(&plan.tunnel)
-        {
-            applied.failures.push(failure);
+        if let Some(tunnel) = &mut self.tunnel {
+            let before = tunnel.port_moved();
+            let now = self.clock.now().mono;
+            match tunnel.apply(&plan.tunnel) {
+                Ok(Done::Quiet) => {}
+                Ok(Done::Unsettled) => {
+                    self.due.settled = now + SETTLE_FOR;
+                    self.due.tunnel_report = self.due.tunnel_report.min(now + SETTLE_EVERY);
+                }
+                Err(failure) => applied.failures.push(failure),
+            }
+            if tunnel.port_moved() != before {
+                self.due.host_report = now;
+            }
         }
         applied
             .failures
@@ -465,16 +482,17 @@ impl Agent {
                 Err(error) => debug!(%error, "Failed to read the tunnel's counters"),
             }
         }
-        let every = self.overlay.host_plan().tunnel.report_every;
+        let mut every = self.overlay.host_plan().tunnel.report_every;
+        if now.mono < self.due.settled {
+            every = every.min(SETTLE_EVERY);
+        }
         self.due.tunnel_report = now.mono + every.max(Duration::from_millis(100));
     }
 
     async fn host_report(&mut self) {
         let mut report = self.host.report().await;
         let now = self.clock.now();
-        let derived = self.config.listen_port;
-        let used = self.overlay.host_plan().tunnel.listen_port;
-        report.port_moved = Some(used).filter(|used| derived.is_some_and(|wish| wish != *used));
+        report.port_moved = self.tunnel.as_ref().and_then(Tunnel::port_moved);
         self.overlay.handle_host(report, now);
         self.due.host_report = now.mono + HOST_REPORT_EVERY;
     }

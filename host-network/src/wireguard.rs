@@ -41,6 +41,12 @@ impl Wireguard {
         links.create(&name).is_ok() && links.delete(&name).is_ok() && Connection::open().is_ok()
     }
 
+    /// The UDP port that the WireGuard device of that name holds: an earlier run's, to be taken over with it.
+    pub fn port_of(name: &str) -> Option<u16> {
+        let device = Connection::open().ok()?.read(name).ok()?;
+        Some(device.listen_port).filter(|port| *port != 0)
+    }
+
     /// Creates the device, or adopts the WireGuard device of that name and keeps its sessions; applies the plan and
     /// brings it up. Addresses and MTU come by [`crate::Host::converge`]. On failure a device created here is deleted again.
     pub fn open(name: &str, plan: &TunnelPlan) -> Result<Self, HostError> {

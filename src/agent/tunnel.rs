@@ -36,6 +36,12 @@ pub enum Tunnel {
         demux: Demux,
         /// The agent's own socket.
         main: Port,
+        /// Whether another port will do where the plan's is taken.
+        wish: PortWish,
+        /// The port it was opened with.
+        opened: u16,
+        /// The port in use.
+        port: u16,
     },
     /// The in-process engine, which owns the port.
     Userspace {
@@ -46,6 +52,15 @@ pub enum Tunnel {
         /// Where control datagrams go.
         events: mpsc::Sender<Event>,
     },
+}
+
+/// What applying a plan came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Done {
+    /// Nothing that needs a second look.
+    Quiet,
+    /// The kernel's device changed. Late packets of an old path make it roam back, so its report wants to be read soon.
+    Unsettled,
 }
 
 /// Which port to use.
@@ -105,28 +120,30 @@ impl Tunnel {
         match backend {
             Backend::Kernel => {
                 let interface = settings.interface;
-                let exists = nix::net::if_::if_nametoindex(interface.as_str()).is_ok();
-                let port = match wish {
-                    // The device that an earlier agent left holds its port itself.
-                    PortWish::Exactly(port) | PortWish::From(port) if exists => port,
-                    PortWish::Exactly(_) | PortWish::From(_) => wish
-                        .candidates()
-                        .into_iter()
-                        .find(|port| is_free(*port))
-                        .ok_or_else(|| wish.none_free())?,
-                };
+                // The device that an earlier agent left holds its port itself.
+                let held = Wireguard::port_of(&interface);
+                let candidates = wish.candidates();
+                let port = held
+                    .filter(|held| candidates.contains(held))
+                    .or_else(|| candidates.into_iter().find(|port| is_free(*port)))
+                    .ok_or_else(|| wish.none_free())?;
                 let binding = Binding::Underlay {
                     fwmark: settings.fwmark,
                 };
                 let main = Port::open(SocketId::Main, binding, events)
                     .map_err(|error| anyhow!("cannot open a UDP socket: {}", sentence(&error)))?;
-                let demux = Demux::new()?;
+                let mut demux = Demux::new()?;
+                // Before the first datagram: one that left from the socket's own port would lead peers there.
+                demux.apply(port, main.port())?;
                 Ok((
                     Self::Kernel {
                         interface,
                         device: None,
                         demux,
                         main,
+                        wish,
+                        opened: port,
+                        port,
                     },
                     port,
                 ))
@@ -165,24 +182,37 @@ impl Tunnel {
     }
 
     /// Makes keys, peers and port equal to the plan. Idempotent. One sentence for what failed.
-    pub fn apply(&mut self, plan: &TunnelPlan) -> Result<(), String> {
+    pub fn apply(&mut self, plan: &TunnelPlan) -> Result<Done, String> {
         match self {
             Self::Kernel {
                 interface,
                 device,
                 demux,
                 main,
+                wish,
+                opened: _,
+                port,
             } => {
-                let gone = nix::net::if_::if_nametoindex(interface.as_str()).is_err();
-                let applied = match device {
-                    Some(device) if !gone => device.apply(plan).map(drop),
-                    Some(_) | None => {
-                        Wireguard::open(interface, plan).map(|opened| *device = Some(opened))
+                let mut done = configure(interface, device, plan);
+                let mut used = plan.listen_port;
+                if let (Err(HostError::PortInUse { .. }), PortWish::From(_)) = (&done, *wish) {
+                    let others = PortWish::From(next_port(used)).candidates();
+                    for other in others.into_iter().filter(|port| is_free(*port)) {
+                        let mut plan = plan.clone();
+                        plan.listen_port = other;
+                        done = configure(interface, device, &plan);
+                        if done.is_ok() {
+                            used = other;
+                            break;
+                        }
                     }
-                };
-                applied
-                    .and_then(|()| demux.apply(plan.listen_port, main.port()).map(drop))
-                    .map_err(|error: HostError| error.to_string())
+                }
+                let done = done.and_then(|done| {
+                    demux.apply(used, main.port())?;
+                    *port = used;
+                    Ok(done)
+                });
+                done.map_err(|error: HostError| error.to_string())
             }
             Self::Userspace {
                 settings,
@@ -201,8 +231,16 @@ impl Tunnel {
                 if let Some(engine) = engine {
                     engine.apply(plan);
                 }
-                Ok(())
+                Ok(Done::Quiet)
             }
+        }
+    }
+
+    /// The port in use where another program took the one it was opened with.
+    pub fn port_moved(&self) -> Option<u16> {
+        match self {
+            Self::Kernel { opened, port, .. } => Some(*port).filter(|port| port != opened),
+            Self::Userspace { .. } => None,
         }
     }
 
@@ -242,6 +280,25 @@ impl Tunnel {
             Self::Userspace { engine, .. } => {
                 engine.as_ref().map(Engine::counters).unwrap_or_default()
             }
+        }
+    }
+}
+
+/// Opens the device where there is none, else makes it equal to the plan.
+fn configure(
+    interface: &str,
+    device: &mut Option<Wireguard>,
+    plan: &TunnelPlan,
+) -> Result<Done, HostError> {
+    let gone = nix::net::if_::if_nametoindex(interface).is_err();
+    match device {
+        Some(device) if !gone => Ok(match device.apply(plan)? {
+            0 => Done::Quiet,
+            _ => Done::Unsettled,
+        }),
+        Some(_) | None => {
+            *device = Some(Wireguard::open(interface, plan)?);
+            Ok(Done::Unsettled)
         }
     }
 }

@@ -46,7 +46,7 @@ pub struct Pod {
 }
 
 impl Node {
-    /// Puts farspan on a machine, with the userspace engine.
+    /// Puts farspan on a machine, with the backend of these tests.
     pub fn new(lab: &Lab, host: Host) -> Self {
         let directory = lab.directory().join(&host.name);
         fs::create_dir_all(&directory).expect("the lab's directory is writable");
@@ -57,7 +57,7 @@ impl Node {
             ("FARSPAN_SOCKET", path("control.sock")),
             ("FARSPAN_INTERFACE", "farspan0".to_owned()),
             ("FARSPAN_NAME", host.name.clone()),
-            ("FARSPAN_BACKEND", "userspace".to_owned()),
+            ("FARSPAN_BACKEND", crate::BACKEND.to_owned()),
             (
                 "FARSPAN_LOG",
                 std::env::var("FARSPAN_LOG").unwrap_or_else(|_| "debug".to_owned()),

@@ -4,6 +4,9 @@
 #[path = "../lab/lab.rs"]
 mod lab;
 
+/// What carries the tunnels of these tests.
+pub const BACKEND: &str = "userspace";
+
 mod closed;
 mod host;
 mod membership;
