@@ -6,6 +6,9 @@ use sim_net::{LinkId, LinkSpec, Random, RouterId};
 
 use crate::world::{NodeId, World};
 
+/// Packets lost in an episode, in a million.
+const LOSSY: u32 = 300_000;
+
 /// What is undone when a fault ends.
 pub enum Undo {
     Nothing,
@@ -79,10 +82,11 @@ pub fn strike(
             world.readdress(node);
             ("host's address changes", Duration::ZERO, Undo::Nothing)
         }
-        (6, Some((_, uplink))) => {
+        // An episode inside another would end by restoring the first one's loss.
+        (6, Some((_, uplink))) if world.net.link(uplink).loss < LOSSY => {
             let usual = world.net.link(uplink);
             let lossy = LinkSpec {
-                loss: 300_000,
+                loss: LOSSY,
                 ..usual
             };
             world.net.set_link(uplink, lossy);
