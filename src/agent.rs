@@ -14,7 +14,7 @@ use host_network::{Change, Host};
 use mesh_types::address::derived_port;
 use mesh_types::command::CommandId;
 use mesh_types::report::Backend;
-use mesh_types::{Applied, IdentitySecret, SocketId, consts};
+use mesh_types::{Applied, IdentitySecret, SocketId, WgSecret, consts};
 use overlay::{Finding, Identity, Overlay, Severity};
 use tokio::sync::mpsc;
 use tracing::{debug, error, info, warn};
@@ -89,6 +89,7 @@ struct Agent {
     overlay_port: Option<(u32, Port)>,
     waiting: BTreeMap<CommandId, commands::Waiting>,
     last_command: CommandId,
+    unwritten_key: Option<WgSecret>,
     due: Due,
     converged: Option<u64>,
     findings: BTreeMap<&'static str, Finding>,
@@ -170,7 +171,7 @@ pub fn must_have_net_admin() -> Result<()> {
 /// The plan of the first moment, without touching keys, state, port or host.
 async fn dry_run(config: &Config) -> Result<()> {
     let clock = Clock::start()?;
-    let key = state::read_key(&config.private_key_file, mesh_types::WgSecret::from_base64)?;
+    let key = state::read_key(&config.private_key_file, WgSecret::from_base64)?;
     let node = state::read_key(
         &config.state_dir.join("identity.key"),
         IdentitySecret::from_base64,
@@ -182,7 +183,7 @@ async fn dry_run(config: &Config) -> Result<()> {
         },
         key: match key {
             Some(key) => key,
-            None => mesh_types::WgSecret::from_bytes(state::random()?),
+            None => WgSecret::from_bytes(state::random()?),
         },
         next: None,
         authority: None,
@@ -301,6 +302,7 @@ impl Agent {
             overlay_port: None,
             waiting: BTreeMap::new(),
             last_command: 0,
+            unwritten_key: None,
             due: Due {
                 converge: now.mono,
                 tunnel_report: now.mono,
@@ -513,15 +515,12 @@ impl Agent {
                         }
                         self.replied(id, reply);
                     }
-                    overlay::Event::NextKey { key } => {
-                        self.keep("next-key", |store| store.set_next_key(Some(&key)));
-                    }
+                    // The command that began the rotation has written it.
+                    overlay::Event::NextKey { .. } => {}
                     overlay::Event::KeyRotated { key } => {
-                        self.keep("private-key", |store| {
-                            store.set_private_key(&key)?;
-                            store.set_next_key(None)
-                        });
                         info!(key = %key.public(), "Key changed");
+                        self.unwritten_key = Some(key);
+                        self.persist_key();
                     }
                     overlay::Event::Joined { authority } => self.joined(&authority),
                     overlay::Event::Revoked => {
@@ -568,6 +567,7 @@ impl Agent {
         match self.store.save(&self.overlay.state()) {
             Ok(()) => {
                 self.due.persist = None;
+                self.persist_key();
                 if self.findings.remove("state-write").is_some() {
                     info!("State is written again");
                 }
@@ -588,12 +588,30 @@ impl Agent {
         }
     }
 
-    fn keep(&mut self, what: &'static str, write: impl FnOnce(&Store) -> Result<()>) {
-        if let Err(error) = write(&self.store) {
-            let message = format!("{error:#}");
-            error!("{message}");
-            let remedy = "Free space or make the folder writable, then run: farspan key rotate";
-            self.findings.insert(what, finding(what, message, remedy));
+    /// Writes the key in use where it belongs; until that succeeds a restart finds it as the next key.
+    fn persist_key(&mut self) {
+        let Some(key) = &self.unwritten_key else {
+            return;
+        };
+        match self.store.adopt_next_key(key) {
+            Ok(()) => {
+                self.unwritten_key = None;
+                self.findings.remove("private-key");
+            }
+            Err(error) => {
+                let message = format!("the key in use is kept in next.key only: {error:#}");
+                if !self.findings.contains_key("private-key") {
+                    warn!(
+                        "{message}; trying again every {} s",
+                        PERSIST_AGAIN.as_secs()
+                    );
+                }
+                self.due.persist = Some(self.clock.now().mono + PERSIST_AGAIN);
+                let remedy =
+                    "Free space or make the folder writable; the agent tries again by itself.";
+                self.findings
+                    .insert("private-key", finding("private-key", message, remedy));
+            }
         }
     }
 

@@ -207,7 +207,7 @@ pub struct InitArgs {
     #[arg(long, value_name = "FILE")]
     pub authority_key: Option<PathBuf>,
     /// Label of this node [default: the host's name]
-    #[arg(long)]
+    #[arg(long, env = "FARSPAN_NAME")]
     pub name: Option<String>,
     /// Make a new mesh although this node is in one already
     #[arg(long)]

@@ -100,6 +100,26 @@ pub fn file_to_write(global: &Global) -> PathBuf {
     }
 }
 
+/// The file that was named and does not exist; its folder must.
+pub fn missing(global: &Global) -> Result<Option<&Path>, ConfigError> {
+    let named = global.config.as_deref();
+    let Some(path) = named.filter(|path| path.symlink_metadata().is_err()) else {
+        return Ok(None);
+    };
+    let folder = match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        Some(_) | None => Path::new("."),
+    };
+    if path.file_name().is_some() && folder.is_dir() {
+        return Ok(Some(path));
+    }
+    Err(ConfigError(format!(
+        "cannot make {}: there is no folder {}; make it, or give another --config",
+        path.display(),
+        folder.display()
+    )))
+}
+
 impl Config {
     /// Flags, then the environment (clap reads it), then the file, then defaults.
     pub fn load(global: &Global, flags: &AgentArgs) -> Result<Self, ConfigError> {
@@ -109,6 +129,14 @@ impl Config {
             None => String::new(),
         };
         Self::parse(&text, path.as_deref(), global, flags)
+    }
+
+    /// As [`Self::load`], for verbs that write the file: one that was named may still have to be made.
+    pub fn load_or_new(global: &Global, flags: &AgentArgs) -> Result<Self, ConfigError> {
+        match missing(global)? {
+            Some(path) => Self::parse("", Some(path), global, flags),
+            None => Self::load(global, flags),
+        }
     }
 
     /// Parses a file's text.
@@ -390,7 +418,7 @@ impl Source<'_> {
         let mut peers = Vec::new();
         let mut keys = BTreeMap::new();
         let mut names = BTreeSet::new();
-        let mut ranges: Vec<(IpNet, String)> = Vec::new();
+        let mut ranges: BTreeMap<IpNet, String> = BTreeMap::new();
         for entry in &file.peers {
             let peer = self.peer(entry, warnings)?;
             let line = self.line(&entry.public_key.span());
@@ -410,13 +438,11 @@ impl Source<'_> {
             }
             let label = peer.name.clone().unwrap_or_else(|| peer.key.to_string());
             for (range, text) in peer.allowed_ips.iter().zip(&entry.allowed_ips) {
-                if let Some((other, owner)) = ranges
-                    .iter()
-                    .find(|(other, _)| other.contains(range) || range.contains(other))
-                {
+                // One inside another is legal: the longest prefix counts, as in WireGuard.
+                if let Some(owner) = ranges.get(range) {
                     return Err(self.at(
                         text.span(),
-                        format!("`allowed-ips`: {range} of {label} overlaps {other} of {owner}; a range belongs to one peer"),
+                        format!("`allowed-ips`: {range} of {label} is a range of {owner} already; a range belongs to one peer"),
                     ));
                 }
             }

@@ -159,8 +159,8 @@ fn each_broken_file_is_one_sentence_and_changes_nothing() {
         ),
         (
             peer("allowed-ips = [\"10.1.0.0/16\"]")
-                + &format!("[[peer]]\npublic-key = \"{OTHER}\"\nallowed-ips = [\"10.1.2.0/24\"]\n"),
-            "overlaps 10.1.0.0/16",
+                + &format!("[[peer]]\npublic-key = \"{OTHER}\"\nallowed-ips = [\"10.1.9.9/16\"]\n"),
+            "10.1.0.0/16 of",
         ),
         (
             peer("allowed-ips = []\npreshared-key-file = \"/nowhere\""),

@@ -9,7 +9,7 @@ use mesh_types::observation::Fact;
 use mesh_types::report::Answer;
 use mesh_types::{
     Applied, HostPlan, HostReport, NodeKey, Now, Observation, PeerId, SocketId, Source, State,
-    Transmit, TunnelReport,
+    Transmit, TunnelReport, WgSecret,
 };
 use nat_traversal::Traversal;
 use peer_discovery::Directory;
@@ -183,6 +183,11 @@ impl Overlay {
             }
         }
         self.settle(now);
+    }
+
+    /// Is it the WireGuard key in use, or the one that a rotation is about to change to?
+    pub fn has_key(&self, key: &WgSecret) -> bool {
+        self.identity.key == *key || self.identity.next.as_ref() == Some(key)
     }
 
     /// A source says something of a node.

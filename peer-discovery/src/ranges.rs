@@ -1,6 +1,7 @@
-//! Who carries which addresses: disjoint prefixes, each with one owner.
+//! Who carries which addresses: prefixes with one owner each; of nested ones the longest counts.
 
-use std::collections::BTreeMap;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use mesh_types::{IpNet, PeerId};
@@ -19,43 +20,63 @@ const SPECIAL: [&str; 9] = [
     "ff00::/8",
 ];
 
-/// Disjoint prefixes and their owners. Neighbouring prefixes of one owner may be merged into the larger.
+/// Prefixes and their owners.
 #[derive(Debug, Default)]
-pub(crate) struct Ranges(BTreeMap<IpNet, PeerId>);
+pub(crate) struct Ranges {
+    held: BTreeMap<IpNet, PeerId>,
+    /// Prefix lengths in use, longest first: a search visits these only.
+    lengths: BTreeSet<Reverse<u8>>,
+}
 
 impl Ranges {
-    /// Gives `net` to `owner`, or says who has a part of it.
+    /// Gives `net` to `owner` alone, or says who has a part of it.
     pub(crate) fn claim(&mut self, net: IpNet, owner: PeerId) -> Result<(), PeerId> {
         let net = net.trunc();
-        if let Some((held, holder)) = self.0.range(..=net).next_back()
-            && held.contains(&net)
-        {
-            return if *holder == owner {
-                Ok(())
-            } else {
-                Err(*holder)
-            };
-        }
-        let inside: Vec<(IpNet, PeerId)> = self
-            .0
-            .range(net..)
+        let around = self.around(net).map(|(_, holder)| holder);
+        let inside = self.held.range(net..);
+        let inside = inside
             .take_while(|(held, _)| net.contains(*held))
-            .map(|(held, holder)| (*held, *holder))
-            .collect();
-        if let Some((_, holder)) = inside.iter().find(|(_, holder)| *holder != owner) {
+            .map(|(_, holder)| holder);
+        if let Some(holder) = around.chain(inside).find(|holder| **holder != owner) {
             return Err(*holder);
         }
-        for (held, _) in inside {
-            self.0.remove(&held);
-        }
-        self.0.insert(net, owner);
+        self.insert(net, owner);
         Ok(())
+    }
+
+    /// Gives `net` to `owner` although it lies around or inside others' prefixes, as WireGuard's allowed IPs
+    /// may; says who has the very same prefix.
+    pub(crate) fn claim_nested(&mut self, net: IpNet, owner: PeerId) -> Result<(), PeerId> {
+        let net = net.trunc();
+        match self.held.get(&net) {
+            Some(holder) if *holder != owner => Err(*holder),
+            Some(_) | None => {
+                self.insert(net, owner);
+                Ok(())
+            }
+        }
     }
 
     /// Who carries an address.
     pub(crate) fn owner(&self, address: IpAddr) -> Option<&PeerId> {
-        let (held, holder) = self.0.range(..=IpNet::from(address)).next_back()?;
-        held.contains(&address).then_some(holder)
+        self.around(IpNet::from(address))
+            .next()
+            .map(|(_, holder)| holder)
+    }
+
+    /// The held prefixes that contain `net`, longest first.
+    fn around(&self, net: IpNet) -> impl Iterator<Item = (&IpNet, &PeerId)> {
+        self.lengths
+            .range(Reverse(net.prefix_len())..)
+            .filter_map(move |Reverse(length)| {
+                let around = IpNet::new(net.addr(), *length).ok()?.trunc();
+                self.held.get_key_value(&around)
+            })
+    }
+
+    fn insert(&mut self, net: IpNet, owner: PeerId) {
+        self.lengths.insert(Reverse(net.prefix_len()));
+        self.held.insert(net, owner);
     }
 }
 
@@ -111,6 +132,37 @@ mod tests {
         let address = "10.1.9.1".parse().expect("address");
         assert_eq!(ranges.owner(address), Some(&peer(1)));
         assert_eq!(ranges.owner("10.2.0.0".parse().expect("address")), None);
+    }
+
+    #[test]
+    fn nested_prefixes_have_each_their_owner_and_the_longest_counts() {
+        let mut ranges = Ranges::default();
+        for (text, owner) in [
+            ("10.1.2.0/24", 2),
+            ("10.0.0.0/8", 1),
+            ("10.1.0.0/16", 3),
+            ("10.1.2.7/32", 1),
+        ] {
+            assert_eq!(
+                ranges.claim_nested(net(text), peer(owner)),
+                Ok(()),
+                "{text}"
+            );
+        }
+        assert_eq!(
+            ranges.claim_nested(net("10.1.0.0/16"), peer(2)),
+            Err(peer(3))
+        );
+        for (text, owner) in [
+            ("10.1.2.9", 2),
+            ("10.1.2.7", 1),
+            ("10.1.3.9", 3),
+            ("10.9.9.9", 1),
+        ] {
+            let address = text.parse().expect("address");
+            assert_eq!(ranges.owner(address), Some(&peer(owner)), "{text}");
+        }
+        assert_eq!(ranges.claim(net("10.1.2.128/25"), peer(2)), Err(peer(3)));
     }
 
     #[test]

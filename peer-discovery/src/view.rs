@@ -43,6 +43,17 @@ enum KeyClaim {
     Next,
 }
 
+/// How a range may lie to those of others.
+#[derive(Debug, Clone, Copy)]
+enum Claim {
+    /// Around or inside them: the file may say so, the longest prefix counts.
+    Nested,
+    /// Apart from them all.
+    Alone,
+    /// Not at all.
+    Refused(Reason),
+}
+
 impl View {
     /// Decides anew.
     pub(crate) fn resolve(records: &Records, previous: &Self, now: Now) -> Self {
@@ -173,13 +184,19 @@ impl View {
                 } else {
                     None
                 };
-                self.grant(claimant, net, refused, granted, now);
+                self.grant(
+                    claimant,
+                    net,
+                    refused.map_or(Claim::Nested, Claim::Refused),
+                    granted,
+                    now,
+                );
             }
         }
         for (claimant, granted) in claimants.iter().zip(&mut granted) {
             if let PeerId::Node(node) = &claimant.id {
                 let address = IpNet::from(std::net::IpAddr::V6(overlay_ipv6(node)));
-                self.grant(claimant, &address, None, granted, now);
+                self.grant(claimant, &address, Claim::Alone, granted, now);
             }
         }
         for (claimant, granted) in claimants.iter().zip(&mut granted) {
@@ -196,7 +213,13 @@ impl View {
                 } else {
                     None
                 };
-                self.grant(claimant, net, refused, granted, now);
+                self.grant(
+                    claimant,
+                    net,
+                    refused.map_or(Claim::Alone, Claim::Refused),
+                    granted,
+                    now,
+                );
             }
         }
         granted
@@ -206,38 +229,37 @@ impl View {
         &mut self,
         claimant: &Claimant<'_>,
         net: &IpNet,
-        refused: Option<Reason>,
+        claim: Claim,
         granted: &mut BTreeSet<IpNet>,
         now: Now,
     ) {
         let name = &claimant.name;
         let net = net.trunc();
-        let (reason, sentence) = match refused {
-            Some(Reason::OwnRange) => (
-                Reason::OwnRange,
-                format!(
+        let claimed = match claim {
+            Claim::Refused(Reason::OwnRange) => {
+                let sentence = format!(
                     "{net} of {name} overlaps a range of this node and is not routed; change one of the two"
-                ),
-            ),
-            Some(reason) => (
-                reason,
-                format!("{net} of {name} is a range that no peer may carry; it is not routed"),
-            ),
-            None => match self.ranges.claim(net, claimant.id) {
-                Ok(()) => {
-                    granted.insert(net);
-                    return;
-                }
-                Err(holder) => (
-                    Reason::Overlap,
-                    format!(
-                        "{net} of {name} overlaps a range of {}, which keeps it; change one of the two",
-                        label(&holder)
-                    ),
-                ),
-            },
+                );
+                return self.conflict(Reason::OwnRange, claimant.id, sentence, now);
+            }
+            Claim::Refused(reason) => {
+                let sentence =
+                    format!("{net} of {name} is a range that no peer may carry; it is not routed");
+                return self.conflict(reason, claimant.id, sentence, now);
+            }
+            Claim::Nested => self.ranges.claim_nested(net, claimant.id),
+            Claim::Alone => self.ranges.claim(net, claimant.id),
         };
-        self.conflict(reason, claimant.id, sentence, now);
+        match claimed {
+            Ok(()) => _ = granted.insert(net),
+            Err(holder) => {
+                let sentence = format!(
+                    "{net} of {name} overlaps a range of {}, which keeps it; change one of the two",
+                    label(&holder)
+                );
+                self.conflict(Reason::Overlap, claimant.id, sentence, now);
+            }
+        }
     }
 
     fn conflict(&mut self, reason: Reason, peer: PeerId, sentence: String, now: Now) {

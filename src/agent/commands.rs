@@ -88,13 +88,7 @@ impl Agent {
                 return self.command(answer, None, now, |_| Ok(Command::Revoke { node }));
             }
             Ask::Rotate(api::Rotate { force }) => {
-                return self.command(answer, None, now, |agent| {
-                    // A key that cannot be kept must not be announced.
-                    let kept = agent.store.save(&agent.overlay.state());
-                    kept.map_err(|error| format!("cannot rotate the key: {error:#}"))?;
-                    let next = WgSecret::from_bytes(random()?);
-                    Ok(Command::Rotate { next, force })
-                });
+                return self.rotate(answer, force, now);
             }
             Ask::Ping(api::Ping { peer }) => {
                 return self.command(answer, Some(peer.clone()), now, |_| {
@@ -127,6 +121,32 @@ impl Agent {
             Err(error) => _ = answer.send(Err((StatusCode::INTERNAL_SERVER_ERROR, error))),
         }
         Next::Go
+    }
+
+    /// A key that cannot be kept must not be announced, so it is on disk before the core hears of it.
+    fn rotate(&mut self, answer: oneshot::Sender<Answer>, force: bool, now: Now) -> Next {
+        let mut written = None;
+        let next = self.command(answer, None, now, |agent| {
+            let failed = |error: anyhow::Error| format!("cannot rotate the key: {error:#}");
+            if agent.store.next_key().map_err(failed)?.is_some() {
+                return Err(
+                    "a key rotation is under way already; try again in 15 seconds".to_owned(),
+                );
+            }
+            let key = WgSecret::from_bytes(random()?);
+            let kept = agent.store.save(&agent.overlay.state());
+            kept.and_then(|()| agent.store.set_next_key(Some(&key)))
+                .map_err(failed)?;
+            written = Some(key.clone());
+            Ok(Command::Rotate { next: key, force })
+        });
+        // The core may have refused, by plain peers or by a rotation that is not over.
+        if written.is_some_and(|key| !self.overlay.has_key(&key))
+            && let Err(error) = self.store.set_next_key(None)
+        {
+            warn!("{error:#}");
+        }
+        next
     }
 
     pub(super) fn replied(&mut self, id: u64, reply: Result<Reply, String>) {

@@ -94,14 +94,23 @@ impl Store {
         )
     }
 
-    /// Replaces the WireGuard key.
-    pub fn set_private_key(&self, key: &WgSecret) -> Result<()> {
-        write_key(&self.private_key_file, &key.to_base64())
-    }
-
     /// The key a rotation was about to change to.
     pub fn next_key(&self) -> Result<Option<WgSecret>> {
         read_key(&self.folder.join("next.key"), WgSecret::from_base64)
+    }
+
+    /// Makes the next key the one in use. Until that is on disk it stays on disk as the next one.
+    pub fn adopt_next_key(&self, key: &WgSecret) -> Result<()> {
+        let next = self.folder.join("next.key");
+        let kept = self.next_key().ok().flatten();
+        // A rename needs no room on the disk; across file systems there is none.
+        if kept.as_ref() == Some(key) && fs::rename(&next, &self.private_key_file).is_ok() {
+            let folder = self.private_key_file.parent();
+            _ = folder.map(File::open).map(|folder| folder?.sync_all());
+            return Ok(());
+        }
+        write_key(&self.private_key_file, &key.to_base64())?;
+        self.set_next_key(None)
     }
 
     /// Keeps the next key, or forgets it.
@@ -398,6 +407,21 @@ mod tests {
             error.contains("identity.key") && !error.contains("hunter2"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn a_key_that_cannot_be_written_stays_on_disk_as_the_next_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let elsewhere = folder.path().join("keys");
+        let store = Store::open(folder.path(), &elsewhere.join("private.key")).unwrap();
+        let key = WgSecret::from_bytes([7; 32]);
+        store.set_next_key(Some(&key)).unwrap();
+        assert!(store.adopt_next_key(&key).is_err());
+        assert_eq!(store.next_key().unwrap().as_ref(), Some(&key));
+        fs::create_dir(&elsewhere).unwrap();
+        store.adopt_next_key(&key).unwrap();
+        assert_eq!(store.private_key().unwrap(), key);
+        assert_eq!(store.next_key().unwrap(), None);
     }
 
     #[test]

@@ -241,8 +241,10 @@ fn every_fault_is_one_sentence_with_its_line() {
         ),
         (
             peer("allowed-ips = [\"10.77.0.0/24\"]\n")
-                + &format!("[[peer]]\npublic-key = \"{OTHER}\"\nallowed-ips = [\"10.77.0.9\"]\n"),
-            "overlaps 10.77.0.0/24",
+                + &format!(
+                    "[[peer]]\npublic-key = \"{OTHER}\"\nallowed-ips = [\"10.77.0.9/24\"]\n"
+                ),
+            "a range belongs to one peer",
         ),
         (
             peer("name = \"a\"\nallowed-ips = []\n")
@@ -259,6 +261,15 @@ fn every_fault_is_one_sentence_with_its_line() {
         assert!(!error.contains('\n'), "{error}");
         assert!(error.starts_with("f.toml, line "), "{error}");
     }
+}
+
+#[test]
+fn a_range_inside_another_peers_is_legal() {
+    let text = format!(
+        "[[peer]]\npublic-key = \"{KEY}\"\nallowed-ips = [\"10.0.0.0/16\"]\n\
+         [[peer]]\npublic-key = \"{OTHER}\"\nallowed-ips = [\"10.0.1.0/24\"]\n"
+    );
+    assert_eq!(parse(&text).unwrap().peers.len(), 2);
 }
 
 #[test]

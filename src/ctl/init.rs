@@ -1,6 +1,6 @@
 //! `farspan init`: a new mesh, with this machine as its first member and keeper of its authority key.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Result, anyhow, bail};
@@ -15,7 +15,7 @@ use crate::config::{self, Config, ConfigError, value};
 
 pub fn run(global: &Global, args: &InitArgs) -> Result<()> {
     let file = config::file_to_write(global);
-    let config = Config::load(global, &AgentArgs::default())?;
+    let config = Config::load_or_new(global, &AgentArgs::default())?;
     let (name, routes) = check(args, &config)?;
     let store = Store::open(&config.state_dir, &config.private_key_file)?;
     let (state, unusable) = store.state();
@@ -39,6 +39,7 @@ pub fn run(global: &Global, args: &InitArgs) -> Result<()> {
             authority_file.display()
         );
     }
+    let replaced = kept.is_some() && args.authority_key.is_none();
     let authority = match kept {
         // A key that was named is used; one that lies in the way belongs to the mesh that is left.
         Some(key) if args.authority_key.is_some() => key,
@@ -65,6 +66,13 @@ pub fn run(global: &Global, args: &InitArgs) -> Result<()> {
         identity: identity.identity(),
     };
     let state = found(args, &authority, node, name, routes, &state)?;
+    if replaced {
+        let aside = put_aside(&authority_file)?;
+        println!(
+            "The authority key of the old mesh is kept as {}.",
+            aside.display()
+        );
+    }
     // The authority first: a state that names an authority nobody holds would be useless.
     write_key(&authority_file, &authority.to_base64())?;
     store.save(&state)?;
@@ -133,6 +141,29 @@ fn found(
         lifetime: args.lifetime.map(|lifetime| lifetime.as_secs()),
         ..State::default()
     })
+}
+
+/// A second name for the key that is about to be replaced: at no moment is there none.
+fn put_aside(file: &Path) -> Result<PathBuf> {
+    let name = |number: u64| {
+        let mut name = file.as_os_str().to_owned();
+        name.push(format!(".{number}"));
+        PathBuf::from(name)
+    };
+    let aside = (wall_clock()?.as_secs()..)
+        .map(name)
+        .find(|path| path.symlink_metadata().is_err())
+        .ok_or_else(|| anyhow!("no name is free beside {}", file.display()))?;
+    std::fs::hard_link(file, &aside)
+        .or_else(|_| std::fs::copy(file, &aside).map(drop))
+        .map_err(|error| {
+            anyhow!(
+                "cannot keep the old authority key as {}: {}",
+                aside.display(),
+                config::sentence(&error)
+            )
+        })?;
+    Ok(aside)
 }
 
 fn wall_clock() -> Result<Duration> {

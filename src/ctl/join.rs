@@ -8,10 +8,11 @@ use zeroize::Zeroizing;
 
 use super::client::Client;
 use super::{down, must_be_root, peer, print, service, status, up};
+use crate::agent::state::write_atomic;
 use crate::api;
 use crate::cli::{Global, JoinArgs};
 use crate::config::edit::Edit;
-use crate::config::{Config, ConfigError, sentence};
+use crate::config::{self, Config, ConfigError, sentence};
 
 pub fn run(global: &Global, args: &JoinArgs) -> Result<()> {
     let token = match &args.token {
@@ -23,12 +24,27 @@ pub fn run(global: &Global, args: &JoinArgs) -> Result<()> {
         .parse::<Token>()
         .map_err(|error| ConfigError(error.to_string()))?;
     must_be_root("join")?;
-    let config = Config::load(global, &args.agent)?;
+    let config = Config::load_or_new(global, &args.agent)?;
+    // The agent reads the file that was named, so it is made before the agent starts.
+    let made = config::missing(global)?;
+    if let Some(path) = made {
+        write_atomic(path, b"", 0o644)
+            .map_err(|error| anyhow!("cannot make {}: {error:#}", path.display()))?;
+    }
+    let joined = ask(global, args, &config, &token);
+    if let (Err(_), Some(path)) = (&joined, made) {
+        _ = std::fs::remove_file(path);
+    }
+    joined
+}
+
+/// Asks the agent, which is started for it where none runs.
+fn ask(global: &Global, args: &JoinArgs, config: &Config, token: &str) -> Result<()> {
     let agent = Client::new(config.socket.clone());
     let started = if agent.alive() {
         None
     } else {
-        Some(up::start(global, &args.agent, &config)?)
+        Some(up::start(global, &args.agent, config)?)
     };
     let body = api::Token {
         token: token.trim().to_owned(),
@@ -49,7 +65,7 @@ pub fn run(global: &Global, args: &JoinArgs) -> Result<()> {
             print(&status::table(&status))
         }
         Err(error) => {
-            undo(started.as_ref(), &config);
+            undo(started.as_ref(), config);
             Err(error)
         }
     }

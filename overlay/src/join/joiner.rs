@@ -36,17 +36,13 @@ impl Overlay {
         if self.joining.attempt.is_some() {
             return Err("another join is under way; try again in 10 seconds".to_owned());
         }
-        if token.expiry <= now.unix_secs() {
-            return Err(
-                "the invitation has expired (or this machine's clock is ahead); run `farspan invite` again for a new one".to_owned(),
-            );
-        }
         let elsewhere = self
             .directory
             .own_membership()
             .is_some_and(|held| held.record().domain != token.domain);
-        let authority = self.state.authority.filter(|held| *held != token.authority);
-        if elsewhere || authority.is_some() || self.identity.authority.is_some() {
+        let keeper = self.identity.authority.as_ref().map(|key| key.authority());
+        let mut authorities = self.state.authority.into_iter().chain(keeper);
+        if elsewhere || authorities.any(|held| held != token.authority) {
             return Err(
                 "this machine is in a mesh already; leave it first: `farspan down`, then remove its state folder".to_owned(),
             );
@@ -57,6 +53,11 @@ impl Overlay {
                 Ok(Reply::Done("this machine is a member already".to_owned())),
             );
             return Ok(());
+        }
+        if token.expiry <= now.unix_secs() {
+            return Err(
+                "the invitation has expired (or this machine's clock is ahead); run `farspan invite` again for a new one".to_owned(),
+            );
         }
         let keys = TicketKeys::derive(&secret_hash(&token.secret));
         let mut announcement = self.announcement(token.domain);

@@ -258,7 +258,7 @@ fn entries_that_contradict_the_file_or_this_node_are_reported_until_the_file_is_
     directory.set_own_ranges(vec![net("10.9.0.1/32"), net("10.8.0.0/16")], at(0));
     let (own, b, c) = (static_machine(1), static_machine(2), static_machine(3));
     let clash = ConfigPeer {
-        allowed_ips: ["10.9.0.2/31", "0.0.0.0/0", "10.9.0.0/31", "10.8.3.0/24"]
+        allowed_ips: ["10.9.0.2/32", "0.0.0.0/0", "10.9.0.0/31", "10.8.3.0/24"]
             .map(net)
             .to_vec(),
         ..c.entry()
@@ -409,4 +409,45 @@ fn a_hint_stays_while_its_entry_does() {
     assert_eq!(directory.announcements().count(), 1);
     directory.listed(vec![static_machine(3).entry()]);
     assert_eq!(directory.announcements().count(), 0);
+}
+
+#[test]
+fn ranges_of_entries_may_nest_whatever_their_order_and_the_longest_prefix_counts() {
+    let (b, c) = (static_machine(2), static_machine(3));
+    let wide = ConfigPeer {
+        allowed_ips: vec![net("10.0.0.0/16")],
+        ..b.entry()
+    };
+    let narrow = ConfigPeer {
+        allowed_ips: vec![net("10.0.1.0/24")],
+        ..c.entry()
+    };
+    for entries in [
+        vec![wide.clone(), narrow.clone()],
+        vec![narrow.clone(), wide.clone()],
+    ] {
+        let mut directory = directory_of(&static_machine(1), Vec::new());
+        directory.listed(entries);
+        let ranges = |key| &directory.peer(&PeerId::Key(key)).expect("peer").allowed_ips;
+        assert_eq!(*ranges(b.key), [net("10.0.0.0/16")].into());
+        assert_eq!(*ranges(c.key), [net("10.0.1.0/24")].into());
+        let owner = |text: &str| directory.by_address(text.parse().expect("address"));
+        assert_eq!(owner("10.0.1.9"), Some(&PeerId::Key(c.key)));
+        assert_eq!(owner("10.0.2.9"), Some(&PeerId::Key(b.key)));
+        assert!(directory.conflicts().is_empty());
+    }
+}
+
+#[test]
+fn of_entries_with_the_same_range_the_first_of_the_file_keeps_it() {
+    let (b, c) = (static_machine(2), static_machine(3));
+    let same = |machine: &Machine| ConfigPeer {
+        allowed_ips: vec![net("10.0.0.0/16")],
+        ..machine.entry()
+    };
+    let mut directory = directory_of(&static_machine(1), Vec::new());
+    directory.listed(vec![same(&c), same(&b)]);
+    let owner = directory.by_address([10, 0, 0, 9].into());
+    assert_eq!(owner, Some(&PeerId::Key(c.key)));
+    assert!(directory.conflict(Reason::Overlap));
 }
