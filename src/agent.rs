@@ -6,6 +6,7 @@
 //! is converged when it changed, when the kernel says something changed, and every [`CONVERGE_EVERY`].
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
@@ -13,9 +14,10 @@ use data_plane::{Offload, Settings};
 use host_network::{Change, Host};
 use mesh_types::address::derived_port;
 use mesh_types::command::CommandId;
+use mesh_types::observation::Fact;
 use mesh_types::report::Backend;
-use mesh_types::{Applied, IdentitySecret, SocketId, WgSecret, consts};
-use overlay::{Finding, Identity, Overlay, Severity};
+use mesh_types::{Applied, IdentitySecret, Observation, SocketId, Source, WgKey, WgSecret, consts};
+use overlay::{Finding, Identity, Overlay, PeerState, Severity};
 use tokio::sync::mpsc;
 use tracing::{debug, error, info, warn};
 
@@ -25,6 +27,7 @@ use crate::config::Config;
 pub mod clock;
 mod commands;
 pub mod control;
+pub mod names;
 pub mod sockets;
 pub mod state;
 pub mod status;
@@ -32,6 +35,7 @@ pub mod tunnel;
 
 use clock::{Alarm, Clock};
 use control::{Asked, Server};
+use names::Names;
 use sockets::{Binding, Datagram, Port};
 use state::Store;
 use tunnel::{Done, PortWish, Tunnel};
@@ -62,6 +66,13 @@ pub enum Event {
     Asked(Asked),
     /// A STUN server's name was resolved.
     Resolved(mesh_types::report::Answer),
+    /// A peer's name was looked up.
+    Named {
+        /// `host:port`.
+        name: String,
+        /// Its addresses, or why there are none.
+        found: Result<Vec<SocketAddr>, String>,
+    },
     /// SIGHUP.
     Reload,
     /// SIGTERM or SIGINT: stop, and leave what can go on without us.
@@ -90,6 +101,7 @@ struct Agent {
     waiting: BTreeMap<CommandId, commands::Waiting>,
     last_command: CommandId,
     unwritten_key: Option<WgSecret>,
+    names: Names,
     due: Due,
     converged: Option<u64>,
     findings: BTreeMap<&'static str, Finding>,
@@ -290,6 +302,8 @@ impl Agent {
         let now = clock.now();
         info!(name = %config.name, key = %identity.key.public(), port, backend = backend.kind(), "Agent starts");
         let overlay = Overlay::new(identity, core, saved, state::random()?, now);
+        let mut names = Names::default();
+        names.set(config.names.clone(), now.mono);
         pass_on(host.changes(), events.clone());
         signals(&events)?;
         let agent = Self {
@@ -303,6 +317,7 @@ impl Agent {
             waiting: BTreeMap::new(),
             last_command: 0,
             unwritten_key: None,
+            names,
             due: Due {
                 converge: now.mono,
                 tunnel_report: now.mono,
@@ -363,6 +378,15 @@ impl Agent {
             }
             Event::Asked(asked) => return self.asked(asked, now).await,
             Event::Resolved(answer) => self.overlay.handle_answer(answer, now),
+            Event::Named { name, found } => {
+                if self.names.answered(&name, found, now.mono) {
+                    let observation = Observation {
+                        source: Source::Config,
+                        fact: Fact::Listed(self.names.resolve(&self.config.peers)),
+                    };
+                    self.overlay.handle_observation(observation, now);
+                }
+            }
             Event::Reload => {
                 if let Err(error) = self.reload(None) {
                     warn!("{error}");
@@ -393,6 +417,7 @@ impl Agent {
         {
             self.persist();
         }
+        self.look_up_names();
         self.drain();
         let now = self.clock.now();
         if self.converged != Some(self.overlay.host_plan().generation) {
@@ -420,6 +445,9 @@ impl Agent {
         }
         if let Some((timeout, _why)) = self.overlay.poll_timeout() {
             at = at.min(timeout);
+        }
+        if let Some(due) = self.names.due() {
+            at = at.min(due);
         }
         // A deadline that the core does not move on must not spin.
         at.max(now + Duration::from_millis(1))
@@ -612,6 +640,35 @@ impl Agent {
                 self.findings
                     .insert("private-key", finding("private-key", message, remedy));
             }
+        }
+    }
+
+    /// Starts the lookups that are due; each comes back as an event.
+    fn look_up_names(&mut self) {
+        let now = self.clock.now();
+        if self.names.due().is_none_or(|due| due > now.mono) {
+            return;
+        }
+        let snapshot = self.overlay.snapshot(now);
+        let connected = |key: &WgKey| {
+            let mut peers = snapshot.peers.iter();
+            peers.any(|peer| {
+                let up = match peer.state {
+                    PeerState::Direct | PeerState::Relayed => true,
+                    PeerState::Connecting | PeerState::Idle | PeerState::Down => false,
+                };
+                up && peer.public_key == *key
+            })
+        };
+        for name in self.names.take_due(now.mono, connected) {
+            let events = self.events.clone();
+            tokio::spawn(async move {
+                let found = match tokio::net::lookup_host(&name).await {
+                    Ok(found) => Ok(found.collect()),
+                    Err(error) => Err(error.to_string()),
+                };
+                _ = events.send(Event::Named { name, found }).await;
+            });
         }
     }
 

@@ -278,7 +278,7 @@ pub struct PeerAddArgs {
     #[arg(long, value_name = "CIDR,...", value_delimiter = ',', required = true)]
     pub allowed_ips: Vec<String>,
     /// Where it may be reached; any peer both sides reach introduces it otherwise
-    #[arg(long = "endpoint", value_name = "IP:PORT", value_delimiter = ',')]
+    #[arg(long = "endpoint", value_name = "HOST:PORT", value_delimiter = ',')]
     pub endpoints: Vec<String>,
     /// An ordinary WireGuard device: no probes
     #[arg(long)]
@@ -370,8 +370,8 @@ pub struct ExportArgs {
     #[arg(long, value_name = "IP", requires = "generate")]
     pub address: Option<IpAddr>,
     /// Where this node is reached from outside [default: the running agent's public address]
-    #[arg(long, value_name = "IP:PORT")]
-    pub endpoint: Option<SocketAddr>,
+    #[arg(long, value_name = "HOST:PORT")]
+    pub endpoint: Option<String>,
     /// Show it as a QR code for a phone's camera
     #[arg(long)]
     pub qr: bool,

@@ -6,7 +6,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::net::SocketAddr;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::str::FromStr as _;
@@ -22,6 +21,7 @@ pub mod value;
 pub mod wgquick;
 
 use file::{File, Text};
+use value::Endpoint;
 
 /// Where the file is, unless told.
 pub const DEFAULT_FILE: &str = "/etc/farspan/farspan.toml";
@@ -74,6 +74,8 @@ pub struct Config {
     pub relay_serve: bool,
     /// Static peers.
     pub peers: Vec<ConfigPeer>,
+    /// Their endpoints that are given by name, `host:port`.
+    pub names: BTreeMap<WgKey, Vec<String>>,
     /// What is odd but not wrong, one sentence each.
     pub warnings: Vec<String>,
 }
@@ -325,6 +327,7 @@ impl Source<'_> {
             None => state_dir.join("private.key"),
         };
         self.unused(file, &mut warnings)?;
+        let mut names = BTreeMap::new();
         Ok(Config {
             file: self.path.map(Path::to_path_buf),
             name,
@@ -350,7 +353,8 @@ impl Source<'_> {
             },
             forward_accept: file.host.forward_accept.unwrap_or(false),
             relay_serve: file.relay.serve.as_ref().is_some_and(|on| *on.get_ref()),
-            peers: self.peers(file, &mut warnings)?,
+            peers: self.peers(file, &mut names, &mut warnings)?,
+            names,
             state_dir,
             interface,
             warnings,
@@ -413,6 +417,7 @@ impl Source<'_> {
     fn peers(
         &self,
         file: &File,
+        named: &mut BTreeMap<WgKey, Vec<String>>,
         warnings: &mut Vec<String>,
     ) -> Result<Vec<ConfigPeer>, ConfigError> {
         let mut peers = Vec::new();
@@ -420,7 +425,10 @@ impl Source<'_> {
         let mut names = BTreeSet::new();
         let mut ranges: BTreeMap<IpNet, String> = BTreeMap::new();
         for entry in &file.peers {
-            let peer = self.peer(entry, warnings)?;
+            let (peer, endpoints) = self.peer(entry, warnings)?;
+            if !endpoints.is_empty() {
+                named.insert(peer.key, endpoints);
+            }
             let line = self.line(&entry.public_key.span());
             if let Some(other) = keys.insert(peer.key, line) {
                 return Err(self.at(
@@ -456,7 +464,7 @@ impl Source<'_> {
         &self,
         entry: &file::Peer,
         warnings: &mut Vec<String>,
-    ) -> Result<ConfigPeer, ConfigError> {
+    ) -> Result<(ConfigPeer, Vec<String>), ConfigError> {
         let key = self.text(
             "public-key",
             &entry.public_key,
@@ -466,8 +474,13 @@ impl Source<'_> {
             Some(text) => Some(self.text("name", text, value::name(text.get_ref()))?),
             None => None,
         };
-        let endpoints: Vec<SocketAddr> =
-            self.each("endpoints", &entry.endpoints, value::endpoint)?;
+        let (mut endpoints, mut names) = (Vec::new(), Vec::new());
+        for endpoint in self.each("endpoints", &entry.endpoints, value::endpoint)? {
+            match endpoint {
+                Endpoint::Address(address) => endpoints.push(address),
+                Endpoint::Name(name) => names.push(name),
+            }
+        }
         let allowed_ips = self.each("allowed-ips", &entry.allowed_ips, value::range)?;
         let preshared_key = match &entry.preshared_key_file {
             Some(text) => {
@@ -496,7 +509,7 @@ impl Source<'_> {
             },
             None => None,
         };
-        Ok(ConfigPeer {
+        let peer = ConfigPeer {
             name,
             key,
             endpoints,
@@ -504,7 +517,8 @@ impl Source<'_> {
             plain: entry.plain,
             preshared_key,
             persistent_keepalive,
-        })
+        };
+        Ok((peer, names))
     }
 }
 

@@ -150,8 +150,8 @@ fn each_broken_file_is_one_sentence_and_changes_nothing() {
         ),
         (peer(""), "missing field `allowed-ips`"),
         (
-            peer("allowed-ips = []\nendpoints = [\"a.b:1\"]"),
-            "names are not resolved here",
+            peer("allowed-ips = []\nendpoints = [\"a b:1\"]"),
+            "is not an address or a name",
         ),
         (
             peer("allowed-ips = []") + &peer("allowed-ips = []"),
@@ -441,6 +441,44 @@ fn init_makes_a_mesh_once() {
     assert_eq!(tree(folder.path()), before);
     assert_eq!(farspan(folder.path(), &["init", "--force"], "").code, 0);
     assert_ne!(tree(folder.path()), before);
+}
+
+#[test]
+fn init_makes_the_file_that_is_named_and_keeps_the_authority_key_of_an_old_mesh() {
+    let folder = tempfile::tempdir().unwrap();
+    let made = farspan(folder.path(), &["init"], "");
+    assert_eq!(made.code, 0, "{}", made.stderr);
+    let path = folder.path().join("farspan.toml");
+    assert!(fs::read_to_string(path).unwrap().contains("authorities"));
+    let state = folder.path().join("state");
+    let first = fs::read(state.join("authority.key")).unwrap();
+    let again = farspan(folder.path(), &["init", "--force"], "");
+    assert_eq!(again.code, 0, "{}", again.stderr);
+    assert!(again.stdout.contains("is kept as"), "{}", again.stdout);
+    assert_ne!(fs::read(state.join("authority.key")).unwrap(), first);
+    let mut kept = fs::read_dir(&state).unwrap().filter_map(|entry| {
+        let path = entry.unwrap().path();
+        let name = path.file_name()?.to_str()?.to_owned();
+        name.starts_with("authority.key.").then_some(path)
+    });
+    let kept = kept.next().unwrap();
+    assert_eq!(fs::read(&kept).unwrap(), first);
+    assert_eq!(
+        fs::metadata(&kept).unwrap().permissions().mode() & 0o777,
+        0o600
+    );
+}
+
+#[test]
+fn a_named_file_whose_folder_is_missing_is_one_sentence() {
+    let folder = tempfile::tempdir().unwrap();
+    let named = folder.path().join("none/farspan.toml");
+    let named = named.to_str().unwrap();
+    let ran = farspan(folder.path(), &["init", "--config", named], "");
+    refused(&ran, 2, "there is no folder");
+    assert!(tree(folder.path()).is_empty());
+    // Verbs that only read need the file itself.
+    refused(&farspan(folder.path(), &["up"], ""), 2, "no such file");
 }
 
 #[test]

@@ -29,7 +29,12 @@ pub struct Waiting {
 
 impl Agent {
     pub(super) async fn asked(&mut self, Asked { ask, answer }: Asked, now: Now) -> Next {
-        let findings: Vec<_> = self.findings.values().cloned().collect();
+        let findings: Vec<_> = self
+            .findings
+            .values()
+            .cloned()
+            .chain(self.names.findings())
+            .collect();
         if matches!(ask, Ask::Status | Ask::Metrics) {
             // Counters as they are now, not as they were at the last round.
             self.tunnel_report();
@@ -238,10 +243,12 @@ impl Agent {
         for note in &notes {
             warn!("{note}");
         }
+        let now = self.clock.now();
+        self.names.set(new.names.clone(), now.mono);
         let mut authorities = new.authorities.clone();
         authorities.extend(authority.filter(|key| !new.authorities.contains(key)));
         let reload = Reload {
-            peers: new.peers.clone(),
+            peers: self.names.resolve(&new.peers),
             name: new.name.clone(),
             region: new.region.clone(),
             routes: new.routes.clone(),
@@ -253,7 +260,6 @@ impl Agent {
         };
         self.config = new;
         self.last_command += 1;
-        let now = self.clock.now();
         self.overlay
             .handle_command(self.last_command, Command::Reload(Box::new(reload)), now);
         info!("File read again");

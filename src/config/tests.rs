@@ -220,8 +220,8 @@ fn every_fault_is_one_sentence_with_its_line() {
         ),
         (peer("allowed-ips = [\"10.0.0.0/33\"]\n"), "is not a range"),
         (
-            peer("allowed-ips = []\nendpoints = [\"example.org:1\"]\n"),
-            "names are not resolved",
+            peer("allowed-ips = []\nendpoints = [\"300.1.1.9:1\"]\n"),
+            "is not an address or a name",
         ),
         (
             peer("allowed-ips = []\nendpoints = [\"0.0.0.0:1\"]\n"),

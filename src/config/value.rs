@@ -104,19 +104,52 @@ fn usable(net: IpNet) -> Result<IpNet, String> {
     Ok(net)
 }
 
-/// An underlay address with its port.
-pub fn endpoint(text: &str) -> Result<SocketAddr, String> {
-    let address: SocketAddr = text.parse().map_err(|_| {
-        format!(
-            "{text:?} is not an address with a port; write it like 203.0.113.9:22514 or [2001:db8::9]:22514 (names are not resolved here)"
-        )
-    })?;
+/// Where a peer is reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Endpoint {
+    /// An underlay address with its port.
+    Address(SocketAddr),
+    /// `host:port`, looked up by the agent.
+    Name(String),
+}
+
+impl std::fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Address(address) => address.fmt(f),
+            Self::Name(name) => name.fmt(f),
+        }
+    }
+}
+
+/// An address or a host name, with a port.
+pub fn endpoint(text: &str) -> Result<Endpoint, String> {
+    let address: SocketAddr = match text.parse() {
+        Ok(address) => address,
+        Err(_) => return host_and_port(text),
+    };
     if address.port() == 0 || address.ip().is_unspecified() || address.ip().is_multicast() {
         return Err(format!(
             "{text} cannot be sent to; give the peer's own address and port"
         ));
     }
-    Ok(address)
+    Ok(Endpoint::Address(address))
+}
+
+fn host_and_port(text: &str) -> Result<Endpoint, String> {
+    let host = text.rsplit_once(':').map_or("", |(host, _)| host);
+    // What ends in digits is a mistyped address, not a name.
+    let last = host.trim_end_matches('.').rsplit('.').next();
+    let digits = last.is_none_or(|last| last.chars().all(|c| c.is_ascii_digit()));
+    server(text)
+        .ok()
+        .filter(|_| !digits && !host.starts_with('['))
+        .map(Endpoint::Name)
+        .ok_or_else(|| {
+            format!(
+                "{text:?} is not an address or a name with a port; write it like 203.0.113.9:22514, [2001:db8::9]:22514 or vpn.example.org:22514"
+            )
+        })
 }
 
 /// `host:port` of a server.

@@ -8,6 +8,7 @@ use mesh_types::{IpNet, PresharedKey, WgKey, WgSecret};
 use zeroize::Zeroizing;
 
 use super::ConfigError;
+use super::value::Endpoint;
 
 const INTERFACE_KEYS: &[&str] = &[
     "PrivateKey",
@@ -169,7 +170,7 @@ pub struct Export {
     /// Shared with this node.
     pub preshared_key: Option<PresharedKey>,
     /// This node's address from outside.
-    pub endpoint: Option<SocketAddr>,
+    pub endpoint: Option<Endpoint>,
     /// What is reached through this node.
     pub allowed_ips: Vec<IpNet>,
     /// MTU of the overlay device.
@@ -200,7 +201,7 @@ impl Export {
             _ = writeln!(out, "PresharedKey = {}", *key.to_base64());
         }
         _ = writeln!(out, "AllowedIPs = {}", join(&self.allowed_ips));
-        match self.endpoint {
+        match &self.endpoint {
             Some(endpoint) => _ = writeln!(out, "Endpoint = {endpoint}"),
             None => out.push_str("# Endpoint = IP:PORT at which the other side is reached\n"),
         }
@@ -220,7 +221,7 @@ mod tests {
             addresses: vec!["10.77.0.9/32".parse().unwrap()],
             public_key: WgKey([1; 32]),
             preshared_key: None,
-            endpoint: Some("[2001:db8::1]:22514".parse().unwrap()),
+            endpoint: Some(Endpoint::Name("vpn.example.org:22514".into())),
             allowed_ips: vec!["10.77.0.0/16".parse().unwrap()],
             mtu: 1420,
         };

@@ -13,6 +13,7 @@ use crate::agent::state::{random, read_key};
 use crate::api;
 use crate::cli::{AgentArgs, ConfigVerb, ExportArgs, Global};
 use crate::config::edit::{Edit, NewPeer};
+use crate::config::value::Endpoint;
 use crate::config::wgquick::{self, Export};
 use crate::config::{self, Config, ConfigError};
 
@@ -86,7 +87,14 @@ fn export(global: &Global, args: &ExportArgs) -> Result<()> {
             args.peer
         );
     }
-    let endpoint = args.endpoint.or_else(|| public_endpoint(status.as_ref()));
+    let endpoint = match &args.endpoint {
+        Some(text) => Some(
+            config::value::endpoint(text)
+                .map_err(|why| ConfigError(format!("--endpoint: {why}")))?,
+        ),
+        None => public_endpoint(status.as_ref()).map(Endpoint::Address),
+    };
+    let no_endpoint = endpoint.is_none();
     let export = Export {
         private_key: secret.clone(),
         allowed_ips: reachable(&config, status.as_ref(), &addresses)?,
@@ -114,9 +122,9 @@ fn export(global: &Global, args: &ExportArgs) -> Result<()> {
             secret.public()
         );
     }
-    if endpoint.is_none() {
+    if no_endpoint {
         eprintln!(
-            "No public address of this node is known: give one with --endpoint IP:PORT, or fill in Endpoint."
+            "No public address of this node is known: give one with --endpoint HOST:PORT, or fill in Endpoint."
         );
     }
     Ok(())

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::str::FromStr as _;
 
 use anyhow::{Result, anyhow, bail};
-use mesh_types::WgKey;
+use mesh_types::{ConfigPeer, WgKey};
 use serde_json::json;
 
 use super::{agent, print, table::columns};
@@ -103,7 +103,7 @@ fn list(global: &Global, output: Output) -> Result<()> {
                 json!({
                     "name": peer.name,
                     "public_key": peer.key.to_string(),
-                    "endpoints": peer.endpoints,
+                    "endpoints": endpoints(&config, peer),
                     "allowed_ips": peer.allowed_ips,
                     "plain": peer.plain,
                 })
@@ -129,7 +129,7 @@ fn list(global: &Global, output: Output) -> Result<()> {
                     "farspan".into()
                 },
                 join(peer.allowed_ips.iter().map(ToString::to_string).collect()),
-                join(peer.endpoints.iter().map(ToString::to_string).collect()),
+                join(endpoints(&config, peer)),
             ]
         })
         .collect();
@@ -137,4 +137,11 @@ fn list(global: &Global, output: Output) -> Result<()> {
         &["NAME", "PUBLIC KEY", "KIND", "ALLOWED IPS", "ENDPOINTS"],
         &rows,
     ))
+}
+
+/// Addresses and names, as the file gives them.
+fn endpoints(config: &Config, peer: &ConfigPeer) -> Vec<String> {
+    let names = config.names.get(&peer.key).into_iter().flatten().cloned();
+    let addresses = peer.endpoints.iter().map(ToString::to_string);
+    addresses.chain(names).collect()
 }
