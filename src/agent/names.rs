@@ -150,6 +150,10 @@ impl Names {
 }
 
 #[cfg(test)]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a test needs some instant to begin with"
+)]
 mod tests {
     use super::*;
 
