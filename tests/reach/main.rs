@@ -21,6 +21,8 @@ use lab::traffic::{ECHO_PORT, Echo};
 use lab::{Lab, Nat, NatKind, Node, Site};
 use scene::{TwoRegions, founder};
 
+/// What carries the tunnels of this program's agents.
+const BACKEND: &str = "userspace";
 /// How long after a try without an answer the next one follows.
 const PACE: Duration = Duration::from_millis(5);
 
