@@ -217,6 +217,10 @@ pub struct Digest {
     /// In ascending order.
     #[n(2)]
     pub entries: Vec<DigestEntry>,
+    /// The receiver confirms with [`Ack`] of this number where it is not 0.
+    #[n(3)]
+    #[cbor(default)]
+    pub seq: u64,
 }
 
 /// Records the receiver lacks, and names of nodes of which the sender wants all.

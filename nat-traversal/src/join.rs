@@ -88,12 +88,14 @@ impl Joins {
             return true;
         };
         node.nat.heard();
+        let ticket = attempt.ticket;
         node.events.push_back(Event::JoinAnswer {
-            ticket: attempt.ticket,
+            ticket,
             sealed,
             remote,
         });
-        self.0.remove(&transaction);
+        // All were the same question.
+        self.0.retain(|_, other| other.ticket != ticket);
         true
     }
 

@@ -282,7 +282,7 @@ impl Traversal {
     }
 
     /// Sends a sealed Join to a member and repeats it at 100, 300, 700, 1500, 3100 and 6300 ms until it is
-    /// answered ([`Event::JoinAnswer`]) or 10 s have passed, after which it is forgotten. Gives the
+    /// answered ([`Event::JoinAnswer`]; one answer ends all of this ticket) or 10 s have passed, after which it is forgotten. Gives the
     /// transaction id.
     #[expect(
         clippy::needless_pass_by_value,

@@ -6,6 +6,7 @@ use std::time::Duration;
 use mesh_types::plan::host_prefix;
 use mesh_types::{HostReport, Idx, IpNet, Now, PeerId, TunnelReport};
 use nat_traversal::PeerSpec;
+use rand_core::Rng as _;
 use tracing::debug;
 
 use crate::control::is_global;
@@ -13,9 +14,6 @@ use crate::event::Event;
 use crate::overlay::{Overlay, RESOLVE_AGAIN};
 use crate::peer::{Greeting, PeerRecord, SECOND_SIDE_DELAY};
 use crate::snapshot::PeerState;
-
-/// First words wait so long for the plan that holds the path, if nobody says that it was applied.
-const GREET_WITHIN: Duration = Duration::from_millis(200);
 
 impl Overlay {
     pub(crate) fn handle_directory(&mut self, event: &peer_discovery::Event, now: Now) {
@@ -146,6 +144,7 @@ impl Overlay {
     fn path_changed(&mut self, id: &PeerId, now: Now) {
         let remote = self.traversal.path(id).map(|path| path.remote);
         let own = self.identity.key.public().idx();
+        let seq = self.rng.next_u64().max(1);
         let Some(record) = self.peers.get_mut(id) else {
             return;
         };
@@ -167,13 +166,8 @@ impl Overlay {
                     record.open_at = Some(now.mono + wait);
                 }
                 let records = fresh || record.greeting.is_some_and(|greeting| greeting.records);
-                let from = record.open_at.unwrap_or(now.mono).max(now.mono);
                 // On an old connection the words only force a packet onto the new path.
-                record.greeting = Some(Greeting {
-                    at: from + GREET_WITHIN,
-                    generation: None,
-                    records,
-                });
+                record.greeting = Some(Greeting::new(records, seq));
                 self.persist_soon(now);
             }
             None => {

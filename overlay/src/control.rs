@@ -15,6 +15,7 @@ use mesh_types::{Candidate, CandidateKind, Filtering, Mapping, Message, NatRepor
 use mesh_types::{SocketId, Source, Transmit};
 use nat_traversal::Refused;
 use peer_discovery::Peer;
+use tracing::debug;
 
 use crate::overlay::Overlay;
 use crate::peer::{Greeting, PeerRecord};
@@ -23,6 +24,8 @@ use crate::peer::{Greeting, PeerRecord};
 const FORWARD_WAYS: usize = 3;
 /// Largest sealed part that is passed on, bytes.
 const FORWARD_MAX: usize = 1024;
+/// Messages that wait for the host to hold what they need, at most.
+const HELD_MAX: usize = 256;
 
 impl Overlay {
     /// A datagram arrived on the overlay device's control port.
@@ -53,6 +56,7 @@ impl Overlay {
             }
             Err(MessageError::UnknownType(_)) => return self.count("control-unknown-type"),
         };
+        debug!(peer = %record.name, message = message.kind(), "Message received");
         self.handle_message(&id, message, now);
         self.refresh_peer(&id, now);
     }
@@ -90,9 +94,6 @@ impl Overlay {
             return;
         };
         record.protocol = (hello.min, hello.max);
-        if let Some(greeting) = &mut record.greeting {
-            greeting.at = now.mono;
-        }
         self.greet_due(now);
     }
 
@@ -210,11 +211,20 @@ impl Overlay {
         if !hello && !self.compatible(to) {
             return false;
         }
+        if !self.host_holds(to) {
+            if self.held.len() >= HELD_MAX {
+                self.count("control-held-full");
+                return false;
+            }
+            self.held.push_back((*to, message.clone()));
+            return true;
+        }
         let bytes = message.encode();
         if bytes.len() > MESSAGE_MAX {
             self.count("control-too-long");
             return false;
         }
+        debug!(peer = %self.peer_name(to), message = message.kind(), "Message sent");
         self.transmits.push_back(Transmit {
             socket: SocketId::Overlay,
             source: Some(source),
@@ -223,6 +233,25 @@ impl Overlay {
             bytes,
         });
         true
+    }
+
+    /// Does the host hold our addresses and the peer's as planned now? Earlier the kernel refuses our source
+    /// or has no way to the peer.
+    fn host_holds(&self, to: &PeerId) -> bool {
+        let applied = self.applied.as_ref().map(|applied| applied.generation);
+        let since = self.peers.get(to).and_then(|record| record.held_since);
+        !self.plan_dirty
+            && self
+                .addresses_since
+                .is_some_and(|since| applied >= Some(since))
+            && since.is_some_and(|since| applied >= Some(since))
+    }
+
+    /// Sends what has waited for a plan that is applied now.
+    pub(crate) fn send_held(&mut self) {
+        for (to, message) in std::mem::take(&mut self.held) {
+            self.send_message(&to, &message);
+        }
     }
 
     /// Own and the peer's address for messages inside the tunnel. Members use IPv6 unless either side has
@@ -327,26 +356,33 @@ impl Overlay {
     /// Says what is due to peers on new paths.
     pub(crate) fn greet_due(&mut self, now: Now) {
         let applied = self.applied.as_ref().map(|applied| applied.generation);
-        let due = |record: &PeerRecord, greeting: Greeting| {
-            let planned = greeting
-                .generation
-                .is_some_and(|generation| applied >= Some(generation));
-            record.open(now.mono) && (planned || greeting.at <= now.mono)
+        let due = |record: &PeerRecord, greeting: Greeting| match greeting.again {
+            Some(again) => again <= now.mono,
+            None => {
+                let planned = greeting
+                    .generation
+                    .is_some_and(|generation| applied >= Some(generation));
+                // Whoever speaks on the path can be answered there.
+                let called = record.heard >= record.path_since;
+                record.open(now.mono) && (planned || called)
+            }
         };
         let ready: Vec<(PeerId, Greeting)> = self
             .peers
-            .iter_mut()
-            .filter_map(|(id, record)| {
-                let greeting = record.greeting.filter(|greeting| due(record, *greeting))?;
-                record.greeting = None;
-                Some((*id, greeting))
-            })
+            .iter()
+            .filter_map(|(id, record)| Some((*id, record.greeting?, record)))
+            .filter(|(id, greeting, record)| due(record, *greeting) && self.host_holds(id))
+            .map(|(id, greeting, _)| (id, greeting))
             .collect();
         for (id, greeting) in ready {
             let (min, max) = PROTOCOL;
             self.send_message(&id, &Hello { min, max }.into());
-            if greeting.records {
-                self.compare_notes(&id, now);
+            if greeting.records && greeting.said.is_none() {
+                self.send_announcement(&id, 1, now);
+            }
+            let again = greeting.records && self.compare_notes(&id, greeting.seq, now);
+            if let Some(record) = self.peers.get_mut(&id) {
+                record.greeting = greeting.next(now.mono).filter(|_| again);
             }
         }
     }

@@ -64,20 +64,24 @@ impl Overlay {
         }
     }
 
-    /// First exchange with a peer on a new path.
-    pub(crate) fn compare_notes(&mut self, id: &PeerId, now: Now) {
-        self.send_announcement(id, 1, now);
-        let pages = self.directory.digest_pages(self.announcer.current.as_ref());
+    /// First exchange with a peer on a new path. True where the peer is to confirm `seq`.
+    pub(crate) fn compare_notes(&mut self, id: &PeerId, seq: u64, now: Now) -> bool {
+        let mut pages = self.directory.digest_pages(self.announcer.current.as_ref());
         let lower = self
             .peers
             .get(id)
             .is_some_and(|record| self.identity.key.public().idx() < record.idx);
-        if lower || pages.len() <= SHORT_DIGEST {
+        let asks = lower || pages.len() <= SHORT_DIGEST;
+        if let Some(last) = pages.last_mut() {
+            last.seq = seq;
+        }
+        if asks {
             for page in pages {
                 self.send_message(id, &page.into());
             }
         }
         self.schedule_digest(now);
+        asks
     }
 
     /// Repeats and compares what is due.
@@ -117,12 +121,20 @@ impl Overlay {
             self.gossip.forget(from);
             self.rotation_due(now);
         }
+        if let Some(record) = self.peers.get_mut(from) {
+            record
+                .greeting
+                .take_if(|greeting| greeting.said.is_some() && greeting.seq == seq);
+        }
     }
 
     pub(crate) fn handle_digest(&mut self, from: &PeerId, digest: &Digest) {
         let own = self.announcer.current.as_ref();
         for delta in self.directory.answer_digest(digest, own) {
             self.send_message(from, &delta.into());
+        }
+        if digest.seq != 0 {
+            self.send_message(from, &Ack { seq: digest.seq }.into());
         }
     }
 
@@ -167,7 +179,7 @@ impl Overlay {
         }
     }
 
-    fn send_announcement(&mut self, id: &PeerId, count: u8, now: Now) {
+    pub(crate) fn send_announcement(&mut self, id: &PeerId, count: u8, now: Now) {
         let Some(announcement) = self.announcer.current.clone() else {
             return;
         };

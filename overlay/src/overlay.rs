@@ -8,8 +8,8 @@ use mesh_types::command::{Command, CommandId};
 use mesh_types::observation::Fact;
 use mesh_types::report::Answer;
 use mesh_types::{
-    Applied, HostPlan, HostReport, NodeKey, Now, Observation, PeerId, SocketId, Source, State,
-    Transmit, TunnelReport, WgSecret,
+    Applied, HostPlan, HostReport, Message, NodeKey, Now, Observation, PeerId, SocketId, Source,
+    State, Transmit, TunnelReport, WgSecret,
 };
 use nat_traversal::Traversal;
 use peer_discovery::Directory;
@@ -59,6 +59,10 @@ pub struct Overlay {
     pub(crate) revoked: bool,
     pub(crate) plan: HostPlan,
     pub(crate) plan_dirty: bool,
+    /// Generation of the plan that first holds the own addresses as they are.
+    pub(crate) addresses_since: Option<u64>,
+    /// Messages inside the tunnel that wait for the host to hold addresses and peers.
+    pub(crate) held: VecDeque<(PeerId, Message)>,
     pub(crate) excluded_dirty: bool,
     pub(crate) events: VecDeque<Event>,
     pub(crate) transmits: VecDeque<Transmit>,
@@ -140,6 +144,8 @@ impl Overlay {
             revoked: false,
             plan,
             plan_dirty: true,
+            addresses_since: None,
+            held: VecDeque::new(),
             excluded_dirty: true,
             events: VecDeque::new(),
             transmits: VecDeque::new(),
@@ -232,6 +238,7 @@ impl Overlay {
     /// What converging a plan came to.
     pub fn handle_applied(&mut self, applied: Applied, now: Now) {
         self.applied = Some(applied);
+        self.send_held();
         self.rotation_due(now);
         self.greet_due(now);
         self.settle(now);

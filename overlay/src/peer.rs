@@ -36,15 +36,54 @@ const MESSAGES_PER_SECOND: u32 = 500;
 /// Forwarded messages taken from one peer in a second.
 const FORWARDS_PER_SECOND: u32 = 10;
 
+/// First words on a path are repeated so long after they were said first, until the peer has compared
+/// records: any of them may be lost while addresses, routes and sessions are still being made.
+const GREET_AGAIN: [Duration; 6] = [
+    Duration::from_millis(200),
+    Duration::from_millis(500),
+    Duration::from_secs(1),
+    Duration::from_secs(2),
+    Duration::from_secs(4),
+    Duration::from_secs(8),
+];
+
 /// First words on a path. They wait for the plan that holds the path, else the tunnel would drop them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Greeting {
-    /// At the latest, once this side may start handshakes.
-    pub(crate) at: Instant,
     /// Generation of the plan that holds the path, once built.
     pub(crate) generation: Option<u64>,
     /// With records, not only Hello.
     pub(crate) records: bool,
+    /// The peer confirms by this number that it has compared.
+    pub(crate) seq: u64,
+    /// When they were said first.
+    pub(crate) said: Option<Instant>,
+    /// When they are said again.
+    pub(crate) again: Option<Instant>,
+}
+
+impl Greeting {
+    pub(crate) fn new(records: bool, seq: u64) -> Self {
+        Self {
+            generation: None,
+            records,
+            seq,
+            said: None,
+            again: None,
+        }
+    }
+
+    /// They are said now. `None` where that is all there is to say.
+    pub(crate) fn next(self, now: Instant) -> Option<Self> {
+        let said = self.said.unwrap_or(now);
+        let again = GREET_AGAIN.into_iter().map(|after| said + after);
+        let again = again.filter(|at| *at > now).min()?;
+        Some(Self {
+            said: Some(said),
+            again: Some(again),
+            ..self
+        })
+    }
 }
 
 /// What the node remembers of a peer.
@@ -72,6 +111,8 @@ pub(crate) struct PeerRecord {
     pub(crate) opened: bool,
     /// What is to be said to it soon.
     pub(crate) greeting: Option<Greeting>,
+    /// Generation of the plan that first holds its key and ranges as they are.
+    pub(crate) held_since: Option<u64>,
     /// Overlay IPv4 address where its messages come from.
     pub(crate) ipv4: Option<std::net::Ipv4Addr>,
     /// Last word of WireGuard.
@@ -112,6 +153,7 @@ impl PeerRecord {
             open_at: None,
             opened: false,
             greeting: None,
+            held_since: None,
             ipv4: None,
             stats: TunnelStats::default(),
             stats_at: None,
@@ -221,7 +263,7 @@ impl PeerRecord {
         let patience = (self.path_since.is_none() && self.state == PeerState::Connecting)
             .then(|| self.since + PATIENCE);
         let retired = self.retired.map(|(_, until)| until);
-        let greeting = self.greeting.map(|greeting| greeting.at);
+        let greeting = self.greeting.and_then(|greeting| greeting.again);
         let open = self.greeting.and(self.open_at).filter(|_| !self.opened);
         [patience, retired, greeting, open]
             .into_iter()

@@ -36,13 +36,30 @@ impl Overlay {
         }
         let mut plan = self.build_plan(now);
         plan.generation = self.plan.generation;
+        let mut moved = self.addresses_since.is_none();
         if plan != self.plan {
             plan.generation += 1;
             debug!(generation = plan.generation, "Plan changed");
+            moved |= plan.device.addresses != self.plan.device.addresses;
+            let ranges = |plan: &HostPlan, key: &WgKey| {
+                plan.tunnel
+                    .peers
+                    .get(key)
+                    .map(|peer| peer.allowed_ips.clone())
+            };
+            for record in self.peers.values_mut() {
+                if ranges(&plan, &record.key) != ranges(&self.plan, &record.key) {
+                    record.held_since = None;
+                }
+            }
             self.plan = plan;
         }
         let generation = self.plan.generation;
+        if moved {
+            self.addresses_since = Some(generation);
+        }
         for record in self.peers.values_mut() {
+            record.held_since.get_or_insert(generation);
             record.opened = record.open(now.mono);
             if let Some(greeting) = &mut record.greeting
                 && record.opened

@@ -21,8 +21,8 @@ const WANT_MAX: usize = 100;
 const DOMAINS_MAX: usize = 16;
 /// CBOR of a delta without its records, at most: message and map heads, five keys, four list heads, seq.
 const DELTA_HEAD: usize = 2 + 1 + 5 + 4 * 3 + 9;
-/// CBOR of a digest without its entries, at most: message and map heads, three keys, two idx, list head.
-const DIGEST_HEAD: usize = 2 + 1 + 3 + 2 * 9 + 3;
+/// CBOR of a digest without its entries, at most: message and map heads, four keys, two idx, list head, seq.
+const DIGEST_HEAD: usize = 2 + 1 + 4 + 2 * 9 + 3 + 9;
 /// CBOR of an idx.
 const IDX_LEN: usize = 9;
 
@@ -67,6 +67,7 @@ impl<'a> Holdings<'a> {
             from: Idx([0; 8]),
             to: Idx([0xff; 8]),
             entries: Vec::new(),
+            seq: 0,
         };
         let mut size = DIGEST_HEAD;
         for (idx, group) in groups {
@@ -76,6 +77,7 @@ impl<'a> Holdings<'a> {
                     from: idx,
                     to: Idx([0xff; 8]),
                     entries: Vec::new(),
+                    seq: 0,
                 };
                 let mut full = std::mem::replace(&mut page, next);
                 full.to = before(idx);

@@ -62,6 +62,7 @@ fn no_record_gives_two_peers_one_key_or_one_address() {
                 from: mesh_types::Idx([0; 8]),
                 to: mesh_types::Idx([0xff; 8]),
                 entries: Vec::new(),
+                seq: 0,
             })
             .encode()]),
         );

@@ -115,6 +115,7 @@ pub(crate) fn messages() -> Vec<Message> {
                 tombstone: 0,
             })
             .to_vec(),
+        seq: 0,
     };
     let call = CallMe {
         seq: 3,

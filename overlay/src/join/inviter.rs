@@ -180,6 +180,10 @@ impl Overlay {
             Some(user) if user != node.identity => {
                 return Err("this invitation was used by another machine already; run `farspan invite` again for a new one".to_owned());
             }
+            // A late copy of a request must not undo a revocation.
+            Some(_) if self.is_revoked(node) => {
+                return Err("this machine was revoked after it had joined by this invitation; run `farspan invite` again for a new one".to_owned());
+            }
             // The same machine again: its answer was lost.
             Some(_) => {}
             None if ticket.expiry <= now.unix_secs() => {
@@ -211,6 +215,14 @@ impl Overlay {
         };
         self.take_announcement(join.announcement.clone(), now);
         Ok(self.joined(membership))
+    }
+
+    /// Was its membership voided, and no newer one given?
+    fn is_revoked(&self, node: NodeKey) -> bool {
+        let mut tombstones = self.directory.tombstones();
+        let mut members = self.directory.memberships();
+        tombstones.any(|signed| signed.record().node() == node)
+            && !members.any(|signed| signed.record().node() == node)
     }
 
     /// The membership this very ticket gave earlier.

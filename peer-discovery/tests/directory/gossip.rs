@@ -139,7 +139,7 @@ proptest! {
         let entries = entries.into_iter().map(|(node, membership, announcement, tombstone)| DigestEntry {
             node: Idx(node), membership, announcement, tombstone,
         });
-        let digest = Digest { from: Idx(from), to: Idx(to), entries: entries.collect() };
+        let digest = Digest { from: Idx(from), to: Idx(to), entries: entries.collect(), seq: 0 };
         for delta in a.answer_digest(&digest, None) {
             fits(delta);
         }
@@ -216,6 +216,7 @@ fn our_own_announcement_is_offered_and_a_newer_one_of_ours_is_asked_for() {
         from: Idx([0; 8]),
         to: Idx([0xff; 8]),
         entries: Vec::new(),
+        seq: 0,
     };
     let answer = directory.answer_digest(&empty, Some(&announcement));
     assert_eq!(answer.len(), 1);
