@@ -66,8 +66,9 @@ impl Client {
         stream
             .set_write_timeout(Some(ANSWER_WITHIN))
             .map_err(lost)?;
-        stream.write_all(head.as_bytes()).map_err(lost)?;
-        stream.write_all(body).map_err(lost)?;
+        // At once: an agent that ends with a part of the request unread resets the connection, answer and all.
+        let request = [head.as_bytes(), body].concat();
+        stream.write_all(&request).map_err(lost)?;
         let mut answer = Vec::new();
         stream
             .take(ANSWER_MAX)
