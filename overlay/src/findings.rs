@@ -5,7 +5,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use mesh_types::record::Signed;
 use mesh_types::{Now, Source};
-use peer_discovery::Refusal;
+use peer_discovery::{Reason, Refusal};
 
 use crate::overlay::Overlay;
 use crate::snapshot::{Finding, PeerState, Severity};
@@ -19,12 +19,55 @@ const NO_PATH_AFTER: Duration = Duration::from_secs(10);
 /// Findings of one kind; the rest is counted in the last.
 const LIKE_MAX: usize = 16;
 
+/// A routine refusal is shown for so long, and so many of them.
+const ROUTINE_SHOWN: Duration = Duration::from_secs(15 * 60);
+const ROUTINE_MAX: usize = 4;
+
 fn finding(code: &str, severity: Severity, message: String, remedy: &str) -> Finding {
     Finding {
         code: code.to_owned(),
         severity,
         message,
         remedy: remedy.to_owned(),
+    }
+}
+
+/// What to do about a refusal.
+fn remedy(reason: Reason) -> &'static str {
+    match reason {
+        Reason::Forged => {
+            "find out which machine sends it, and revoke a member that passes it on: `farspan revoke NODE`"
+        }
+        Reason::Domain => {
+            "nothing; if that mesh is meant to be trusted, name its authority in [mesh] authorities"
+        }
+        Reason::Stale => {
+            "nothing: the newer one counts; a node that was restored from an old backup needs a restart of its agent"
+        }
+        Reason::Expired => {
+            "renew it where the authority key is (`farspan up` there), or check this machine's clock"
+        }
+        Reason::Revoked => {
+            "nothing if the node was revoked on purpose; else invite it again with `farspan invite`"
+        }
+        Reason::Unknown => "nothing if that node left; else invite it, or list it as a [[peer]]",
+        Reason::PinMismatch | Reason::PinTwice => {
+            "correct the [[peer]] entries, then reload: systemctl reload farspan"
+        }
+        Reason::DuplicateKey | Reason::OwnKey => {
+            "give every machine a key of its own: `farspan key rotate` on one of the two"
+        }
+        Reason::Overlap | Reason::OwnRange => {
+            "give each range to one node: change [node] routes, the [[peer]] entry, or the invitation"
+        }
+        Reason::Range => {
+            "name the networks of the mesh only, not loopback, link-local or the whole internet"
+        }
+        Reason::Future => "set the clock right (chrony or systemd-timesyncd), there or here",
+        Reason::Malformed | Reason::Source => {
+            "run the same farspan version on both; else find out who sends it"
+        }
+        Reason::Full => "revoke nodes that are gone: `farspan revoke NODE`",
     }
 }
 
@@ -35,7 +78,7 @@ impl Overlay {
         self.peer_findings(&mut out, now);
         self.host_findings(&mut out);
         self.clock_findings(&mut out, now);
-        self.record_findings(&mut out);
+        self.record_findings(&mut out, now);
         self.own_findings(&mut out);
         out.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
         out
@@ -214,22 +257,40 @@ impl Overlay {
         }
     }
 
-    fn record_findings(&self, out: &mut Vec<Finding>) {
+    fn record_findings(&self, out: &mut Vec<Finding>, now: Now) {
         let add = |out: &mut Vec<Finding>, refusal: &Refusal, severity| {
             out.push(Finding {
                 code: format!("refused-{}", refusal.reason.kind()),
                 severity,
-                message: refusal.sentence.clone(),
-                remedy: "nothing if you expected it; else find out who sends it: `farspan status -o json` names the node".to_owned(),
+                message: match refusal.count {
+                    0 | 1 => refusal.sentence.clone(),
+                    count => format!("{} ({count} times)", refusal.sentence),
+                },
+                remedy: remedy(refusal.reason).to_owned(),
             });
         };
         for refusal in self.directory.conflicts().iter().take(LIKE_MAX) {
             add(out, refusal, Severity::Warning);
         }
-        let newest = self.directory.refusals().iter().rev();
-        let telling = newest.filter(|refusal| !refusal.reason.is_routine());
+        let newest = || self.directory.refusals().iter().rev();
+        let telling = newest().filter(|refusal| !refusal.reason.is_routine());
         for refusal in telling.take(LIKE_MAX) {
             add(out, refusal, Severity::Warning);
+        }
+        // Late copies and nodes that left are ordinary: worth a line while they are fresh.
+        let routine = newest().filter(|refusal| {
+            refusal.reason.is_routine() && now.unix.saturating_sub(refusal.at) < ROUTINE_SHOWN
+        });
+        for refusal in routine.take(ROUTINE_MAX) {
+            add(out, refusal, Severity::Info);
+        }
+        for refused in self.joining.refused(now) {
+            out.push(finding(
+                "refused-join",
+                Severity::Warning,
+                refused,
+                "if you expected this machine, make it a new invitation with `farspan invite`; else a token has leaked, and was of no use",
+            ));
         }
     }
 

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail};
+use axum::body::Bytes;
 use axum::extract::connect_info::{ConnectInfo, Connected};
 use axum::extract::{Request, State};
 use axum::http::{StatusCode, header};
@@ -137,8 +138,9 @@ impl Server {
                 "/ping",
                 post(|state, Json(body)| ask(state, Ask::Ping(body))),
             )
-            .route("/reload", post(|state| ask(state, Ask::Reload)))
-            .route("/down", post(|state| ask(state, Ask::Down)))
+            // A body that nobody reads would break the connection under the answer.
+            .route("/reload", post(|state, _: Bytes| ask(state, Ask::Reload)))
+            .route("/down", post(|state, _: Bytes| ask(state, Ask::Down)))
             .layer(from_fn_with_state((), log_caller))
             .with_state(events)
             .into_make_service_with_connect_info::<Caller>();

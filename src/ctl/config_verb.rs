@@ -110,6 +110,7 @@ fn export(global: &Global, args: &ExportArgs) -> Result<()> {
     if let Some(secret) = &secret {
         remember(global, args, known.is_some(), &secret.public(), &addresses)?;
     }
+    // Printed before the agent is asked for anything: this is the only copy of the key.
     print(
         picture
             .as_ref()
@@ -121,6 +122,9 @@ fn export(global: &Global, args: &ExportArgs) -> Result<()> {
             args.peer,
             secret.public()
         );
+    }
+    if secret.is_some() {
+        tell(global, args, &addresses)?;
     }
     if no_endpoint {
         eprintln!(
@@ -175,6 +179,11 @@ fn remember(
             },
         )?;
     }
+    Ok(())
+}
+
+/// The agent reads the file again, and the user hears what is left to do.
+fn tell(global: &Global, args: &ExportArgs, addresses: &[IpNet]) -> Result<()> {
     let agent = agent(global)?;
     if agent.alive() {
         agent.post::<api::Done>("/reload", &serde_json::json!({}))?;

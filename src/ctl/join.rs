@@ -2,7 +2,11 @@
 
 use std::io::{IsTerminal as _, Read as _, Write as _};
 
-use anyhow::{Result, anyhow};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, anyhow};
 use mesh_types::token::Token;
 use zeroize::Zeroizing;
 
@@ -13,6 +17,14 @@ use crate::api;
 use crate::cli::{Global, JoinArgs};
 use crate::config::edit::Edit;
 use crate::config::{self, Config, ConfigError, sentence};
+
+/// A first path takes milliseconds where one is easy.
+const FIRST_PATH_WITHIN: Duration = Duration::from_secs(3);
+const ASK_EVERY: Duration = Duration::from_millis(100);
+/// As a shell reports SIGINT.
+const STATUS_INTERRUPTED: i32 = 130;
+/// Ctrl-C was pressed.
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
 pub fn run(global: &Global, args: &JoinArgs) -> Result<()> {
     let token = match &args.token {
@@ -31,7 +43,11 @@ pub fn run(global: &Global, args: &JoinArgs) -> Result<()> {
         write_atomic(path, b"", 0o644)
             .map_err(|error| anyhow!("cannot make {}: {error:#}", path.display()))?;
     }
-    let joined = ask(global, args, &config, &token);
+    let joined = ask(global, args, &config, &token, made);
+    while INTERRUPTED.load(Ordering::SeqCst) {
+        // The other thread cleans up, tells of it and ends the process.
+        std::thread::park();
+    }
     if let (Err(_), Some(path)) = (&joined, made) {
         _ = std::fs::remove_file(path);
     }
@@ -39,11 +55,18 @@ pub fn run(global: &Global, args: &JoinArgs) -> Result<()> {
 }
 
 /// Asks the agent, which is started for it where none runs.
-fn ask(global: &Global, args: &JoinArgs, config: &Config, token: &str) -> Result<()> {
+fn ask(
+    global: &Global,
+    args: &JoinArgs,
+    config: &Config,
+    token: &str,
+    made: Option<&Path>,
+) -> Result<()> {
     let agent = Client::new(config.socket.clone());
     let started = if agent.alive() {
         None
     } else {
+        undo_when_interrupted(config.clone(), made.map(Path::to_path_buf))?;
         Some(up::start(global, &args.agent, config)?)
     };
     let body = api::Token {
@@ -61,14 +84,51 @@ fn ask(global: &Global, args: &JoinArgs, config: &Config, token: &str) -> Result
                 edit.set("node", "name", name)?;
                 edit.save()?;
             }
-            let status: api::Status = agent.get("/status")?;
-            print(&status::table(&status))
+            print(&status::table(&first_path(&agent)?))
         }
         Err(error) => {
             undo(started.as_ref(), config);
             Err(error)
         }
     }
+}
+
+/// The status once somebody is reached, or as it is after a little while.
+fn first_path(agent: &Client) -> Result<api::Status> {
+    let mut left = FIRST_PATH_WITHIN;
+    loop {
+        let status: api::Status = agent.get("/status")?;
+        let reached = status.peers.iter().any(|peer| peer.state == "direct");
+        let Some(rest) = left.checked_sub(ASK_EVERY).filter(|_| !reached) else {
+            return Ok(status);
+        };
+        left = rest;
+        std::thread::sleep(ASK_EVERY);
+    }
+}
+
+/// Ctrl-C takes away an agent that was started only to join.
+fn undo_when_interrupted(config: Config, made: Option<PathBuf>) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("Failed to watch for signals")?;
+    std::thread::spawn(move || {
+        if runtime.block_on(tokio::signal::ctrl_c()).is_ok() {
+            INTERRUPTED.store(true, Ordering::SeqCst);
+            let started = if config.interface == mesh_types::consts::INTERFACE && service::active()
+            {
+                up::Started::Unit
+            } else {
+                up::Started::Detached
+            };
+            undo(Some(&started), &config);
+            _ = made.map(std::fs::remove_file);
+            eprintln!("farspan: interrupted; nothing was joined and no agent is left running");
+            std::process::exit(STATUS_INTERRUPTED);
+        }
+    });
+    Ok(())
 }
 
 /// What was started for the join goes with it.

@@ -73,6 +73,6 @@ fn table(netcheck: &api::Netcheck) -> String {
         };
         _ = writeln!(out, "STUN server    {}: {addresses}", server.name);
     }
-    out.push_str(&status::findings(findings));
+    out.push_str(&status::findings(findings, status::terminal_width()));
     out
 }

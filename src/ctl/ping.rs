@@ -12,6 +12,7 @@ use crate::cli::{Global, PingArgs};
 pub fn run(global: &Global, args: &PingArgs) -> Result<ExitCode> {
     let agent = agent(global)?;
     let mut answered = 0;
+    let mut silent = 0;
     for round in 0..args.count {
         if round > 0 {
             std::thread::sleep(Duration::from_secs(1));
@@ -24,14 +25,25 @@ pub fn run(global: &Global, args: &PingArgs) -> Result<ExitCode> {
                 answered += 1;
                 print(&sentence(&pong))?;
             }
-            // The first refusal stands for all where nothing was ever answered: no such peer, no agent.
-            Err(error) if round + 1 == args.count && answered == 0 => return Err(error),
-            Err(error) if !agent.alive() => return Err(error),
-            Err(error) => print(&format!("{error}\n"))?,
+            // Silence may end; a refusal, such as of a name nobody has, will not.
+            Err(error) if error.to_string().starts_with(SILENCE) => {
+                silent += 1;
+                if round + 1 == args.count && answered == 0 {
+                    return Err(error);
+                }
+                print(&format!("{error}\n"))?;
+            }
+            Err(error) => return Err(error),
         }
+    }
+    if silent > 0 {
+        print(&format!("{answered} of {} answered\n", args.count))?;
     }
     Ok(ExitCode::SUCCESS)
 }
+
+/// How the agent begins to say that nothing came back.
+const SILENCE: &str = "no answer from";
 
 fn sentence(pong: &api::Pong) -> String {
     let address = pong

@@ -27,6 +27,11 @@ pub fn has_unit() -> bool {
             .any(|folder| Path::new(folder).join(UNIT).exists())
 }
 
+/// Does the unit run?
+pub fn active() -> bool {
+    has_unit() && systemctl(&["is-active", "--quiet"]).is_ok()
+}
+
 /// Runs `systemctl VERB farspan.service`.
 pub fn systemctl(arguments: &[&str]) -> Result<()> {
     let output = Command::new("systemctl")

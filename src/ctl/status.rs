@@ -35,8 +35,18 @@ fn faulty(status: &api::Status) -> bool {
             .any(|finding| finding.severity != "info")
 }
 
-/// The table for people.
+/// The table for people, as wide as their terminal; whole where no terminal is.
 pub fn table(status: &api::Status) -> String {
+    table_within(status, terminal_width())
+}
+
+/// Columns of the terminal that standard output is; no limit where it is none.
+pub fn terminal_width() -> usize {
+    terminal_size::terminal_size_of(std::io::stdout())
+        .map_or(usize::MAX, |(width, _)| usize::from(width.0).max(40))
+}
+
+fn table_within(status: &api::Status, width: usize) -> String {
     let node = &status.node;
     let mut out = String::new();
     _ = writeln!(
@@ -56,24 +66,74 @@ pub fn table(status: &api::Status) -> String {
     if status.peers.is_empty() {
         out.push_str("No peers yet: `farspan invite` lets a machine in, `farspan peer add` adds a static one.\n");
     } else {
-        let rows: Vec<_> = status.peers.iter().map(row).collect();
-        out.push_str(&columns(
-            &[
-                "NAME",
-                "ADDRESS",
-                "STATE",
-                "PATH",
-                "ENDPOINT",
-                "RTT",
-                "HANDSHAKE",
-                "RX",
-                "TX",
-                "REASON",
-            ],
-            &rows,
-        ));
+        out.push_str(&peers(&status.peers, width));
     }
-    out.push_str(&findings(&status.findings));
+    out.push_str(&findings(&status.findings, width));
+    out
+}
+
+const COLUMNS: [&str; 10] = [
+    "NAME",
+    "ADDRESS",
+    "STATE",
+    "PATH",
+    "ENDPOINT",
+    "RTT",
+    "HANDSHAKE",
+    "RX",
+    "TX",
+    "REASON",
+];
+/// What is shown where all does not fit, widest first. A reason then follows where a peer is not direct.
+const NARROWER: [usize; 2] = [9, 6];
+
+fn peers(peers: &[api::Peer], width: usize) -> String {
+    let rows: Vec<_> = peers.iter().map(row).collect();
+    let whole = columns(&COLUMNS, &rows);
+    let fits = |text: &str| text.lines().all(|line| line.chars().count() <= width);
+    if fits(&whole) {
+        return whole;
+    }
+    let cut = |count: usize| {
+        let rows: Vec<_> = rows.iter().map(|row| row[..count].to_vec()).collect();
+        columns(&COLUMNS[..count], &rows)
+    };
+    let [_, narrowest] = NARROWER;
+    let table = NARROWER.map(cut).into_iter().find(|table| fits(table));
+    let table = table.unwrap_or_else(|| cut(narrowest));
+    let mut lines = table.lines();
+    let mut out = String::new();
+    _ = writeln!(out, "{}", lines.next().unwrap_or_default());
+    for (line, peer) in lines.zip(peers) {
+        _ = writeln!(out, "{line}");
+        if peer.state != "direct" && !peer.reason.is_empty() {
+            out.push_str(&wrapped(&peer.reason, 2, width));
+        }
+    }
+    out
+}
+
+/// Lines of words, indented.
+fn wrapped(text: &str, indent: usize, width: usize) -> String {
+    let mut out = String::new();
+    let mut column: usize = 0;
+    for word in text.split_whitespace() {
+        let length = word.chars().count();
+        if column > 0 && column.saturating_add(1 + length) > width {
+            out.push('\n');
+            column = 0;
+        }
+        if column == 0 {
+            out.extend(std::iter::repeat_n(' ', indent));
+            column = indent;
+        } else {
+            out.push(' ');
+            column += 1;
+        }
+        out.push_str(word);
+        column += length;
+    }
+    out.push('\n');
     out
 }
 
@@ -101,16 +161,23 @@ fn row(peer: &api::Peer) -> Vec<String> {
 }
 
 /// Findings below a table; nothing where there are none.
-pub fn findings(findings: &[api::Finding]) -> String {
+pub fn findings(findings: &[api::Finding], width: usize) -> String {
     let mut out = String::new();
     for finding in findings {
-        _ = write!(
-            out,
-            "\n{} [{}]: {}\n",
-            finding.severity, finding.code, finding.message
-        );
-        if !finding.remedy.is_empty() {
-            _ = writeln!(out, "  {}", finding.remedy);
+        let api::Finding {
+            code,
+            severity,
+            message,
+            remedy,
+        } = finding;
+        out.push('\n');
+        out.push_str(&wrapped(
+            &format!("{severity} [{code}]: {message}"),
+            0,
+            width,
+        ));
+        if !remedy.is_empty() {
+            out.push_str(&wrapped(remedy, 2, width));
         }
     }
     out
@@ -220,6 +287,28 @@ mod tests {
             "{text}"
         );
         assert!(text.ends_with("warning [rp-filter]: m\n  do this\n"));
+    }
+
+    #[test]
+    fn a_narrow_terminal_gets_fewer_columns_and_reasons_on_lines_of_their_own() {
+        let mut lost = peer("connecting");
+        lost.reason = "no address answers now, neither inside the local network nor outside".into();
+        let mut finding = status(vec![peer("direct"), lost], Some("warning"));
+        finding.findings[0].message = "rp_filter is strict ".repeat(6);
+        let text = table_within(&finding, 60);
+        assert!(
+            text.lines().skip(1).all(|line| line.chars().count() <= 60),
+            "{text}"
+        );
+        assert!(!text.contains("probed both ways"), "{text}");
+        assert!(
+            text.contains(
+                "\n  no address answers now, neither inside the local network\n  nor outside\n"
+            ),
+            "{text}"
+        );
+        assert!(!text.contains("HANDSHAKE"), "{text}");
+        assert!(table_within(&finding, 400).contains("HANDSHAKE"));
     }
 
     #[test]

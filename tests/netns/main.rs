@@ -13,5 +13,6 @@ mod membership;
 mod nats;
 mod paths;
 mod plain;
+mod refusals;
 mod rotation;
 mod scene;

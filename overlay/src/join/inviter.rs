@@ -158,6 +158,7 @@ impl Overlay {
             Ok(joined) => joined.into(),
             Err(reason) => {
                 self.count("join-refused");
+                self.joining.note_refused(request.remote, &reason, now);
                 JoinRefused { reason }.into()
             }
         };

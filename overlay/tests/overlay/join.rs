@@ -68,6 +68,8 @@ fn a_token_serves_one_machine_only_and_that_one_again() {
     world.join(2, token.clone()).expect("joined");
     let error = world.join(3, token.clone()).expect_err("used");
     assert!(error.contains("used by another machine"), "{error}");
+    assert!(world.counter(1, "join-refused") > 0);
+    assert!(world.findings(1).contains(&"refused-join".to_owned()));
 
     // The same machine lost its disk's newest state, not its identity.
     world.start(2, identity(2), config(2), State::default());

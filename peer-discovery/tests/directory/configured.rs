@@ -422,10 +422,7 @@ fn ranges_of_entries_may_nest_whatever_their_order_and_the_longest_prefix_counts
         allowed_ips: vec![net("10.0.1.0/24")],
         ..c.entry()
     };
-    for entries in [
-        vec![wide.clone(), narrow.clone()],
-        vec![narrow.clone(), wide.clone()],
-    ] {
+    for entries in [vec![wide.clone(), narrow.clone()], vec![narrow, wide]] {
         let mut directory = directory_of(&static_machine(1), Vec::new());
         directory.listed(entries);
         let ranges = |key| &directory.peer(&PeerId::Key(key)).expect("peer").allowed_ips;
