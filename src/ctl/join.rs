@@ -1,7 +1,6 @@
 //! `farspan join`: the token goes to the agent, which is started for it where none runs.
 
 use std::io::{IsTerminal as _, Read as _, Write as _};
-
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
