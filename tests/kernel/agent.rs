@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::lab::agent::PATIENCE;
+use crate::lab::agent::{PATIENCE, timed};
 use crate::lab::traffic::{PingReport, Pings, ping_once};
 use crate::lab::wait::wait_until;
 use crate::lab::{Lab, Nat, NatKind, Node};
@@ -38,6 +38,26 @@ fn wait_ping(from: &Node, to: &Node) {
     let target = overlay_ipv4(to);
     wait_until("it answers", CONNECTED, || {
         ping_once(&from.host.namespace, target)
+    });
+}
+
+/// Waits until some 20 pings have arrived through the tunnel.
+fn wait_flow(node: &Node) {
+    let received = || -> u64 {
+        let transfer = wg(node, "transfer");
+        let columns = transfer
+            .lines()
+            .filter_map(|line| line.split('\t').nth(1)?.parse::<u64>().ok());
+        columns.sum()
+    };
+    let start = received();
+    wait_until("pings flow", CONNECTED, || {
+        let now = received();
+        if now.saturating_sub(start) > 5000 {
+            Ok(())
+        } else {
+            Err(format!("{now} bytes after {start}"))
+        }
     });
 }
 
@@ -207,6 +227,7 @@ fn regions_behind_nats_and_firewalls_of_one_port_meet_and_heal_when_the_nats_for
         1500,
         Duration::from_millis(10),
     );
+    wait_flow(&scene.tokyo);
     scene.west.forget_mappings();
     scene.east.forget_mappings();
     let report = pings.finish();
@@ -229,10 +250,12 @@ fn an_agent_killed_and_restarted_takes_device_and_sessions_over_and_no_ping_is_l
         1000,
         Duration::from_millis(10),
     );
+    wait_flow(&scene.tokyo);
     scene.paris.kill();
     scene.paris.start();
     let (_, took) = scene.paris.wait_direct("tokyo", PATIENCE);
     eprintln!("direct {took:?} after the restart");
+    wait_flow(&scene.tokyo);
     let after = (index(&scene.paris), wg(&scene.paris, "latest-handshakes"));
     let report = pings.finish();
     eprintln!("kill -9 and restart: {report:?}");
@@ -277,7 +300,10 @@ fn a_key_is_rotated_under_pings_to_three_peers_without_losing_one() {
             )
         })
         .collect();
-    node.ok(&["key", "rotate"]);
+    wait_flow(&node);
+    let (_, took) = timed(|| node.ok(&["key", "rotate"]));
+    eprintln!("rotated in {took:?}");
+    wait_flow(&node);
     let reports: Vec<PingReport> = pings.into_iter().map(Pings::finish).collect();
     eprintln!("rotation: {reports:?}");
     for (peer, report) in peers.iter().zip(&reports) {
