@@ -1,6 +1,9 @@
 //! Real agents whose tunnels the kernel carries.
 
+use std::net::UdpSocket;
 use std::time::Duration;
+
+use nix::sys::signal::Signal;
 
 use crate::lab::agent::{PATIENCE, timed};
 use crate::lab::traffic::{PingReport, Pings, ping_once};
@@ -186,6 +189,32 @@ fn what_others_delete_is_put_back() {
     a.wait_direct("b", HEALED);
     let filter = node.output("nft", &["list", "table", "inet", "farspan"]);
     assert!(filter.contains("demux_out"), "{filter}");
+}
+
+#[test]
+fn a_port_that_is_taken_while_the_device_is_gone_is_replaced_by_another() {
+    let lab = Lab::new();
+    let mut hub = founder(&lab, lab.public_host("hub"));
+    hub.up();
+    let port = |node: &Node| {
+        node.status()
+            .map(|status| status["node"]["listen_port"].as_u64())
+    };
+    let first = port(&hub).ok().flatten().expect("a port");
+    let node = &hub.host.namespace;
+    hub.signal(Signal::SIGSTOP);
+    node.ip("link del farspan0");
+    let _taken = node.enter(|| UdpSocket::bind(("::", first as u16)).expect("the port is free"));
+    hub.signal(Signal::SIGCONT);
+    hub.wait_finding("port-moved", REPAIRED);
+    let second = port(&hub).ok().flatten().expect("a port");
+    assert_ne!(second, first);
+    assert_eq!(wg(&hub, "listen-port"), format!("{second}\n"));
+    let filter = node.output("nft", &["list", "table", "inet", "farspan"]);
+    assert!(
+        filter.contains(&format!("udp sport set {second}")),
+        "{filter}"
+    );
 }
 
 #[test]
