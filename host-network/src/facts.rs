@@ -65,6 +65,7 @@ pub(crate) async fn report(
             }
             continue;
         }
+        report.uplinks.insert(link.name.clone());
         if message.header.address_family == AddressFamily::Inet6 {
             report.default_route_v6 = true;
         } else {

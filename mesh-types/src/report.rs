@@ -1,6 +1,6 @@
 //! What the edges see and tell the core.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -58,6 +58,8 @@ pub struct HostReport {
     pub default_route_v4: bool,
     /// Has it a default route, by family.
     pub default_route_v6: bool,
+    /// Interfaces with a default route, of either family.
+    pub uplinks: BTreeSet<String>,
     /// `net.ipv4.ip_forward`.
     pub forwarding_v4: bool,
     /// `net.ipv6.conf.all.forwarding`.

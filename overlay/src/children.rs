@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use mesh_types::plan::host_prefix;
+use mesh_types::report::HostAddress;
 use mesh_types::{HostReport, Idx, IpNet, Now, PeerId, TunnelReport};
 use nat_traversal::PeerSpec;
 use rand_core::Rng as _;
@@ -270,6 +271,7 @@ impl Overlay {
         let moved = report.port_moved != self.host.port_moved;
         let addresses = !self.host_known
             || report.addresses != self.host.addresses
+            || report.uplinks != self.host.uplinks
             || report.ipv6_off != self.host.ipv6_off;
         self.host = report;
         self.host_known = true;
@@ -278,11 +280,32 @@ impl Overlay {
             self.persist_soon(now);
         }
         if addresses {
-            self.traversal
-                .set_host_addresses(&self.host.addresses, self.host.ipv6_off, now);
+            self.tell_host_addresses(now);
             self.announcement_changed(now);
         }
         self.plan_dirty = true;
+    }
+
+    /// Tells the traversal where this host may be met. An address inside a range that this node carries
+    /// belongs to the pods or machines behind it: they use the mesh by it, nobody outside can reach it, and
+    /// probes to it would only tell an eavesdropper what lies behind. It counts all the same on an interface
+    /// with a default route, which leads outside: there the range is the LAN where neighbours meet. A host
+    /// without any default route has nothing better than what it has.
+    pub(crate) fn tell_host_addresses(&mut self, now: Now) {
+        let uplinks = &self.host.uplinks;
+        let inward = |address: &HostAddress| {
+            !uplinks.is_empty()
+                && !uplinks.contains(&address.interface)
+                && self
+                    .config
+                    .routes
+                    .iter()
+                    .any(|net| net.contains(&address.ip))
+        };
+        let mut addresses = self.host.addresses.clone();
+        addresses.retain(|address| !inward(address));
+        self.traversal
+            .set_host_addresses(&addresses, self.host.ipv6_off, now);
     }
 
     /// Overlay addresses are never underlay addresses, ours or theirs. Ranges behind nodes are left alone:

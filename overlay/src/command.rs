@@ -215,6 +215,9 @@ impl Overlay {
         );
         self.refresh_own_membership(now);
         self.announcement_changed(now);
+        if self.host_known {
+            self.tell_host_addresses(now);
+        }
         self.excluded_dirty = true;
         self.plan_dirty = true;
     }

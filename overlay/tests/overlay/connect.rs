@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use mesh_types::command::{Command, Reload};
 use mesh_types::message::Hello;
-use mesh_types::report::Answer;
-use mesh_types::{Message, State};
+use mesh_types::report::{Answer, HostAddress};
+use mesh_types::{HostReport, Message, State};
 use overlay::{Config, Event, Reply};
 
 use crate::net::{Net, config, entry, identity, net};
@@ -267,4 +267,49 @@ fn a_stun_server_by_name_is_looked_up_and_a_private_answer_refused() {
     };
     assert_eq!(netcheck.stun.len(), 2);
     assert!(!netcheck.endpoints.is_empty());
+}
+
+#[test]
+fn first_words_that_are_lost_are_said_again_until_the_peer_has_compared() {
+    let mut world = Net::new();
+    // Longer than an announcement is repeated, much shorter than the pace of gossip.
+    world.deaf_until = Some(world.now.mono + Duration::from_millis(3500));
+    world.start(1, identity(1), listed(1, &[2]), State::default());
+    world.start(2, identity(2), listed(2, &[1]), State::default());
+    world.run(Duration::from_secs(10));
+    for (n, other) in [(1, "node-2"), (2, "node-1")] {
+        let peer = world.peer(n, other).expect("a peer");
+        assert!(peer.identity.is_some(), "{peer:?}");
+    }
+}
+
+#[test]
+fn addresses_of_carried_ranges_are_candidates_only_where_the_host_has_its_way_out() {
+    let carrier = Config {
+        routes: vec![net("10.244.1.0/24"), net("192.168.7.0/24")],
+        ..listed(1, &[2])
+    };
+    let host = |interface: &str, ip: &str| HostAddress {
+        interface: interface.to_owned(),
+        ip: ip.parse().expect("an address"),
+        prefix_len: 24,
+        stable: true,
+    };
+    let report = |uplinks: &[&str]| HostReport {
+        addresses: vec![host("pod0", "10.244.1.1"), host("eth0", "192.168.7.2")],
+        uplinks: uplinks.iter().map(|name| (*name).to_owned()).collect(),
+        ..HostReport::default()
+    };
+    let mut world = Net::new();
+    world.start(1, identity(1), carrier, State::default());
+    let mut candidates = |uplinks: &[&str]| {
+        let now = world.now;
+        let overlay = &mut world.machine(1).overlay;
+        overlay.handle_host(report(uplinks), now);
+        let endpoints = overlay.snapshot(now).node.endpoints;
+        let addresses = endpoints.iter().map(|c| c.address.ip().to_string());
+        addresses.collect::<Vec<_>>()
+    };
+    assert_eq!(candidates(&["eth0"]), ["192.168.7.2"]);
+    assert_eq!(candidates(&[]), ["10.244.1.1", "192.168.7.2"]);
 }

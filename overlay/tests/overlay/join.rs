@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use mesh_types::State;
+use mesh_types::command::Command;
 use overlay::{Config, Event};
 
 use crate::net::{Net, config, identity, net};
@@ -150,4 +151,37 @@ fn a_used_ticket_is_on_disk_before_its_answer_is_sent() {
     world.invite_and_join(2).expect("joined");
     let tickets = &world.machine(1).disk.tickets;
     assert_eq!(tickets[0].used_by, Some(identity(2).node.identity()));
+}
+
+#[test]
+fn a_late_copy_of_a_join_does_not_undo_a_revocation() {
+    let mut world = Net::with_authority();
+    let token = world.invite(Vec::new()).expect("a token");
+    world.start(2, identity(2), config(2), State::default());
+    world.run(Duration::from_secs(1));
+    world.join(2, token.clone()).expect("joined");
+    world.run(Duration::from_secs(2));
+    let node = "node-2".to_owned();
+    world.command(1, Command::Revoke { node }).expect("revoked");
+    world.run(Duration::from_secs(1));
+    world.start(2, identity(2), config(2), State::default());
+    world.run(Duration::from_secs(1));
+    let error = world.join(2, token).expect_err("revoked");
+    assert!(error.contains("revoked"), "{error}");
+    assert!(world.peer(1, "node-2").is_none());
+    let again = world.invite(Vec::new()).expect("a token");
+    world
+        .join(2, again)
+        .expect("a new invitation lets it in again");
+}
+
+#[test]
+fn nothing_is_said_inside_the_tunnel_before_the_host_holds_the_addresses() {
+    let mut world = Net::with_authority();
+    world.slow = Duration::from_millis(30);
+    world.invite_and_join(2).expect("joined");
+    world.invite_and_join(3).expect("joined");
+    world.run(Duration::from_secs(3));
+    assert!(world.is_direct(2, "node-3"));
+    assert!(world.is_direct(3, "node-2"));
 }

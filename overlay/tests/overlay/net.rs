@@ -93,6 +93,7 @@ pub struct Machine {
     handshakes: BTreeMap<WgKey, Instant>,
     bytes: BTreeMap<WgKey, (u64, u64)>,
     report_at: Instant,
+    apply_at: Option<Instant>,
     up: bool,
 }
 
@@ -123,6 +124,10 @@ pub struct Net {
     pub cut: Vec<(u8, u8)>,
     /// WireGuard makes no sessions.
     pub mute: bool,
+    /// Until then every message inside the tunnel is lost.
+    pub deaf_until: Option<Instant>,
+    /// How long a plan takes to be applied.
+    pub slow: Duration,
     /// Who started a handshake by keepalive, in order.
     pub calls: Vec<u8>,
     sequence: u64,
@@ -142,6 +147,8 @@ impl Net {
             parcels: BTreeMap::new(),
             cut: Vec::new(),
             mute: false,
+            deaf_until: None,
+            slow: Duration::ZERO,
             calls: Vec::new(),
             sequence: 0,
             next_command: 0,
@@ -177,6 +184,7 @@ impl Net {
             handshakes: BTreeMap::new(),
             bytes: BTreeMap::new(),
             report_at: self.now.mono,
+            apply_at: None,
             up: true,
         };
         self.machines.insert(n, machine);
@@ -274,7 +282,7 @@ impl Net {
             let parcel = self.parcels.keys().next().map(|(at, _)| *at);
             let timers = self.machines.values().filter(|m| m.up).flat_map(|m| {
                 let own = m.overlay.poll_timeout().map(|(at, _)| at);
-                own.into_iter().chain([m.report_at])
+                own.into_iter().chain([m.report_at]).chain(m.apply_at)
             });
             let next = timers.chain(parcel).min().filter(|at| *at <= end);
             let Some(next) = next else {
@@ -333,7 +341,7 @@ impl Net {
 
     /// Does what the node asks for, as the shell would: events, then the plan, then datagrams.
     fn work(&mut self, n: u8) {
-        let now = self.now;
+        let (now, slow) = (self.now, self.slow);
         loop {
             let mut quiet = true;
             let machine = self.machine(n);
@@ -354,8 +362,10 @@ impl Net {
                 }
             }
             let plan = machine.overlay.host_plan();
-            if *plan != machine.plan || machine.plans.is_empty() {
+            let changed = *plan != machine.plan || machine.plans.is_empty();
+            if changed && *machine.apply_at.get_or_insert(now.mono + slow) <= now.mono {
                 quiet = false;
+                machine.apply_at = None;
                 let plan = plan.clone();
                 let calls = machine.apply(plan);
                 let generation = machine.plan.generation;
@@ -391,6 +401,11 @@ impl Net {
             SocketId::Main => machine.plan.tunnel.listen_port,
             SocketId::Alternate => 40000 + u16::from(n),
             SocketId::Overlay => {
+                let source = IpNet::from(transmit.source.expect("an overlay source"));
+                assert!(
+                    machine.plan.device.addresses.contains(&source),
+                    "the kernel refuses {source}, which the device does not hold yet"
+                );
                 let peer = machine.route(transmit.destination.ip());
                 if let Some(peer) = peer {
                     self.inner(n, peer, Some(transmit));
@@ -484,6 +499,8 @@ impl Net {
                     self.work(n);
                 }
             }
+            Parcel::Inner { bytes, .. }
+                if !bytes.is_empty() && self.deaf_until.is_some_and(|until| now.mono < until) => {}
             Parcel::Inner {
                 machine,
                 peer,
