@@ -178,7 +178,7 @@ fn a_late_copy_of_a_join_does_not_undo_a_revocation() {
 #[test]
 fn nothing_is_said_inside_the_tunnel_before_the_host_holds_the_addresses() {
     let mut world = Net::with_authority();
-    world.slow = Duration::from_millis(30);
+    world.slow = Duration::from_millis(150);
     world.invite_and_join(2).expect("joined");
     world.invite_and_join(3).expect("joined");
     world.run(Duration::from_secs(3));
