@@ -20,8 +20,8 @@ Examples:
   sudo farspan init && sudo farspan up   make a mesh on this machine and start it
   sudo farspan invite                    print a one-time token for another machine
   sudo farspan join                      on the other machine: paste the token
-  farspan status                         this node and its peers
-  farspan ping paris-1                   round trip inside the mesh, and the path it takes
+  sudo farspan status                    this node and its peers
+  sudo farspan ping paris-1              round trip inside the mesh, and the path it takes
 
 Exit status: 0 fine, 1 failed, 2 wrong usage or configuration, 3 `status --check` found a fault.
 Flags win over the environment (FARSPAN_*), that over the file, that over defaults."
@@ -113,6 +113,9 @@ Examples:
 A token given as an argument is visible to other users of this machine while the command runs.")]
     Join(JoinArgs),
     /// Take a node's membership away
+    #[command(after_help = "\
+Example:
+  sudo farspan revoke tokyo-1       on the machine that holds the authority key; all members drop it")]
     Revoke {
         /// The node's name or identity
         node: String,
@@ -126,17 +129,25 @@ A token given as an argument is visible to other users of this machine while the
     /// This node and its peers
     #[command(after_help = "\
 Examples:
-  farspan status
-  farspan status -o json | jq '.peers[] | {name, state, reason}'
-  farspan status --check            exit status 3 when something is wrong")]
+  sudo farspan status
+  sudo farspan status -o json | jq '.peers[] | {name, state, reason}'
+  sudo farspan status --check       exit status 3 when something is wrong")]
     Status(StatusArgs),
     /// What the network around this node is: NAT, STUN, IPv6, MTU
+    #[command(after_help = "\
+Examples:
+  sudo farspan netcheck
+  sudo farspan netcheck -o json | jq .nat.mapping")]
     Netcheck {
         /// Output format
         #[arg(short, long, value_name = "FORMAT", default_value = "table")]
         output: Output,
     },
     /// Round trip inside the mesh, and the path it takes
+    #[command(after_help = "\
+Examples:
+  sudo farspan ping paris-1
+  sudo farspan ping 10.77.0.1 -c 1  exit status 1 when nothing comes back")]
     Ping(PingArgs),
     /// Check configuration files, or export a plain WireGuard configuration
     #[command(subcommand, subcommand_required = true, arg_required_else_help = true)]
