@@ -150,6 +150,7 @@ const DEPENDENCIES: [(&str, Allowed); 8] = [
                 "serde_json",
                 "socket2",
                 "strsim",
+                "terminal_size",
                 "thiserror",
                 "tokio",
                 "toml",
