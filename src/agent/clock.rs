@@ -38,10 +38,6 @@ impl Clock {
             unix: read(nix::time::ClockId::CLOCK_REALTIME).unwrap_or_default(),
         }
     }
-
-    fn boot_time(&self, at: Instant) -> Duration {
-        self.start_boot + at.saturating_duration_since(self.start)
-    }
 }
 
 fn read(clock: nix::time::ClockId) -> Result<Duration> {
@@ -91,14 +87,15 @@ impl Alarm {
         if self.set == Some(at) {
             return Ok(());
         }
-        // A time of zero would disarm it; the boot clock is past zero.
-        let time = self.clock.boot_time(at).max(Duration::from_nanos(1));
+        // A time of zero would disarm it.
+        let rest = at.saturating_duration_since(self.clock.now().mono);
+        let time = rest.max(Duration::from_nanos(1));
         self.timer
             .get_ref()
             .0
             .set(
                 Expiration::OneShot(TimeSpec::from(time)),
-                TimerSetTimeFlags::TFD_TIMER_ABSTIME,
+                TimerSetTimeFlags::empty(),
             )
             .context("Failed to set a timer")?;
         self.set = Some(at);

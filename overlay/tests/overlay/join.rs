@@ -179,8 +179,12 @@ fn a_late_copy_of_a_join_does_not_undo_a_revocation() {
 fn nothing_is_said_inside_the_tunnel_before_the_host_holds_the_addresses() {
     let mut world = Net::with_authority();
     world.slow = Duration::from_millis(150);
-    world.invite_and_join(2).expect("joined");
-    world.invite_and_join(3).expect("joined");
+    for n in [2, 3] {
+        let token = world.invite(Vec::new()).expect("a token");
+        // At once: its first announcement is made while the new addresses are on their way to the host.
+        world.start(n, identity(n), config(n), State::default());
+        world.join(n, token).expect("joined");
+    }
     world.run(Duration::from_secs(3));
     assert!(world.is_direct(2, "node-3"));
     assert!(world.is_direct(3, "node-2"));
