@@ -33,13 +33,16 @@ const UPGRADE: [Duration; 4] = [
 const SLOWEST: Duration = Duration::from_secs(300);
 
 /// CallMe after CallMe while there is no path; the last interval repeats.
-pub(crate) const CALL: [Duration; 5] = [
+pub(crate) const CALL: [Duration; 6] = [
     Duration::from_secs(1),
     Duration::from_secs(2),
     Duration::from_secs(5),
     Duration::from_secs(15),
     Duration::from_secs(30),
+    Duration::from_secs(60),
 ];
+/// After so many of them a call of the peer, which was answered, stands for the next own one.
+pub(crate) const CALL_EAGER: usize = 3;
 /// How long a first CallMe waits for the own reflexive address: the answer of a near neighbour.
 pub(crate) const CALL_WAIT: Duration = Duration::from_millis(100);
 /// Least time between two CallMe to one peer; a change of the own addresses may trigger them.

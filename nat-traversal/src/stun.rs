@@ -26,6 +26,8 @@ pub(crate) const STALE_EPOCH: u16 = 438;
 
 const COOKIE: [u8; 4] = [0x21, 0x12, 0xa4, 0x42];
 const HEADER: usize = 20;
+/// Attribute type (RFC 8489 18.3).
+const USERNAME: [u8; 2] = [0x00, 0x06];
 
 /// What a Binding message is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,6 +65,19 @@ pub(crate) fn header(bytes: &[u8]) -> Option<Header> {
     let mut transaction = [0; 12];
     transaction.copy_from_slice(&bytes[8..HEADER]);
     Some(Header { class, transaction })
+}
+
+/// The USERNAME of a message that [`header`] let pass, before anything else in it is read or believed.
+pub(crate) fn username(bytes: &[u8]) -> Option<&str> {
+    let mut rest = bytes.get(HEADER..)?;
+    loop {
+        let ([t0, t1, l0, l1], value) = rest.split_first_chunk()?;
+        let length = usize::from(u16::from_be_bytes([*l0, *l1]));
+        if [*t0, *t1] == USERNAME {
+            return std::str::from_utf8(value.get(..length)?).ok();
+        }
+        rest = value.get(length.next_multiple_of(4)..)?;
+    }
 }
 
 /// A short-term password (RFC 8489 9.1): base64url of 32 bytes.
@@ -240,6 +255,10 @@ mod tests {
         assert_eq!(incoming.mapped, Some("203.0.113.7:22514".parse().unwrap()));
         assert_eq!(incoming.other, Some("[2001:db8::1]:40000".parse().unwrap()));
         assert!(incoming.change_port);
+        assert_eq!(username(&bytes), incoming.username.as_deref());
+        for cut in 0..bytes.len() {
+            let _ = username(&bytes[..cut]);
+        }
         assert_eq!(header(&bytes).unwrap().transaction, [7; 12]);
     }
 

@@ -11,7 +11,7 @@ use mesh_types::{Candidate, CandidateKind, Now};
 use super::PathAgent;
 use crate::api::Event;
 use crate::node::Node;
-use crate::schedule::{CALL, CALL_SPACING, CALL_WAIT};
+use crate::schedule::{CALL, CALL_EAGER, CALL_SPACING, CALL_WAIT};
 use crate::score::is_private;
 
 /// Calls of the peer remembered, so that copies on two ways count once.
@@ -34,6 +34,16 @@ impl Calling {
         self.step = 0;
         if !self.once {
             self.at = None;
+        }
+    }
+
+    /// Call and answer have told both sides everything: an own call now would only repeat it.
+    fn answered(&mut self, now: Instant) {
+        if self.step > CALL_EAGER
+            && !self.once
+            && let Some(at) = &mut self.at
+        {
+            *at = (*at).max(now + CALL[self.step.min(CALL.len()) - 1]);
         }
     }
 
@@ -63,6 +73,13 @@ impl PathAgent {
         if self.calling.at.is_some() || self.in_use.is_none() || recent {
             self.calling.once |= recent;
             self.calling.at = Some(self.calling.spaced(now));
+        }
+    }
+
+    /// The node has found its first neighbour: it can be heard again.
+    pub(crate) fn neighbour_found(&mut self, node: &Node, now: Instant) {
+        if self.in_use.is_none() && self.calling.at.is_some() {
+            self.call_soon(node, now);
         }
     }
 
@@ -110,6 +127,7 @@ impl PathAgent {
                     predicted: Vec::new(),
                 });
                 self.calling.last = Some(now.mono);
+                self.calling.answered(now.mono);
                 node.events.push_back(Event::Signal {
                     peer: self.id,
                     message: answer,

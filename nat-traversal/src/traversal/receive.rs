@@ -71,9 +71,8 @@ impl Traversal {
         let Arrival {
             local, remote, now, ..
         } = arrival;
-        let message = stun::parse(bytes).ok_or("refused-malformed")?;
-        let username = message.username.ok_or("refused-stranger")?;
-        let Some((receiver, sender)) = parse_username(&username) else {
+        let username = stun::username(bytes).ok_or("refused-stranger")?;
+        let Some((receiver, sender)) = parse_username(username) else {
             return self.join_request(arrival, bytes);
         };
         let id = *self.by_idx.get(&sender).ok_or("refused-unknown-sender")?;

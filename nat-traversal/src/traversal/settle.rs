@@ -18,7 +18,14 @@ impl Traversal {
     /// After everything: own candidates, refreshes asked for, the next NAT test, the next wake-up.
     pub(super) fn settle(&mut self, now: Now) {
         self.latest = now.mono;
-        self.node.connected = self.agents.values().any(|agent| agent.path().is_some());
+        let connected = self.agents.values().any(|agent| agent.path().is_some());
+        if connected && !std::mem::replace(&mut self.node.connected, connected) {
+            for agent in self.agents.values_mut() {
+                agent.neighbour_found(&self.node, now.mono);
+                agent.rearm();
+            }
+        }
+        self.node.connected = connected;
         if std::mem::take(&mut self.node.refresh) && self.refreshes.take(REFRESHES, now.mono) {
             self.refresh(now.mono);
         }

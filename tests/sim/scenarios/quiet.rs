@@ -48,6 +48,32 @@ fn a_converged_mesh_of_eight_changes_no_path_and_stays_quiet() {
 }
 
 #[test]
+fn a_pair_that_cannot_meet_gives_up_no_hope_and_makes_little_noise() {
+    let mut world = World::new(4);
+    let core = world.place(Access::Public, false);
+    let hard = world.place(
+        Access::Nat(NatSpec::symmetric(sim_net::Allocator::Random)),
+        false,
+    );
+    let other = world.place(
+        Access::Nat(NatSpec::symmetric(sim_net::Allocator::Random)),
+        false,
+    );
+    let introducer = world.member("introducer", core, Seat::V4, &[]);
+    let a = world.member("a", hard, Seat::V4, &[introducer]);
+    let b = world.member("b", other, Seat::V4, &[introducer]);
+    world.boot_all();
+    world.seconds(120);
+    let before = [a, b].map(|id| world.sent(id));
+    world.seconds(600);
+    let sent = [a, b].map(|id| world.sent(id));
+    for (before, after) in before.into_iter().zip(sent) {
+        let sent = after - before;
+        assert!(sent <= 600, "{sent} packets in 600 s\n{}", world.describe());
+    }
+}
+
+#[test]
 fn nothing_is_sent_to_addresses_that_nobody_ever_confirmed_for_long() {
     let mut world = World::new(3);
     let core = world.place(Access::Public, false);
