@@ -1,7 +1,7 @@
 //! Random worlds: 3 to 12 nodes behind whatever, at least ten minutes, at least five faults. One seed, one
 //! run; a failure prints its seed.
 //!
-//! `FARSPAN_SIM_SEEDS` says how many (64 unless set; 2,000 in CI, at half a CPU second each),
+//! `FARSPAN_SIM_SEEDS` says how many (64 unless set; 2,000 in CI, at 0.4 CPU seconds each),
 //! `FARSPAN_SIM_FIRST` which is the first;
 //! with `FARSPAN_SIM_DESCRIBE` each world is described at its end.
 
