@@ -1,6 +1,9 @@
 //! The kernel backend against the real module, inside the virtual machine, as root:
 //! `cargo test --test kernel --no-run`, then `scripts/vm` with the binary it names and `--test-threads=1`.
-#![expect(clippy::unwrap_used, reason = "a failed step of the set-up shall end the test")]
+#![expect(
+    clippy::unwrap_used,
+    reason = "a failed step of the set-up shall end the test"
+)]
 #![expect(clippy::disallowed_methods, reason = "these tests measure real time")]
 
 #[expect(dead_code, reason = "the rest of the lab serves the other tests")]
