@@ -136,12 +136,22 @@ impl Node {
 
     /// Starts the agent by a wrapper such as `faketime +1y`.
     pub fn start_by(&mut self, wrapper: &[&str]) {
+        self.start_as(wrapper, &[]);
+    }
+
+    /// Starts the agent with further flags.
+    pub fn start_with(&mut self, flags: &[&str]) {
+        self.start_as(&[], flags);
+    }
+
+    fn start_as(&mut self, wrapper: &[&str], flags: &[&str]) {
         assert!(self.agent.is_none(), "{} runs already", self.name());
         self.starts += 1;
         let log = File::create(self.file(&format!("agent-{}.log", self.starts)))
             .expect("a log can be made");
         let mut words = wrapper.to_vec();
         words.extend([FARSPAN, "agent"]);
+        words.extend(flags);
         let mut command = self.host.namespace.command(words[0]);
         command
             .args(&words[1..])

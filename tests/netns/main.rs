@@ -16,3 +16,4 @@ mod plain;
 mod refusals;
 mod rotation;
 mod scene;
+mod strangers;
