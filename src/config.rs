@@ -32,8 +32,20 @@ const FILE_MAX: u64 = 1 << 20;
 
 /// Why a configuration is refused: one sentence. Exit status 2.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
+#[error("{}", one_line(.0))]
 pub struct ConfigError(pub String);
+
+/// A file may hold any character, and a terminal obeys some: they are shown as TOML writes them.
+fn one_line(text: &str) -> String {
+    let shown = |c: char| {
+        if c.is_control() {
+            c.escape_default().to_string()
+        } else {
+            c.to_string()
+        }
+    };
+    text.chars().map(shown).collect()
+}
 
 /// What a node is told to be.
 #[derive(Debug, Clone)]

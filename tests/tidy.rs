@@ -359,7 +359,8 @@ impl Tree {
                     entry.file_name().to_string_lossy().into_owned(),
                 );
                 let hidden = name.starts_with('.') && name != ".ci";
-                let built = path.parent() == Some(root) && name.starts_with("target");
+                let made = name.starts_with("target") || name == "proptest-regressions";
+                let built = path.parent() == Some(root) && made;
                 if hidden || built {
                 } else if path.is_dir() {
                     folders.push(path);

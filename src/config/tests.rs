@@ -292,6 +292,12 @@ fn a_key_file_others_may_read_is_warned_of() {
     assert!(config.peers[0].preshared_key.is_some());
 }
 
+#[test]
+fn what_a_terminal_obeys_is_shown_escaped() {
+    let said = error("[node]\nstate-dir = \"/s\"\nprivate-key-file = \"/a\\nb\\u001b[2J\"\n");
+    assert!(said.contains("/a\\nb\\u{1b}[2J does not exist"), "{said}");
+}
+
 proptest! {
     #[test]
     fn no_change_to_a_file_makes_the_parser_panic(
