@@ -170,6 +170,13 @@ fn a_peer_roams_with_its_packets_and_idle_plans_do_not_undo_it() {
     b.apply(now);
     b.send(&back(100, 1), now);
     assert_eq!(b.take()[0].0, planned, "a new endpoint in the plan counts");
+    a.send(&there(100, 1), now);
+    settle(&mut a, &mut b, now);
+    assert_eq!(b.core.report(now).peers[&key(1)].endpoint, Some(away));
+    b.plan.peers.get_mut(&key(1)).unwrap().insist += 1;
+    b.apply(now);
+    b.send(&back(100, 1), now);
+    assert_eq!(b.take()[0].0, planned, "so does an old one it insists on");
 }
 
 #[test]

@@ -120,6 +120,7 @@ mod tests {
             allowed_ips: ["10.77.0.2/32".parse().unwrap()].into(),
             keepalive: Some(Duration::from_secs(25)),
             preshared_key: Some(preshared.clone()),
+            insist: 0,
             passive: false,
         };
         let plan = HostPlan {

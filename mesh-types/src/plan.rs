@@ -72,6 +72,9 @@ pub struct TunnelPlan {
 pub struct TunnelPeer {
     /// Where to send. `None`: unknown, or leave what the tunnel has learned.
     pub endpoint: Option<SocketAddr>,
+    /// Differs from the last plan's: the endpoint is to be set though the plan's is the same, because WireGuard has
+    /// roamed to where nothing comes from.
+    pub insist: u32,
     /// Cryptokey routing, both ways.
     pub allowed_ips: BTreeSet<IpNet>,
     /// WireGuard's own keepalive. Going from `None` to `Some` sends a packet at once, and so a handshake.

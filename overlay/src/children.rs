@@ -191,7 +191,9 @@ impl Overlay {
                 self.refresh_peer(&id, now);
                 continue;
             };
-            record.handle_stats(*stats, now.mono);
+            let (path, insisted) = (self.traversal.path(&id), record.insist);
+            record.handle_stats(*stats, path.map(|path| path.remote), now.mono);
+            self.plan_dirty |= record.insist != insisted;
             if record.session(now.mono) && record.path_since.is_some() && !record.open(now.mono) {
                 record.open_at = Some(now.mono);
             }

@@ -29,6 +29,9 @@ const ACTIVITY_BYTES: u64 = 1024;
 const ACTIVITY_WINDOW: Duration = Duration::from_secs(10);
 /// The side with the higher idx waits so long before it starts a handshake of its own.
 pub(crate) const SECOND_SIDE_DELAY: Duration = Duration::from_secs(1);
+/// WireGuard follows any authentic packet, be it a late one by a path that is gone. Where it sends into silence for so
+/// long while probes prove another path, it is put back there.
+const ASTRAY: Duration = Duration::from_secs(2);
 /// How long handshakes under a rotated peer's old key are still taken.
 pub(crate) const RETIRE_AFTER: Duration = Duration::from_secs(5);
 /// Messages taken from one peer in a second; a digest of 5,000 nodes arrives in less.
@@ -121,6 +124,10 @@ pub(crate) struct PeerRecord {
     pub(crate) stats_at: Option<Instant>,
     /// Bytes at the start of the activity window, and that start.
     window: Option<(u64, Instant)>,
+    /// Since when WireGuard hears nothing where it has roamed to, and bytes it had sent by then.
+    astray: Option<(Instant, u64)>,
+    /// How often it was put back: [`mesh_types::plan::TunnelPeer::insist`].
+    pub(crate) insist: u32,
     /// When it was last active.
     pub(crate) active_at: Option<Instant>,
     /// When a message of it last came through the tunnel.
@@ -158,6 +165,8 @@ impl PeerRecord {
             stats: TunnelStats::default(),
             stats_at: None,
             window: None,
+            astray: None,
+            insist: 0,
             active_at: None,
             heard: None,
             speaks_ipv4: false,
@@ -181,8 +190,14 @@ impl PeerRecord {
         self.window = None;
     }
 
-    /// Takes WireGuard's word in.
-    pub(crate) fn handle_stats(&mut self, stats: TunnelStats, now: Instant) {
+    /// Takes WireGuard's word in; `path` is the one that probes prove.
+    pub(crate) fn handle_stats(
+        &mut self,
+        stats: TunnelStats,
+        path: Option<SocketAddr>,
+        now: Instant,
+    ) {
+        self.look_astray(&stats, path, now);
         self.stats = stats;
         self.stats_at = Some(now);
         let bytes = stats.rx_bytes.saturating_add(stats.tx_bytes);
@@ -198,6 +213,26 @@ impl PeerRecord {
             // The counters began anew: another device, or the key changed.
             Some(_) | None => self.window = Some((bytes, now)),
         }
+    }
+
+    fn look_astray(&mut self, stats: &TunnelStats, path: Option<SocketAddr>, now: Instant) {
+        let elsewhere = stats
+            .endpoint
+            .zip(path)
+            .is_some_and(|(at, path)| at != path);
+        let since = self
+            .astray
+            .filter(|_| elsewhere && stats.rx_bytes == self.stats.rx_bytes);
+        self.astray = match since {
+            Some((since, sent))
+                if now.saturating_duration_since(since) >= ASTRAY && stats.tx_bytes > sent =>
+            {
+                self.insist = self.insist.wrapping_add(1);
+                Some((now, stats.tx_bytes))
+            }
+            Some(since) => Some(since),
+            None => elsewhere.then_some((now, stats.tx_bytes)),
+        };
     }
 
     /// Has it moved data lately?
@@ -269,5 +304,37 @@ impl PeerRecord {
             .into_iter()
             .flatten()
             .min()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wireguard_is_put_back_on_the_proven_path_only_where_it_sends_into_silence() {
+        let start = Instant::now();
+        let path: SocketAddr = "203.0.113.1:1".parse().expect("an address");
+        let gone: SocketAddr = "203.0.113.2:2".parse().expect("an address");
+        let mut record = PeerRecord::new(WgKey([1; 32]), start);
+        let mut said = |second: u64, endpoint, rx_bytes, tx_bytes| {
+            let stats = TunnelStats {
+                endpoint: Some(endpoint),
+                handshake_age: None,
+                rx_bytes,
+                tx_bytes,
+            };
+            record.handle_stats(stats, Some(path), start + Duration::from_secs(second));
+            record.insist
+        };
+        assert_eq!(said(0, gone, 0, 0), 0);
+        assert_eq!(said(5, gone, 0, 0), 0, "nothing was sent");
+        assert_eq!(said(6, gone, 0, 148), 1, "sent, and nothing came back");
+        assert_eq!(said(7, gone, 0, 296), 1, "time to answer");
+        assert_eq!(said(9, gone, 0, 296), 2);
+        assert_eq!(said(12, gone, 0, 296), 2, "nothing more was sent");
+        assert_eq!(said(20, gone, 92, 444), 2, "the peer has moved there");
+        assert_eq!(said(21, gone, 92, 592), 2);
+        assert_eq!(said(40, path, 92, 999), 2, "it is where it should be");
     }
 }

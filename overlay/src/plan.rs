@@ -157,6 +157,7 @@ impl Overlay {
                 record.key,
                 TunnelPeer {
                     endpoint,
+                    insist: record.insist,
                     allowed_ips,
                     keepalive,
                     preshared_key: peer.preshared_key.clone(),

@@ -121,6 +121,10 @@ fn an_endpoint_that_was_learned_is_kept_until_the_plan_names_another() {
     let planned = "5.0.0.7:7".parse().expect("an address");
     pair.plan(1, |peer| peer.endpoint = Some(planned));
     assert_eq!(pair.endpoint(1), Some(planned));
+    pair.say(0, 3);
+    assert_eq!(pair.endpoint(1), Some(roamed));
+    pair.plan(1, |peer| peer.insist += 1);
+    assert_eq!(pair.endpoint(1), Some(planned));
 }
 
 #[test]

@@ -40,7 +40,7 @@ pub(super) struct Peer {
     /// Our address the peer last sent to.
     pub local: Option<IpAddr>,
     /// The endpoint of the last plan.
-    pub planned: Option<SocketAddr>,
+    pub planned: (Option<SocketAddr>, u32),
     pub keepalive: Option<Duration>,
     pub passive: bool,
     pub current: Option<Box<Link>>,
@@ -60,7 +60,7 @@ impl Peer {
             preshared_key: None,
             endpoint: None,
             local: None,
-            planned: None,
+            planned: (None, 0),
             keepalive: None,
             passive: false,
             current: None,

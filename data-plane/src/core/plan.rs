@@ -122,7 +122,8 @@ impl Core {
             kick = Kick::Hello;
         }
         peer.keepalive = planned.keepalive;
-        let moved = planned.endpoint.is_some() && planned.endpoint != peer.planned;
+        let moved =
+            planned.endpoint.is_some() && (planned.endpoint, planned.insist) != peer.planned;
         if moved {
             let elsewhere = peer.endpoint != planned.endpoint;
             peer.endpoint = planned.endpoint;
@@ -136,7 +137,7 @@ impl Core {
                 kick = Kick::Afresh;
             }
         }
-        peer.planned = planned.endpoint;
+        peer.planned = (planned.endpoint, planned.insist);
         let rekeyed = peer.preshared_key != planned.preshared_key;
         if rekeyed {
             peer.preshared_key.clone_from(&planned.preshared_key);

@@ -31,9 +31,9 @@ const SESSION: Duration = Duration::from_secs(180);
 /// roam back to that path; after this time roaming is taken for the peer's own will.
 const SETTLE: Duration = Duration::from_secs(5);
 
-/// Endpoints as the plan last set them, by peer, and when (wall clock). The kernel roams by itself; once it settled, an
-/// endpoint is said again only when the plan says another one.
-pub(super) type Asserted = BTreeMap<WgKey, (SocketAddr, Duration)>;
+/// Endpoints as the plan last set them, with how often it insisted, by peer, and when (wall clock). The kernel roams by
+/// itself; once it settled, an endpoint is said again only when the plan says another one, or insists.
+pub(super) type Asserted = BTreeMap<WgKey, ((SocketAddr, u32), Duration)>;
 
 /// The messages, each a list of attributes, and the peers to remove after them.
 #[derive(Debug, Default)]
@@ -140,13 +140,14 @@ fn endpoint(
         asserted.remove(&key);
         return None;
     };
+    let said = (endpoint, wanted.insist);
     let before = asserted
         .get(&key)
         .copied()
-        .filter(|(before, _)| *before == endpoint);
+        .filter(|(before, _)| *before == said);
     let known = asserted.contains_key(&key);
     let since = before.map_or(now, |(_, since)| since);
-    asserted.insert(key, (endpoint, since));
+    asserted.insert(key, (said, since));
     let Some(held) = held else {
         return Some(endpoint);
     };
@@ -154,7 +155,7 @@ fn endpoint(
     let alive = held.handshake != Duration::ZERO && now.saturating_sub(held.handshake) < SESSION;
     if !known && alive && at.is_some() {
         // Adopted from an earlier run: where its session lives, the kernel knows better than our memory.
-        asserted.insert(key, (endpoint, Duration::ZERO));
+        asserted.insert(key, (said, Duration::ZERO));
         return None;
     }
     let settled = before.is_some() && now.saturating_sub(since) >= SETTLE;
@@ -170,11 +171,11 @@ pub(super) fn reassert(
     asserted
         .iter()
         .filter(|(_, (_, since))| now.saturating_sub(*since) < SETTLE)
-        .filter(|(key, (endpoint, _))| {
+        .filter(|(key, ((endpoint, _), _))| {
             let held = device.peers.get(*key);
             held.is_some_and(|held| held.endpoint.map(plain) != Some(*endpoint))
         })
-        .map(|(key, (endpoint, _))| {
+        .map(|(key, ((endpoint, _), _))| {
             let attributes = vec![WireguardPeerAttribute::Endpoint(*endpoint)];
             (*key, *endpoint, one_peer(key, attributes, true))
         })

@@ -120,7 +120,8 @@ impl Peer {
     }
 
     pub(super) fn configure(&mut self, planned: &TunnelPeer, context: &mut Context<'_>) {
-        if planned.endpoint.is_some() && planned.endpoint != self.planned.endpoint {
+        let said = |planned: &TunnelPeer| (planned.endpoint, planned.insist);
+        if planned.endpoint.is_some() && said(planned) != said(&self.planned) {
             self.endpoint = planned.endpoint;
         }
         let keepalive_began = self.planned.keepalive.is_none() && planned.keepalive.is_some();

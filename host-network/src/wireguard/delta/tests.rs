@@ -17,6 +17,7 @@ fn peer_of(ranges: &[&str]) -> TunnelPeer {
         allowed_ips: ranges.iter().map(|range| net(range)).collect(),
         keepalive: Some(Duration::from_secs(25)),
         preshared_key: None,
+        insist: 0,
         passive: false,
     }
 }
@@ -138,6 +139,14 @@ fn a_new_endpoint_is_said_alone_and_only_once() {
         super::delta(&held, &plan, &mut asserted, settled)
             .messages
             .is_empty()
+    );
+    // Nothing comes from there, and the plan insists.
+    plan.peers.get_mut(&WgKey([2; 32])).unwrap().insist = 1;
+    assert_eq!(
+        super::delta(&held, &plan, &mut asserted, settled)
+            .messages
+            .len(),
+        1
     );
 }
 
