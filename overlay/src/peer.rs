@@ -308,6 +308,10 @@ impl PeerRecord {
 }
 
 #[cfg(test)]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a test's clock has to start somewhere"
+)]
 mod tests {
     use super::*;
 
