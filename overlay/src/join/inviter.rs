@@ -215,6 +215,11 @@ impl Overlay {
             }
         };
         self.take_announcement(join.announcement.clone(), now);
+        if self.announcer.current.is_none() {
+            // This node has just started; without its record the joiner would know nobody.
+            self.announce_now(now);
+            self.announce_due(now);
+        }
         Ok(self.joined(membership))
     }
 

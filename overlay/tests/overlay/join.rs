@@ -6,7 +6,7 @@ use mesh_types::State;
 use mesh_types::command::Command;
 use overlay::{Config, Event};
 
-use crate::net::{Net, config, identity, net};
+use crate::net::{Net, config, founder, founder_state, identity, net};
 
 #[test]
 fn an_invited_machine_becomes_a_member_and_connects() {
@@ -30,6 +30,17 @@ fn an_invited_machine_becomes_a_member_and_connects() {
             .addresses
             .contains(&net("10.77.0.2/32"))
     );
+}
+
+#[test]
+fn a_member_that_started_this_very_moment_tells_the_joiner_of_itself() {
+    let mut world = Net::new();
+    world.start(1, founder(), config(1), founder_state());
+    let token = world.invite(Vec::new()).expect("a token");
+    world.start(2, identity(2), config(2), State::default());
+    world.join(2, token).expect("joined");
+    world.run(Duration::from_secs(3));
+    assert!(world.is_direct(2, "node-1"));
 }
 
 #[test]
