@@ -95,6 +95,8 @@ messages! {
     0x0e "echo" Echo,
     /// You may not.
     0x0f "join-refused" JoinRefused,
+    /// Please sign this, if you hold the authority's key.
+    0x90 "petition" Petition,
 }
 
 impl Message {
@@ -350,6 +352,23 @@ pub struct JoinRefused {
     /// One sentence.
     #[n(0)]
     pub reason: String,
+    /// The same request will be answered otherwise once somebody has approved it.
+    #[n(1)]
+    #[cbor(default)]
+    pub pending: bool,
+}
+
+/// A wish for a membership that the sender cannot sign: of somebody it has invited, or its own for more than the
+/// membership it has.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Petition {
+    /// Who, and what it would carry.
+    #[n(0)]
+    pub join: Join,
+    /// Void from then on, unix seconds.
+    #[n(1)]
+    pub expiry: u64,
 }
 
 /// A joiner's datagram on its way to the inviter, or the answer on its way back.

@@ -8,6 +8,7 @@ use minicbor::{Decode, Encode};
 use sha2::{Digest as _, Sha256};
 
 use crate::key::{AuthorityKey, DomainId, IdentityKey, WgKey};
+use crate::message::Petition;
 use crate::record::{Announcement, Membership, Signed, Tombstone};
 use crate::token::TicketId;
 use crate::wire;
@@ -70,6 +71,10 @@ pub struct State {
     /// Membership lifetime in seconds, where `init --lifetime` gave one.
     #[n(11)]
     pub lifetime: Option<u64>,
+    /// Who came by an invitation of this node and waits for the machine with the authority's key.
+    #[n(12)]
+    #[cbor(default)]
+    pub petitions: Vec<Petition>,
 }
 
 /// An invitation as the inviter keeps it.

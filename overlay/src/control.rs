@@ -85,7 +85,8 @@ impl Overlay {
             | Message::RelayOffer(_)
             | Message::Join(_)
             | Message::Joined(_)
-            | Message::JoinRefused(_) => self.count("control-misplaced"),
+            | Message::JoinRefused(_)
+            | Message::Petition(_) => self.count("control-misplaced"),
         }
     }
 

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use mesh_types::message::{
     Ack, CallMe, CallMeAck, Delta, Digest, DigestEntry, Echo, Forward, Hello, Join, JoinRefused,
-    JoinRelay, Joined, PathReady, RelayBind, RelayOffer,
+    JoinRelay, Joined, PathReady, Petition, RelayBind, RelayOffer,
 };
 use mesh_types::record::Features;
 use mesh_types::state::{LastEndpoint, Pin, Ticket};
@@ -179,14 +179,28 @@ pub(crate) fn messages() -> Vec<Message> {
         .into(),
         JoinRefused {
             reason: "the ticket was used".into(),
+            pending: true,
         }
         .into(),
+        petition().into(),
         Echo {
             token: 77,
             reply: false,
         }
         .into(),
     ]
+}
+
+fn petition() -> Petition {
+    Petition {
+        join: Join {
+            name: "new".into(),
+            announcement: Signed::sign(announcement(2, 8), &identity(2)),
+            ranges: vec![net("10.5.0.0/16")],
+            may_relay: true,
+        },
+        expiry: 1_800_000_000,
+    }
 }
 
 pub(crate) fn token() -> Token {
@@ -233,5 +247,6 @@ pub(crate) fn state() -> State {
         range: vec![net("10.77.0.0/16")],
         authority: Some(authority().authority()),
         lifetime: Some(86_400),
+        petitions: vec![petition()],
     }
 }

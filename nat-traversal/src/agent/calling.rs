@@ -100,8 +100,6 @@ impl PathAgent {
             message,
         });
         let wanted = self.in_use.is_none() || self.is_suspect();
-        // Who calls in vain may stand in its own candidates wrongly.
-        node.refresh |= wanted && self.calling.step > CALL_EAGER;
         let interval = CALL[self.calling.step.min(CALL.len() - 1)];
         self.calling.once = false;
         self.calling.step += 1;
@@ -151,7 +149,8 @@ impl PathAgent {
             | Message::Joined(_)
             | Message::JoinRelay(_)
             | Message::Echo(_)
-            | Message::JoinRefused(_) => node.counters.add("refused-message"),
+            | Message::JoinRefused(_)
+            | Message::Petition(_) => node.counters.add("refused-message"),
         }
     }
 

@@ -159,7 +159,11 @@ impl Overlay {
             Err(reason) => {
                 self.count("join-refused");
                 self.joining.note_refused(request.remote, &reason, now);
-                JoinRefused { reason }.into()
+                JoinRefused {
+                    reason,
+                    pending: false,
+                }
+                .into()
             }
         };
         let sealed = keys

@@ -124,7 +124,7 @@ impl Overlay {
                 let result = self.take_membership(&attempt, joined, now);
                 self.reply(attempt.id, result.map(Reply::Done));
             }
-            Some(Ok(Message::JoinRefused(JoinRefused { reason }))) => {
+            Some(Ok(Message::JoinRefused(JoinRefused { reason, .. }))) => {
                 self.reply(attempt.id, Err(format!("the inviter refused: {reason}")));
             }
             Some(Ok(_) | Err(_)) | None => {
