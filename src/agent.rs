@@ -24,6 +24,7 @@ use tracing::{debug, error, info, warn};
 use crate::cli::{AgentArgs, Global, LogFormat};
 use crate::config::Config;
 
+pub mod bench;
 pub mod clock;
 mod commands;
 pub mod control;
@@ -73,6 +74,8 @@ pub enum Event {
         /// Its addresses, or why there are none.
         found: Result<Vec<SocketAddr>, String>,
     },
+    /// Somebody connected inside the tunnel, to measure.
+    Visitor(bench::Visitor),
     /// SIGHUP.
     Reload,
     /// SIGTERM or SIGINT: stop, and leave what can go on without us.
@@ -98,6 +101,7 @@ struct Agent {
     events: mpsc::Sender<Event>,
     alternate: Option<Port>,
     overlay_port: Option<(u32, Port)>,
+    bench: bench::Desk,
     waiting: BTreeMap<CommandId, commands::Waiting>,
     last_command: CommandId,
     unwritten_key: Option<WgSecret>,
@@ -314,6 +318,7 @@ impl Agent {
             host,
             alternate,
             overlay_port: None,
+            bench: bench::Desk::new(now.mono),
             waiting: BTreeMap::new(),
             last_command: 0,
             unwritten_key: None,
@@ -386,6 +391,10 @@ impl Agent {
                     };
                     self.overlay.handle_observation(observation, now);
                 }
+            }
+            Event::Visitor(visitor) => {
+                let name = self.overlay.speaker(visitor.remote.ip());
+                self.bench.serve(visitor, name, now.mono);
             }
             Event::Reload => {
                 if let Err(error) = self.reload(None) {
@@ -496,7 +505,9 @@ impl Agent {
             return;
         }
         self.overlay_port = None;
+        self.bench.close();
         let Some(index) = index else { return };
+        self.bench.open(interface, self.events.clone());
         let binding = Binding::Overlay { interface };
         match Port::open(SocketId::Overlay, binding, self.events.clone()) {
             Ok(port) => self.overlay_port = Some((index, port)),

@@ -123,6 +123,9 @@ pub struct Invite {
 #[serde(deny_unknown_fields)]
 pub struct Token {
     pub token: String,
+    /// Whoever comes with it has to be approved where the authority's key is.
+    #[serde(default)]
+    pub approval: bool,
 }
 
 /// `POST /revoke`.
@@ -132,11 +135,63 @@ pub struct Revoke {
     pub node: String,
 }
 
+/// `POST /approve`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Approve {
+    pub node: String,
+    pub refuse: bool,
+}
+
+/// One entry of `GET /approve`: who waits.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Waiting {
+    pub name: String,
+    pub identity: String,
+    pub by: String,
+    pub ranges: Vec<String>,
+    pub may_relay: bool,
+    pub member: bool,
+    pub revoked: bool,
+    pub waits_s: u64,
+}
+
 /// `POST /rotate`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rotate {
     pub force: bool,
+}
+
+/// `POST /doctor`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Doctor {
+    pub peer: String,
+}
+
+/// Answer to `POST /doctor`; `farspan doctor PEER -o json`, of which `findings` is stable.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Diagnosis {
+    pub peer: Peer,
+    pub tried: Vec<Tried>,
+    pub findings: Vec<Finding>,
+}
+
+/// An address of a peer and what came of probing it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Tried {
+    pub address: String,
+    pub kind: String,
+    pub sent: u64,
+    pub answered: u64,
+    pub rtt_ms: Option<f64>,
+}
+
+/// `farspan doctor -o json`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Findings {
+    pub findings: Vec<Finding>,
 }
 
 /// `POST /ping`.
@@ -154,6 +209,9 @@ pub struct Pong {
     pub rtt_ms: f64,
     pub path: Option<String>,
     pub remote: Option<String>,
+    /// The relay's name, where there is one.
+    #[serde(default)]
+    pub via: Option<String>,
 }
 
 /// Answer of a verb that only does something.
@@ -163,6 +221,9 @@ pub struct Done {
     /// Worth knowing, one sentence each.
     #[serde(default)]
     pub notes: Vec<String>,
+    /// Not done: somebody has to approve it first. Asking again brings the same answer until then.
+    #[serde(default)]
+    pub pending: bool,
 }
 
 /// Answer of a verb that failed.

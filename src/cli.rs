@@ -22,8 +22,9 @@ Examples:
   sudo farspan join                      on the other machine: paste the token
   sudo farspan status                    this node and its peers
   sudo farspan ping paris-1              round trip inside the mesh, and the path it takes
+  sudo farspan doctor paris-1            why it is reached as it is
 
-Exit status: 0 fine, 1 failed, 2 wrong usage or configuration, 3 `status --check` found a fault.
+Exit status: 0 fine, 1 failed, 2 wrong usage or configuration, 3 `doctor` or `status --check` found a fault.
 Flags win over the environment (FARSPAN_*), that over the file, that over defaults."
 )]
 pub struct Cli {
@@ -112,6 +113,12 @@ Examples:
   sudo farspan join < token.txt
 A token given as an argument is visible to other users of this machine while the command runs.")]
     Join(JoinArgs),
+    /// Let in what an inviter without the authority key has queued; without a name: list it
+    #[command(after_help = "\
+Examples:
+  sudo farspan approve              who waits, and what each would carry
+  sudo farspan approve tokyo-1      on the machine that holds the authority key")]
+    Approve(ApproveArgs),
     /// Take a node's membership away
     #[command(after_help = "\
 Example:
@@ -131,6 +138,7 @@ Example:
 Examples:
   sudo farspan status
   sudo farspan status -o json | jq '.peers[] | {name, state, reason}'
+  sudo farspan status --watch       live, until Ctrl-C
   sudo farspan status --check       exit status 3 when something is wrong")]
     Status(StatusArgs),
     /// What the network around this node is: NAT, STUN, IPv6, MTU
@@ -143,12 +151,48 @@ Examples:
         #[arg(short, long, value_name = "FORMAT", default_value = "table")]
         output: Output,
     },
-    /// Round trip inside the mesh, and the path it takes
+    /// What is wrong here, or why a peer is reached as it is; exit status 3 when it found a fault
+    #[command(after_help = "\
+Examples:
+  sudo farspan doctor               what is wrong with this node
+  sudo farspan doctor tokyo-1       why it is direct or not, and what would make it so")]
+    Doctor(DoctorArgs),
+    /// Round trip inside the mesh, and the path it takes, as it changes
     #[command(after_help = "\
 Examples:
   sudo farspan ping paris-1
+  sudo farspan ping tokyo-1 -c 60   shows the moment at which a relayed path becomes direct
   sudo farspan ping 10.77.0.1 -c 1  exit status 1 when nothing comes back")]
     Ping(PingArgs),
+    /// Throughput and latency over the mesh, between this node and a peer
+    #[command(after_help = "\
+Examples:
+  sudo farspan bench paris-1
+  sudo farspan bench paris-1 --time 10s --streams 4 -o json
+Both agents take part; nothing else has to run. It takes twice the time given, and a little more.")]
+    Bench(BenchArgs),
+    /// Packets from and to a peer, for tcpdump and Wireshark
+    #[command(after_help = "\
+Examples:
+  sudo farspan capture paris-1 | tcpdump -nr -
+  sudo farspan capture paris-1 --outer --time 10s -w paris.pcap
+                                    the encrypted packets and probes, at every address of the peer")]
+    Capture(CaptureArgs),
+    /// The mesh as this node sees it, as a graph
+    #[command(after_help = "\
+Examples:
+  sudo farspan graph | dot -Tpng > mesh.png
+  sudo farspan graph -o svg > mesh.svg
+  ssh tokyo sudo farspan status -o json | sudo farspan graph -
+                                    with the paths that tokyo sees")]
+    Graph(GraphArgs),
+    /// Everything that helps to find a fault, in one file without a secret in it
+    #[command(after_help = "\
+Examples:
+  sudo farspan bugreport            writes farspan-bugreport-NAME.txt, mode 0600
+  sudo farspan bugreport -w - | less
+Keys and tokens are left out. Names and addresses of the mesh are in it: read it before you publish it.")]
+    Bugreport(BugreportArgs),
     /// Check configuration files, or export a plain WireGuard configuration
     #[command(subcommand, subcommand_required = true, arg_required_else_help = true)]
     Config(ConfigVerb),
@@ -160,6 +204,13 @@ Example:
         /// Which shell
         shell: clap_complete::Shell,
     },
+    /// Print a manual page, or write all of them
+    #[command(after_help = "\
+Examples:
+  farspan man | man -l -
+  farspan man status | man -l -
+  sudo farspan man --dir /usr/local/share/man/man1")]
+    Man(ManArgs),
     /// Print the version
     Version,
 }
@@ -255,6 +306,19 @@ pub struct JoinArgs {
     pub agent: AgentArgs,
 }
 
+/// `farspan approve`.
+#[derive(Debug, Args)]
+pub struct ApproveArgs {
+    /// The name or identity of who waits [default: list all who do]
+    pub node: Option<String>,
+    /// Do not let it in: forget the request
+    #[arg(long, requires = "node")]
+    pub refuse: bool,
+    /// Output format of the list
+    #[arg(short, long, value_name = "FORMAT", default_value = "table")]
+    pub output: Output,
+}
+
 /// `farspan peer`.
 #[derive(Debug, Subcommand)]
 pub enum PeerVerb {
@@ -326,7 +390,10 @@ Examples:
 pub struct StatusArgs {
     /// Output format
     #[arg(short, long, value_name = "FORMAT", default_value = "table")]
-    pub output: Output,
+    pub output: StatusOutput,
+    /// Show it live on the terminal, until Ctrl-C
+    #[arg(short, long, conflicts_with_all = ["check", "output"])]
+    pub watch: bool,
     /// Exit with status 3 when a peer is down or a finding is a warning or an error
     #[arg(long)]
     pub check: bool,
@@ -340,6 +407,32 @@ pub enum Output {
     Table,
     /// For scripts; stable.
     Json,
+    /// The same as YAML.
+    Yaml,
+}
+
+/// Output format of `status`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum StatusOutput {
+    /// For people.
+    #[default]
+    Table,
+    /// All columns, however wide the terminal.
+    Wide,
+    /// For scripts; stable.
+    Json,
+    /// The same as YAML.
+    Yaml,
+}
+
+/// `farspan doctor`.
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// Its name, overlay address or key [default: this node alone]
+    pub peer: Option<String>,
+    /// Output format
+    #[arg(short, long, value_name = "FORMAT", default_value = "table")]
+    pub output: Output,
 }
 
 /// `farspan ping`.
@@ -350,6 +443,86 @@ pub struct PingArgs {
     /// How many times
     #[arg(short, long, value_name = "N", default_value = "3", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub count: u32,
+}
+
+/// `farspan bench`.
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    /// Its name, overlay address or key
+    pub peer: String,
+    /// How long each direction is measured, 1s to 30s
+    #[arg(long, value_name = "TIME", value_parser = seconds_to_30, default_value = "3s")]
+    pub time: Duration,
+    /// TCP connections at a time
+    #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u8).range(1..=8))]
+    pub streams: u8,
+    /// Output format
+    #[arg(short, long, value_name = "FORMAT", default_value = "table")]
+    pub output: Output,
+}
+
+/// `farspan capture`.
+#[derive(Debug, Args)]
+pub struct CaptureArgs {
+    /// Its name, overlay address or key
+    pub peer: String,
+    /// The packets outside the tunnel: encrypted ones and probes
+    #[arg(long)]
+    pub outer: bool,
+    /// Write here instead of to standard output
+    #[arg(short, long, value_name = "FILE")]
+    pub write: Option<PathBuf>,
+    /// Stop after so many packets
+    #[arg(short, long, value_name = "N", default_value = "1000000", value_parser = clap::value_parser!(u64).range(1..))]
+    pub count: u64,
+    /// Stop after this time
+    #[arg(long, value_name = "TIME", value_parser = duration, default_value = "1h")]
+    pub time: Duration,
+    /// Stop after so many bytes of output, e.g. 100M, 1G
+    #[arg(long, value_name = "BYTES", value_parser = bytes, default_value = "1G")]
+    pub size: u64,
+}
+
+/// `farspan graph`.
+#[derive(Debug, Args)]
+pub struct GraphArgs {
+    /// What `farspan status -o json` printed on other nodes; `-` is standard input
+    #[arg(value_name = "FILE")]
+    pub others: Vec<PathBuf>,
+    /// Output format
+    #[arg(short, long, value_name = "FORMAT", default_value = "dot")]
+    pub output: GraphOutput,
+}
+
+/// Output format of `graph`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum GraphOutput {
+    /// For Graphviz.
+    #[default]
+    Dot,
+    /// A picture.
+    Svg,
+    /// For Markdown pages.
+    Mermaid,
+}
+
+/// `farspan bugreport`.
+#[derive(Debug, Args)]
+pub struct BugreportArgs {
+    /// Write here; `-` is standard output [default: farspan-bugreport-NAME.txt]
+    #[arg(short, long, value_name = "FILE")]
+    pub write: Option<PathBuf>,
+}
+
+/// `farspan man`.
+#[derive(Debug, Args)]
+pub struct ManArgs {
+    /// The page of a verb, e.g. `status` or `peer add` [default: of farspan itself]
+    #[arg(conflicts_with = "dir")]
+    pub verb: Vec<String>,
+    /// Write all pages into this folder
+    #[arg(long, value_name = "DIR")]
+    pub dir: Option<PathBuf>,
 }
 
 /// `farspan config`.
@@ -405,6 +578,33 @@ pub fn duration(text: &str) -> Result<Duration, String> {
         return Err(wrong());
     }
     Ok(Duration::from_secs(seconds))
+}
+
+/// Reads a time from 1 s to 30 s.
+fn seconds_to_30(text: &str) -> Result<Duration, String> {
+    duration(text).and_then(|time| match time.as_secs() {
+        1..=30 => Ok(time),
+        _ => Err(format!("{text:?} is not a time from 1s to 30s")),
+    })
+}
+
+/// Reads `4096`, `64K`, `100M`, `1G` or `1T`, in powers of 1024.
+pub fn bytes(text: &str) -> Result<u64, String> {
+    let wrong = || format!("{text:?} is not a size; write it like 500M or 1G");
+    let (digits, shift) = match text.char_indices().next_back() {
+        Some((at, 'K' | 'k')) => (&text[..at], 10),
+        Some((at, 'M' | 'm')) => (&text[..at], 20),
+        Some((at, 'G' | 'g')) => (&text[..at], 30),
+        Some((at, 'T' | 't')) => (&text[..at], 40),
+        Some(_) => (text, 0),
+        None => return Err(wrong()),
+    };
+    let number: u64 = digits.parse().map_err(|_| wrong())?;
+    let size = number.checked_mul(1 << shift).ok_or_else(wrong)?;
+    if size < 1024 {
+        return Err(wrong());
+    }
+    Ok(size)
 }
 
 /// Clap's report of a wrong command line as one sentence.
@@ -469,6 +669,16 @@ mod tests {
             "é",
         ] {
             assert!(duration(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn sizes_are_read_with_their_unit() {
+        assert_eq!(bytes("4096"), Ok(4096));
+        assert_eq!(bytes("100M"), Ok(100 << 20));
+        assert_eq!(bytes("1g"), Ok(1 << 30));
+        for wrong in ["", "G", "-1K", "1", "99999999999T", "1.5G", "\u{e9}"] {
+            assert!(bytes(wrong).is_err(), "{wrong}");
         }
     }
 }

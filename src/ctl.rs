@@ -6,16 +6,23 @@ use std::process::ExitCode;
 use anyhow::{Result, anyhow};
 use clap::CommandFactory as _;
 
-use crate::cli::{AgentArgs, Cli, Global, KeyVerb, Verb};
+use crate::cli::{AgentArgs, Cli, Global, KeyVerb, Output, Verb};
 use crate::config::{self, Config, ConfigError};
 
+mod approve;
+mod bench;
+mod bugreport;
+mod capture;
 mod client;
 mod config_verb;
+mod doctor;
 mod down;
+mod graph;
 mod init;
 mod invite;
 mod join;
 mod key;
+mod man;
 mod netcheck;
 mod peer;
 mod ping;
@@ -24,6 +31,8 @@ mod service;
 mod status;
 mod table;
 mod up;
+mod watch;
+mod yaml;
 
 use client::Client;
 
@@ -37,6 +46,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Verb::Down => down::run(&global).map(|()| ExitCode::SUCCESS),
         Verb::Invite(args) => invite::run(&global, &args).map(|()| ExitCode::SUCCESS),
         Verb::Join(args) => join::run(&global, &args).map(|()| ExitCode::SUCCESS),
+        Verb::Approve(args) => approve::run(&global, &args).map(|()| ExitCode::SUCCESS),
         Verb::Revoke { node } => revoke::run(&global, node).map(|()| ExitCode::SUCCESS),
         Verb::Peer(verb) => peer::run(&global, verb).map(|()| ExitCode::SUCCESS),
         Verb::Key(KeyVerb::Gen) => key::generate().map(|()| ExitCode::SUCCESS),
@@ -46,16 +56,35 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         }
         Verb::Status(args) => status::run(&global, &args),
         Verb::Netcheck { output } => netcheck::run(&global, output).map(|()| ExitCode::SUCCESS),
+        Verb::Doctor(args) => doctor::run(&global, &args),
         Verb::Ping(args) => ping::run(&global, &args),
+        Verb::Bench(args) => bench::run(&global, &args).map(|()| ExitCode::SUCCESS),
+        Verb::Capture(args) => capture::run(&global, &args).map(|()| ExitCode::SUCCESS),
+        Verb::Graph(args) => graph::run(&global, &args).map(|()| ExitCode::SUCCESS),
+        Verb::Bugreport(args) => bugreport::run(&global, &args).map(|()| ExitCode::SUCCESS),
         Verb::Config(verb) => config_verb::run(&global, verb).map(|()| ExitCode::SUCCESS),
         Verb::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "farspan", &mut script);
             print(&String::from_utf8_lossy(&script)).map(|()| ExitCode::SUCCESS)
         }
+        Verb::Man(args) => man::run(&args).map(|()| ExitCode::SUCCESS),
         Verb::Version => {
             print(&format!("farspan {}\n", env!("CARGO_PKG_VERSION"))).map(|()| ExitCode::SUCCESS)
         }
+    }
+}
+
+/// Writes an answer in the form that was asked for.
+fn show(
+    output: Output,
+    answer: &impl serde::Serialize,
+    table: impl FnOnce() -> String,
+) -> Result<()> {
+    match output {
+        Output::Table => print(&table()),
+        Output::Json => print(&format!("{}\n", serde_json::to_string_pretty(answer)?)),
+        Output::Yaml => print(&yaml::yaml(answer)?),
     }
 }
 

@@ -247,6 +247,22 @@ fn wrong_usage_is_one_sentence() {
         (&["ping"], "required arguments were not provided"),
         (&["ping", "b", "-c", "0"], "0 is not in 1..=10000"),
         (
+            &["bench", "b", "--time", "31s"],
+            "is not a time from 1s to 30s",
+        ),
+        (&["bench", "b", "--streams", "9"], "9 is not in 1..=8"),
+        (&["capture", "b", "--size", "x"], "is not a size"),
+        (
+            &["approve", "--refuse"],
+            "required arguments were not provided",
+        ),
+        (
+            &["graph", "-o", "png"],
+            "possible values: dot, svg, mermaid",
+        ),
+        (&["man", "stauts"], "there is no page farspan-stauts"),
+        (&["status", "--watch", "--check"], "cannot be used with"),
+        (
             &["peer", "add", "b"],
             "required arguments were not provided",
         ),
@@ -296,6 +312,13 @@ fn verbs_without_an_agent_name_the_likely_cause() {
         &["invite"],
         &["revoke", "b"],
         &["key", "rotate"],
+        &["approve"],
+        &["approve", "b"],
+        &["doctor"],
+        &["doctor", "b", "-o", "yaml"],
+        &["bench", "b"],
+        &["graph"],
+        &["capture", "b", "-w", "packets"],
     ] {
         let ran = farspan(folder.path(), arguments, "");
         refused(&ran, 1, "no agent runs here");
@@ -337,14 +360,21 @@ fn every_verb_has_help_and_later_verbs_do_not_exist() {
         "down",
         "invite",
         "join",
+        "approve",
         "revoke",
         "peer",
         "key",
         "status",
         "netcheck",
+        "doctor",
         "ping",
+        "bench",
+        "capture",
+        "graph",
+        "bugreport",
         "config",
         "completions",
+        "man",
         "version",
     ];
     let overview = farspan(folder.path(), &["--help"], "");
@@ -355,16 +385,7 @@ fn every_verb_has_help_and_later_verbs_do_not_exist() {
         assert_eq!(help.code, 0);
         assert!(help.stdout.contains("Usage:"), "{verb}");
     }
-    for later in [
-        "doctor",
-        "approve",
-        "bench",
-        "graph",
-        "capture",
-        "bugreport",
-        "preflight",
-        "manifests",
-    ] {
+    for later in ["preflight", "manifests"] {
         assert_eq!(farspan(folder.path(), &[later], "").code, 2, "{later}");
     }
     assert_eq!(farspan(folder.path(), &[], "").code, 2);
@@ -382,6 +403,134 @@ fn completions_and_version_are_printed() {
     assert_eq!(
         version.stdout,
         format!("farspan {}\n", env!("CARGO_PKG_VERSION"))
+    );
+}
+
+#[test]
+fn manual_pages_are_printed_and_written() {
+    let folder = folder("");
+    let page = farspan(folder.path(), &["man"], "");
+    assert_eq!(page.code, 0, "{}", page.stderr);
+    assert!(page.stdout.contains(".TH farspan 1"), "{}", page.stdout);
+    assert!(
+        page.stdout.contains("farspan\\-bugreport(1)"),
+        "{}",
+        page.stdout
+    );
+    let page = farspan(folder.path(), &["man", "peer", "add"], "").stdout;
+    assert!(
+        page.contains(".TH farspan\\-peer\\-add 1") || page.contains(".TH farspan-peer-add 1"),
+        "{page}"
+    );
+    let pages = folder.path().join("man1");
+    fs::create_dir(&pages).unwrap();
+    let written = farspan(
+        folder.path(),
+        &["man", "--dir", pages.to_str().unwrap()],
+        "",
+    );
+    assert_eq!(written.code, 0, "{}", written.stderr);
+    for name in ["farspan.1", "farspan-status.1", "farspan-key-rotate.1"] {
+        assert!(pages.join(name).exists(), "{name}");
+    }
+    let unit = include_str!("../manifests/systemd/farspan.service");
+    assert!(unit.contains("Documentation=man:farspan(1)"));
+}
+
+/// Every spelling in which the content of a key file could stand in a text.
+fn spellings(key: &str) -> Vec<String> {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE_NO_PAD};
+    let bytes = STANDARD.decode(key.trim()).unwrap();
+    let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    vec![
+        STANDARD_NO_PAD.encode(&bytes),
+        URL_SAFE_NO_PAD.encode(&bytes),
+        hex.to_uppercase(),
+        hex,
+        format!("{bytes:?}"),
+    ]
+}
+
+#[test]
+fn a_bugreport_holds_no_key_even_where_somebody_wrote_one_into_file_and_log() {
+    let folder = folder("");
+    assert_eq!(farspan(folder.path(), &["init"], "").code, 0);
+    let state = folder.path().join("state");
+    fs::write(state.join("next.key"), format!("{KEY}\n")).unwrap();
+    let preshared = folder.path().join("preshared");
+    let third = "AwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwM=";
+    fs::write(&preshared, format!("{third}\n")).unwrap();
+    let mut secrets = vec![KEY.to_owned(), third.to_owned()];
+    for name in ["authority.key", "identity.key", "private.key"] {
+        secrets.push(fs::read_to_string(state.join(name)).unwrap());
+    }
+    let config = folder.path().join("farspan.toml");
+    let mut text = fs::read_to_string(&config).unwrap();
+    text.push_str(&format!(
+        "# my key is {}\n[[peer]]\nname = \"b\"\npublic-key = \"{OTHER}\"\nallowed-ips = []\npreshared-key-file = \"{}\"\n",
+        secrets[2].trim(),
+        preshared.display()
+    ));
+    fs::write(&config, text).unwrap();
+    let log: String = secrets
+        .iter()
+        .flat_map(|key| spellings(key))
+        .map(|text| text + "\n")
+        .collect();
+    // A list of numbers is no spelling that a log has.
+    let log = log
+        .lines()
+        .filter(|line| !line.starts_with('['))
+        .collect::<Vec<_>>()
+        .join("\n");
+    fs::write(
+        state.join("agent.log"),
+        log + "\nfsp1_c2VjcmV0\nlast words\n",
+    )
+    .unwrap();
+    let file = folder.path().join("report.txt");
+    let made = farspan(
+        folder.path(),
+        &["bugreport", "-w", file.to_str().unwrap()],
+        "",
+    );
+    assert_eq!(made.code, 0, "{}", made.stderr);
+    assert_eq!(
+        fs::metadata(&file).unwrap().permissions().mode() & 0o777,
+        0o600
+    );
+    let report = fs::read_to_string(&file).unwrap();
+    for part in [
+        "last words",
+        "no agent runs here",
+        "authority.key mode 600",
+        "osrelease",
+    ] {
+        assert!(report.contains(part), "{part}: {report}");
+    }
+    for text in secrets.iter().flat_map(|key| spellings(key)) {
+        assert!(!report.contains(&text), "{text} is in {report}");
+    }
+    assert!(!report.contains("c2VjcmV0"), "{report}");
+}
+
+#[test]
+fn network_managers_are_told_to_leave_the_device_alone() {
+    let networkd = include_str!("../manifests/systemd/50-farspan.network");
+    assert!(networkd.contains("Name=farspan*") && networkd.contains("Unmanaged=yes"));
+    let network_manager = include_str!("../manifests/networkmanager/50-farspan.conf");
+    assert!(network_manager.contains("match-device=interface-name:farspan*"));
+    assert!(network_manager.contains("managed=0"));
+}
+
+#[test]
+fn the_live_view_needs_a_terminal() {
+    let folder = folder("");
+    refused(
+        &farspan(folder.path(), &["status", "--watch"], ""),
+        2,
+        "standard output is none",
     );
 }
 

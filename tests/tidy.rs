@@ -138,6 +138,7 @@ const DEPENDENCIES: [(&str, Allowed); 8] = [
                 "base64",
                 "clap",
                 "clap_complete",
+                "clap_mangen",
                 "futures",
                 "getrandom",
                 "http-body-util",

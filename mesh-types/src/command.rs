@@ -28,6 +28,13 @@ pub enum Command {
         /// The invitation.
         token: Box<Token>,
     },
+    /// Sign the membership of somebody who waits, or forget the wish. By name or by identity.
+    Approve {
+        /// Who waits.
+        node: String,
+        /// Do not sign.
+        refuse: bool,
+    },
     /// Sign a tombstone. By name or by identity.
     Revoke {
         /// Which node.

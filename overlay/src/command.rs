@@ -58,6 +58,7 @@ impl Overlay {
                 .invite(&random, &routes, lifetime, now)
                 .map(|token| Some(Reply::Token(token))),
             Command::Join { token } => self.join(id, *token, now).map(|()| None),
+            Command::Approve { node, refuse } => self.approve(&node, refuse, now).map(Some),
             Command::Revoke { node } => self.revoke(id, &node, now).map(|()| None),
             Command::Rotate { next, force } => {
                 let force = if force { Force::Yes } else { Force::No };
@@ -214,6 +215,7 @@ impl Overlay {
             now,
         );
         self.refresh_own_membership(now);
+        self.wish_soon(now);
         self.announcement_changed(now);
         if self.host_known {
             self.tell_host_addresses(now);

@@ -78,6 +78,7 @@ impl Overlay {
             Message::Delta(delta) => self.handle_delta(from, &delta, now),
             Message::Forward(forward) => self.handle_forward(from, forward, now),
             Message::JoinRelay(relay) => self.handle_join_relay(from, relay, now),
+            Message::Petition(petition) => self.handle_petition(from, petition, now),
             Message::Echo(echo) => self.handle_echo(from, &echo, now),
             // These travel on the outside, inside authenticated Binding messages; relays come later.
             Message::PathReady(_)
@@ -85,8 +86,7 @@ impl Overlay {
             | Message::RelayOffer(_)
             | Message::Join(_)
             | Message::Joined(_)
-            | Message::JoinRefused(_)
-            | Message::Petition(_) => self.count("control-misplaced"),
+            | Message::JoinRefused(_) => self.count("control-misplaced"),
         }
     }
 
@@ -296,7 +296,7 @@ impl Overlay {
         })
     }
 
-    fn speaks_from(&self, id: &PeerId, source: IpAddr) -> bool {
+    pub(crate) fn speaks_from(&self, id: &PeerId, source: IpAddr) -> bool {
         let Some((peer, record)) = self.directory.peer(id).zip(self.peers.get(id)) else {
             return false;
         };

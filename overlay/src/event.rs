@@ -65,6 +65,8 @@ pub enum Reply {
     Token(Token),
     /// One sentence.
     Done(String),
+    /// Somebody has to approve it first; the same command is answered then. One sentence.
+    Pending(String),
     /// A peer answered.
     Pong {
         /// Round trip inside the tunnel.

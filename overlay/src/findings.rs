@@ -284,6 +284,24 @@ impl Overlay {
         for refusal in routine.take(ROUTINE_MAX) {
             add(out, refusal, Severity::Info);
         }
+        for waiting in self
+            .petitions(now)
+            .unwrap_or_default()
+            .iter()
+            .take(LIKE_MAX)
+        {
+            let wants = if waiting.member {
+                "wishes to carry more than its membership says"
+            } else {
+                "waits to be let in"
+            };
+            out.push(finding(
+                "waits-for-approval",
+                Severity::Info,
+                format!("{} {wants}, by {}", waiting.name, waiting.by),
+                "see what it would carry with `farspan approve`, then approve or refuse it",
+            ));
+        }
         for refused in self.joining.refused(now) {
             out.push(finding(
                 "refused-join",
@@ -328,7 +346,7 @@ impl Overlay {
                 "route-not-vouched",
                 Severity::Warning,
                 format!("[node] routes names {net}, but the authority does not vouch for it: other members refuse it"),
-                "invite this node again with `farspan invite --routes`, or drop the route",
+                "run `farspan approve` on the machine with the authority key, where this node's wish waits, or drop the route",
             ));
         }
         let unresolved = self

@@ -7,6 +7,7 @@
 mod introducer;
 mod inviter;
 mod joiner;
+pub(crate) mod petition;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;

@@ -32,6 +32,7 @@ mod children;
 mod command;
 mod config;
 mod control;
+mod doctor;
 mod event;
 mod findings;
 mod gossip;
@@ -45,9 +46,10 @@ mod state;
 mod view;
 
 pub use config::{Config, Identity};
+pub use doctor::{Diagnosis, Tried};
 pub use event::{Event, Reply};
 pub use overlay::Overlay;
 pub use snapshot::{
     Finding, NetcheckSnapshot, NodeSnapshot, PathKind, PathSnapshot, PeerSnapshot, PeerState,
-    Severity, Snapshot,
+    PetitionSnapshot, Severity, Snapshot,
 };

@@ -21,6 +21,7 @@ use crate::authority::{Renewal, Revocation};
 use crate::command::Pending;
 use crate::gossip::Gossip;
 use crate::join::Joining;
+use crate::join::petition::Petitions;
 use crate::peer::PeerRecord;
 use crate::rotation::{Force, Rotation};
 use crate::snapshot::Snapshot;
@@ -47,6 +48,7 @@ pub struct Overlay {
     pub(crate) gossip: Gossip,
     pub(crate) rotation: Rotation,
     pub(crate) joining: Joining,
+    pub(crate) petitions: Petitions,
     pub(crate) renewal: Renewal,
     pub(crate) revocations: Vec<Revocation>,
     pub(crate) pending: Pending,
@@ -133,6 +135,7 @@ impl Overlay {
             gossip: Gossip::default(),
             rotation: Rotation::default(),
             joining: Joining::default(),
+            petitions: Petitions::default(),
             renewal: Renewal::default(),
             revocations: Vec::new(),
             pending: Pending::default(),
@@ -176,6 +179,7 @@ impl Overlay {
         self.tell_stun(now);
         self.settle(now);
         self.refresh_own_membership(now);
+        self.wish_soon(now);
         self.renew_due(now);
         self.announcement_changed(now);
         if let Some(next) = self.identity.next.clone() {
@@ -269,6 +273,7 @@ impl Overlay {
         self.greet_due(now);
         self.gossip_due(now);
         self.join_due(now);
+        self.petitions_due(now);
         self.renew_due(now);
         self.revocations_due(now);
         self.commands_due(now);
@@ -289,6 +294,7 @@ impl Overlay {
             (self.announcer.due, "announcement"),
             (self.gossip.deadline(), "gossip"),
             (self.joining.deadline(), "join"),
+            (self.petitions.at, "petition"),
             (self.renewal.at, "membership renewal"),
             (revocation, "revocation"),
             (self.pending.deadline(), "command"),

@@ -185,6 +185,27 @@ pub struct Finding {
     pub remedy: String,
 }
 
+/// Somebody who waits for this machine's authority key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PetitionSnapshot {
+    /// The name it wishes for.
+    pub name: String,
+    /// Its identity.
+    pub identity: IdentityKey,
+    /// The member that asks for it: its inviter, or itself.
+    pub by: String,
+    /// What it would carry.
+    pub ranges: Vec<IpNet>,
+    /// It would relay.
+    pub may_relay: bool,
+    /// It is a member already, and asks for more.
+    pub member: bool,
+    /// Its membership was revoked earlier.
+    pub revoked: bool,
+    /// For how long it has waited.
+    pub waits: Duration,
+}
+
 /// What the network around this node is.
 #[derive(Debug, Clone)]
 pub struct NetcheckSnapshot {

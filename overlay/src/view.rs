@@ -1,5 +1,6 @@
 //! The view of the node that people see.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use mesh_types::{Now, PeerId};
@@ -57,7 +58,20 @@ impl Overlay {
         }
     }
 
-    fn peer_view(&self, id: &PeerId, peer: &Peer, record: &PeerRecord, now: Now) -> PeerSnapshot {
+    /// The label of the peer whose own overlay address it is; `None` for strangers and for what lies behind peers.
+    pub fn speaker(&self, address: IpAddr) -> Option<&str> {
+        let id = self.directory.by_address(address)?;
+        let peer = self.directory.peer(id)?;
+        self.speaks_from(id, address).then_some(peer.name.as_str())
+    }
+
+    pub(crate) fn peer_view(
+        &self,
+        id: &PeerId,
+        peer: &Peer,
+        record: &PeerRecord,
+        now: Now,
+    ) -> PeerSnapshot {
         let path = self.traversal.path(id);
         let report = self.traversal.peer_report(id);
         PeerSnapshot {

@@ -17,6 +17,20 @@ pub struct Clock {
     start_boot: Duration,
 }
 
+/// A moment, for verbs and threads that measure time themselves.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "this is the one file that reads the clock"
+)]
+pub fn instant() -> Instant {
+    Instant::now()
+}
+
+/// Time since 1970 by the host's clock.
+pub fn wall() -> Duration {
+    read(nix::time::ClockId::CLOCK_REALTIME).unwrap_or_default()
+}
+
 impl Clock {
     /// Starts the mapping.
     pub fn start() -> Result<Self> {

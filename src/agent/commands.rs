@@ -35,7 +35,7 @@ impl Agent {
             .cloned()
             .chain(self.names.findings())
             .collect();
-        if matches!(ask, Ask::Status | Ask::Metrics) {
+        if matches!(ask, Ask::Status | Ask::Metrics | Ask::Doctor(_)) {
             // Counters as they are now, not as they were at the last round.
             self.tunnel_report();
         }
@@ -53,6 +53,13 @@ impl Agent {
                 let text = status::metrics(&self.overlay.snapshot(now), &findings, &edge);
                 Ok(Value::String(text))
             }
+            Ask::Doctor(api::Doctor { peer }) => match self.overlay.diagnose(&peer, now) {
+                Ok(diagnosis) => Ok(json!(status::diagnosis(&diagnosis))),
+                Err(error) => Err((StatusCode::CONFLICT, error)),
+            },
+            Ask::Plan => Ok(Value::String(host_network::describe(
+                self.overlay.host_plan(),
+            ))),
             Ask::Ready if self.converged.is_some() => Ok(json!(done("ready"))),
             Ask::Ready => Err((
                 StatusCode::SERVICE_UNAVAILABLE,
@@ -61,7 +68,8 @@ impl Agent {
             Ask::Reload => match self.reload(None) {
                 Ok(notes) => Ok(json!(api::Done {
                     message: "the file was read again".into(),
-                    notes
+                    notes,
+                    pending: false,
                 })),
                 Err(error) => Err((StatusCode::UNPROCESSABLE_ENTITY, error)),
             },
@@ -92,6 +100,15 @@ impl Agent {
             Ask::Revoke(api::Revoke { node }) => {
                 return self.command(answer, None, now, |_| Ok(Command::Revoke { node }));
             }
+            Ask::Approve(api::Approve { node, refuse }) => {
+                return self.command(answer, None, now, |_| Ok(Command::Approve { node, refuse }));
+            }
+            Ask::Waiting => match self.overlay.petitions(now) {
+                Ok(waiting) => Ok(json!(
+                    waiting.iter().map(status::waiting).collect::<Vec<_>>()
+                )),
+                Err(error) => Err((StatusCode::CONFLICT, error)),
+            },
             Ask::Rotate(api::Rotate { force }) => {
                 return self.rotate(answer, force, now);
             }
@@ -169,9 +186,19 @@ impl Agent {
         };
         let reply = match reply {
             Ok(Reply::Token(token)) => Ok(json!(api::Token {
-                token: token.to_string()
+                token: token.to_string(),
+                approval: !self.overlay.signs(),
             })),
-            Ok(Reply::Done(message)) => Ok(json!(api::Done { message, notes })),
+            Ok(Reply::Done(message)) => Ok(json!(api::Done {
+                message,
+                notes,
+                pending: false,
+            })),
+            Ok(Reply::Pending(message)) => Ok(json!(api::Done {
+                message,
+                notes,
+                pending: true,
+            })),
             Ok(Reply::Pong { rtt, path, remote }) => {
                 let snapshot = self.overlay.snapshot(self.clock.now());
                 let wanted = peer.unwrap_or_default();
@@ -190,6 +217,9 @@ impl Agent {
                     peer: found.map_or(wanted, |peer| peer.name.clone()),
                     rtt_ms: status::milliseconds(rtt),
                     path: path.map(|path| path.kind().to_owned()),
+                    via: found
+                        .and_then(|peer| peer.path.as_ref())
+                        .and_then(|path| path.via.clone()),
                     remote: remote.map(|remote| remote.to_string()),
                 }))
             }
@@ -314,6 +344,7 @@ impl Agent {
     async fn down(&mut self) -> Answer {
         self.persist();
         self.overlay_port = None;
+        self.bench.close();
         let failed = |error: String| (StatusCode::INTERNAL_SERVER_ERROR, error);
         let mut removed = Vec::new();
         if let Some(super::Tunnel::Userspace { engine, .. }) = self.tunnel.take()
@@ -332,7 +363,8 @@ impl Agent {
         info!("Everything was removed from this host");
         Ok(json!(api::Done {
             message: "everything was removed from this host".into(),
-            notes: removed
+            notes: removed,
+            pending: false,
         }))
     }
 }
@@ -341,6 +373,7 @@ fn done(message: &str) -> api::Done {
     api::Done {
         message: message.to_owned(),
         notes: Vec::new(),
+        pending: false,
     }
 }
 

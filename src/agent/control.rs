@@ -47,10 +47,18 @@ pub enum Ask {
     Join(Box<mesh_types::token::Token>),
     /// `POST /revoke`.
     Revoke(api::Revoke),
+    /// `POST /approve`.
+    Approve(api::Approve),
+    /// `GET /approve`: who waits.
+    Waiting,
     /// `POST /rotate`.
     Rotate(api::Rotate),
     /// `POST /ping`.
     Ping(api::Ping),
+    /// `POST /doctor`.
+    Doctor(api::Doctor),
+    /// `GET /plan`: what the host should hold, for people.
+    Plan,
     /// `POST /reload`.
     Reload,
     /// `POST /down`.
@@ -121,6 +129,8 @@ impl Server {
             .route("/netcheck", get(|state| ask(state, Ask::Netcheck)))
             .route("/healthz", get(|| async { "ok\n" }))
             .route("/readyz", get(|state| ask(state, Ask::Ready)))
+            .route("/metrics", get(metrics))
+            .route("/plan", get(|state| ask(state, Ask::Plan)))
             .route(
                 "/invite",
                 post(|state, Json(body)| ask(state, Ask::Invite(body))),
@@ -131,12 +141,21 @@ impl Server {
                 post(|state, Json(body)| ask(state, Ask::Revoke(body))),
             )
             .route(
+                "/approve",
+                get(|state| ask(state, Ask::Waiting))
+                    .post(|state, Json(body)| ask(state, Ask::Approve(body))),
+            )
+            .route(
                 "/rotate",
                 post(|state, Json(body)| ask(state, Ask::Rotate(body))),
             )
             .route(
                 "/ping",
                 post(|state, Json(body)| ask(state, Ask::Ping(body))),
+            )
+            .route(
+                "/doctor",
+                post(|state, Json(body)| ask(state, Ask::Doctor(body))),
             )
             // A body that nobody reads would break the connection under the answer.
             .route("/reload", post(|state, _: Bytes| ask(state, Ask::Reload)))

@@ -3,7 +3,9 @@
 use std::fmt::Write as _;
 
 use mesh_types::{Candidate, NatReport};
-use overlay::{Finding, NetcheckSnapshot, NodeSnapshot, PeerSnapshot, Snapshot};
+use overlay::{
+    Diagnosis, Finding, NetcheckSnapshot, NodeSnapshot, PeerSnapshot, PetitionSnapshot, Snapshot,
+};
 
 use crate::api;
 
@@ -34,6 +36,43 @@ pub fn netcheck(snapshot: &NetcheckSnapshot) -> api::Netcheck {
         ipv6: snapshot.ipv6,
         mtu: snapshot.mtu,
         findings: snapshot.findings.iter().map(finding).collect(),
+    }
+}
+
+/// `POST /doctor`.
+pub fn diagnosis(diagnosis: &Diagnosis) -> api::Diagnosis {
+    let Diagnosis {
+        peer: view,
+        tried,
+        findings,
+    } = diagnosis;
+    api::Diagnosis {
+        peer: peer(view),
+        tried: tried
+            .iter()
+            .map(|tried| api::Tried {
+                address: tried.candidate.address.to_string(),
+                kind: tried.candidate.kind.kind().to_owned(),
+                sent: tried.sent,
+                answered: tried.answered,
+                rtt_ms: tried.rtt.map(milliseconds),
+            })
+            .collect(),
+        findings: findings.iter().map(finding).collect(),
+    }
+}
+
+/// One entry of `GET /approve`.
+pub fn waiting(waiting: &PetitionSnapshot) -> api::Waiting {
+    api::Waiting {
+        name: waiting.name.clone(),
+        identity: waiting.identity.to_string(),
+        by: waiting.by.clone(),
+        ranges: waiting.ranges.iter().map(ToString::to_string).collect(),
+        may_relay: waiting.may_relay,
+        member: waiting.member,
+        revoked: waiting.revoked,
+        waits_s: waiting.waits.as_secs(),
     }
 }
 
@@ -227,13 +266,9 @@ mod tests {
     fn the_json_has_exactly_the_documented_keys() {
         let json = serde_json::to_value(status(&snapshot(), &[])).unwrap();
         let keys = |value: &serde_json::Value| {
-            value
-                .as_object()
-                .unwrap()
-                .keys()
-                .cloned()
-                .collect::<Vec<_>>()
-                .join(" ")
+            let mut keys: Vec<_> = value.as_object().unwrap().keys().cloned().collect();
+            keys.sort();
+            keys.join(" ")
         };
         assert_eq!(keys(&json), "findings node peers");
         assert_eq!(

@@ -38,12 +38,25 @@ impl Client {
         self.request("GET", path, &[])
     }
 
+    /// `GET path`, where the answer is text.
+    pub fn text(&self, path: &str) -> Result<String> {
+        let body = self.exchange("GET", path, &[])?;
+        Ok(String::from_utf8_lossy(&body).into_owned())
+    }
+
     /// `POST path` with a JSON body.
     pub fn post<A: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<A> {
         self.request("POST", path, &serde_json::to_vec(body)?)
     }
 
     fn request<A: DeserializeOwned>(&self, method: &str, path: &str, body: &[u8]) -> Result<A> {
+        let answer = self.exchange(method, path, body)?;
+        serde_json::from_slice(&answer)
+            .map_err(|error| anyhow!("cannot understand the agent's answer: {error}; are agent and command of one version?"))
+    }
+
+    /// The body of an answer that is no error.
+    fn exchange(&self, method: &str, path: &str, body: &[u8]) -> Result<Vec<u8>> {
         let mut stream = self.connect()?;
         let head = format!(
             "{method} {path} HTTP/1.1\r\nHost: farspan\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
@@ -87,8 +100,7 @@ impl Client {
             );
             bail!("{sentence}");
         }
-        serde_json::from_slice(body)
-            .map_err(|error| anyhow!("cannot understand the agent's answer: {error}; are agent and command of one version?"))
+        Ok(body.to_vec())
     }
 
     #[expect(

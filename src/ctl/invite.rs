@@ -20,6 +20,11 @@ pub fn run(global: &Global, args: &InviteArgs) -> Result<()> {
     };
     let answer: api::Token = agent(global)?.post("/invite", &body)?;
     print(&format!("{}\n", answer.token))?;
+    if answer.approval {
+        eprintln!(
+            "This machine does not hold the mesh's authority key: whoever comes with the token waits until `farspan approve` is run on the machine that does."
+        );
+    }
     eprintln!(
         "Valid once, for {}. On the other machine: sudo farspan join, and paste it.",
         words(args.lifetime.as_secs())

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, anyhow, bail};
 use mesh_types::token::Token;
 use zeroize::Zeroizing;
 
@@ -19,6 +19,10 @@ use crate::config::{self, Config, ConfigError, sentence};
 
 /// A first path takes milliseconds where one is easy.
 const FIRST_PATH_WITHIN: Duration = Duration::from_secs(3);
+/// A person may have to be found who approves the request,
+const APPROVED_WITHIN: Duration = Duration::from_secs(30 * 60);
+/// and this often it is looked whether that has happened.
+const APPROVED_AGAIN: Duration = Duration::from_secs(2);
 const ASK_EVERY: Duration = Duration::from_millis(100);
 /// As a shell reports SIGINT.
 const STATUS_INTERRUPTED: i32 = 130;
@@ -70,8 +74,9 @@ fn ask(
     };
     let body = api::Token {
         token: token.trim().to_owned(),
+        approval: false,
     };
-    match agent.post::<api::Done>("/join", &body) {
+    match approved(&agent, &body) {
         Ok(answer) => {
             for note in answer.notes {
                 eprintln!("farspan: {note}");
@@ -89,6 +94,34 @@ fn ask(
             undo(started.as_ref(), config);
             Err(error)
         }
+    }
+}
+
+/// Asks until the answer is final: somebody may have to approve the request first.
+fn approved(agent: &Client, body: &api::Token) -> Result<api::Done> {
+    let mut left = APPROVED_WITHIN;
+    let mut told = false;
+    loop {
+        let answer: api::Done = agent.post("/join", body)?;
+        if !answer.pending {
+            return Ok(answer);
+        }
+        if !told {
+            eprintln!(
+                "farspan: {}; waiting for it (Ctrl-C gives up)",
+                answer.message
+            );
+            told = true;
+        }
+        let Some(rest) = left.checked_sub(APPROVED_AGAIN) else {
+            bail!(
+                "{}; nobody has approved it within {} minutes, so run `farspan join` with the same token again when somebody has",
+                answer.message,
+                APPROVED_WITHIN.as_secs() / 60
+            );
+        };
+        left = rest;
+        std::thread::sleep(APPROVED_AGAIN);
     }
 }
 

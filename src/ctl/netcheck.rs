@@ -4,16 +4,13 @@ use std::fmt::Write as _;
 
 use anyhow::Result;
 
-use super::{agent, print, status};
+use super::{agent, show, status};
 use crate::api;
 use crate::cli::{Global, Output};
 
 pub fn run(global: &Global, output: Output) -> Result<()> {
     let netcheck: api::Netcheck = agent(global)?.get("/netcheck")?;
-    match output {
-        Output::Json => print(&format!("{}\n", serde_json::to_string_pretty(&netcheck)?)),
-        Output::Table => print(&table(&netcheck)),
-    }
+    show(output, &netcheck, || table(&netcheck))
 }
 
 fn table(netcheck: &api::Netcheck) -> String {

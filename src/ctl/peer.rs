@@ -7,7 +7,7 @@ use anyhow::{Result, anyhow, bail};
 use mesh_types::{ConfigPeer, WgKey};
 use serde_json::json;
 
-use super::{agent, print, table::columns};
+use super::{agent, print, show, table::columns};
 use crate::api;
 use crate::cli::{AgentArgs, Global, Output, PeerAddArgs, PeerVerb};
 use crate::config::edit::{Edit, NewPeer};
@@ -95,7 +95,7 @@ pub fn reload(global: &Global, done: &str) -> Result<()> {
 fn list(global: &Global, output: Output) -> Result<()> {
     let config = Config::load(global, &AgentArgs::default())?;
     let join = |items: Vec<String>| items.join(", ");
-    if output == Output::Json {
+    if output != Output::Table {
         let peers: Vec<_> = config
             .peers
             .iter()
@@ -109,7 +109,7 @@ fn list(global: &Global, output: Output) -> Result<()> {
                 })
             })
             .collect();
-        return print(&format!("{}\n", serde_json::to_string_pretty(&peers)?));
+        return show(output, &peers, String::new);
     }
     if config.peers.is_empty() {
         return print(

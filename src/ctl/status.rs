@@ -5,18 +5,24 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 
-use super::{agent, print, table::columns};
+use super::{agent, print, show, table::columns, watch};
 use crate::api;
-use crate::cli::{Global, Output, StatusArgs};
+use crate::cli::{Global, Output, StatusArgs, StatusOutput};
 
 /// `--check` found a fault.
 const FAULT: u8 = 3;
 
 pub fn run(global: &Global, args: &StatusArgs) -> Result<ExitCode> {
-    let status: api::Status = agent(global)?.get("/status")?;
+    let agent = agent(global)?;
+    if args.watch {
+        return watch::run(agent).map(|()| ExitCode::SUCCESS);
+    }
+    let status: api::Status = agent.get("/status")?;
     match args.output {
-        Output::Json => print(&format!("{}\n", serde_json::to_string_pretty(&status)?))?,
-        Output::Table => print(&table(&status))?,
+        StatusOutput::Table => print(&table(&status))?,
+        StatusOutput::Wide => print(&wide(&status))?,
+        StatusOutput::Json => show(Output::Json, &status, String::new)?,
+        StatusOutput::Yaml => show(Output::Yaml, &status, String::new)?,
     }
     Ok(if args.check && faulty(&status) {
         ExitCode::from(FAULT)
@@ -46,8 +52,23 @@ pub fn terminal_width() -> usize {
         .map_or(usize::MAX, |(width, _)| usize::from(width.0).max(40))
 }
 
-fn table_within(status: &api::Status, width: usize) -> String {
-    let node = &status.node;
+/// The same for a terminal of so many columns.
+pub fn table_within(status: &api::Status, width: usize) -> String {
+    let mut out = title(&status.node);
+    out.push('\n');
+    if status.peers.is_empty() {
+        out.push_str(NO_PEERS);
+    } else {
+        out.push_str(&peers(&status.peers, width));
+    }
+    out.push_str(&findings(&status.findings, width));
+    out
+}
+
+const NO_PEERS: &str =
+    "No peers yet: `farspan invite` lets a machine in, `farspan peer add` adds a static one.\n";
+
+fn title(node: &api::Node) -> String {
     let mut out = String::new();
     _ = writeln!(
         out,
@@ -62,14 +83,98 @@ fn table_within(status: &api::Status, width: usize) -> String {
         node.listen_port,
         node.backend,
     );
+    out
+}
+
+/// All there is to know, on lines of any length.
+fn wide(status: &api::Status) -> String {
+    let node = &status.node;
+    let mut out = title(node);
+    for (name, value) in [
+        ("public key", &node.public_key),
+        ("identity", &node.identity),
+        ("domain", &node.domain),
+        ("region", &node.region),
+    ] {
+        if !value.is_empty() {
+            _ = writeln!(out, "{name} {value}");
+        }
+    }
+    let api::Nat {
+        mapping,
+        filtering,
+        allocation,
+        udp_blocked,
+    } = &node.nat;
+    let blocked = if *udp_blocked { ", UDP blocked" } else { "" };
+    _ = writeln!(
+        out,
+        "NAT mapping {mapping}, filtering {filtering}, ports {allocation}{blocked}"
+    );
+    let endpoints = node.endpoints.iter();
+    let endpoints: Vec<_> = endpoints
+        .map(|endpoint| format!("{} ({})", endpoint.address, endpoint.kind))
+        .collect();
+    _ = writeln!(out, "reached at {}", endpoints.join(", "));
     out.push('\n');
     if status.peers.is_empty() {
-        out.push_str("No peers yet: `farspan invite` lets a machine in, `farspan peer add` adds a static one.\n");
+        out.push_str(NO_PEERS);
     } else {
-        out.push_str(&peers(&status.peers, width));
+        let rows: Vec<_> = status.peers.iter().map(wide_row).collect();
+        let head: Vec<_> = COLUMNS[..COLUMNS.len() - 1]
+            .iter()
+            .chain(&WIDE_COLUMNS)
+            .copied()
+            .collect();
+        out.push_str(&columns(&head, &rows));
     }
-    out.push_str(&findings(&status.findings, width));
+    out.push_str(&findings(&status.findings, usize::MAX));
     out
+}
+
+/// Beside [`COLUMNS`] without its last, which stands at the end here too.
+const WIDE_COLUMNS: [&str; 10] = [
+    "VIA",
+    "LOSS",
+    "MTU",
+    "SINCE",
+    "CONNECTED IN",
+    "SOURCE",
+    "REGION",
+    "ALLOWED IPS",
+    "PUBLIC KEY",
+    "REASON",
+];
+
+fn wide_row(peer: &api::Peer) -> Vec<String> {
+    let dash = || "-".to_owned();
+    let or_dash = |text: &String| {
+        if text.is_empty() {
+            dash()
+        } else {
+            text.clone()
+        }
+    };
+    let mut cells = row(peer);
+    let reason = cells.pop();
+    cells.extend([
+        peer.path
+            .as_ref()
+            .and_then(|path| path.via.clone())
+            .unwrap_or_else(dash),
+        peer.loss
+            .map_or_else(dash, |loss| format!("{:.0} %", loss * 100.0)),
+        peer.mtu.to_string(),
+        seconds(peer.since_s),
+        peer.connect_ms
+            .map_or_else(dash, |time| format!("{time} ms")),
+        peer.source.clone(),
+        or_dash(&peer.region),
+        or_dash(&peer.allowed_ips.join(", ")),
+        peer.public_key.clone(),
+    ]);
+    cells.extend(reason);
+    cells
 }
 
 const COLUMNS: [&str; 10] = [
@@ -114,7 +219,7 @@ fn peers(peers: &[api::Peer], width: usize) -> String {
 }
 
 /// Lines of words, indented.
-fn wrapped(text: &str, indent: usize, width: usize) -> String {
+pub fn wrapped(text: &str, indent: usize, width: usize) -> String {
     let mut out = String::new();
     let mut column: usize = 0;
     for word in text.split_whitespace() {
@@ -194,7 +299,7 @@ fn bare(nets: &[String]) -> String {
     nets.iter().map(strip).collect::<Vec<_>>().join(", ")
 }
 
-fn seconds(age: u64) -> String {
+pub fn seconds(age: u64) -> String {
     match age {
         0..60 => format!("{age} s"),
         60..3600 => format!("{} min", age / 60),
@@ -204,7 +309,7 @@ fn seconds(age: u64) -> String {
 }
 
 #[expect(clippy::cast_precision_loss, reason = "shown with three digits")]
-fn size(bytes: u64) -> String {
+pub fn size(bytes: u64) -> String {
     const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
     let mut value = bytes as f64;
     let mut unit = 0;
@@ -309,6 +414,28 @@ mod tests {
         );
         assert!(!text.contains("HANDSHAKE"), "{text}");
         assert!(table_within(&finding, 400).contains("HANDSHAKE"));
+    }
+
+    #[test]
+    fn the_wide_table_leaves_nothing_out() {
+        let mut relayed = peer("relayed");
+        relayed.path = Some(api::Path {
+            kind: "node-relay".into(),
+            remote: "203.0.113.5:28672".into(),
+            via: Some("hub".into()),
+        });
+        relayed.loss = Some(0.05);
+        relayed.connect_ms = Some(230);
+        let text = wide(&status(vec![relayed], None));
+        for part in [
+            "NAT mapping eim, filtering apdf, ports unknown\n",
+            "node-relay  203.0.113.5:28672",
+            "hub  5 %   1420  0 s    230 ms",
+            "10.77.0.2/32",
+            "probed both ways\n",
+        ] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
     }
 
     #[test]

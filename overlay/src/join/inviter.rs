@@ -27,6 +27,30 @@ const TICKETS_MAX: usize = 256;
 /// A used or expired invitation is remembered so long, to say what is wrong with it.
 const TICKET_KEPT: u64 = 7 * 24 * 3600;
 
+/// Why somebody is not let in.
+#[derive(Debug)]
+pub(super) struct Refusal {
+    /// One sentence.
+    pub(super) reason: String,
+    /// It may be let in later.
+    pub(super) pending: bool,
+}
+
+impl Refusal {
+    pub(super) fn final_word(reason: String) -> Self {
+        Self {
+            reason,
+            pending: false,
+        }
+    }
+}
+
+impl From<String> for Refusal {
+    fn from(reason: String) -> Self {
+        Self::final_word(reason)
+    }
+}
+
 impl Overlay {
     /// Makes an invitation.
     pub(crate) fn invite(
@@ -36,9 +60,10 @@ impl Overlay {
         lifetime: Duration,
         now: Now,
     ) -> Result<Token, String> {
-        let Some(signer) = self.signer() else {
+        let signer = self.signer().map(|signer| signer.authority());
+        let Some(authority) = signer.or_else(|| self.awaited_authority()) else {
             return Err(
-                "cannot invite: this machine does not hold the mesh's authority key; run `farspan invite` on the machine where `farspan init` was run".to_owned(),
+                "cannot invite: this machine is in no mesh; run `farspan invite` on a member, or make a mesh with `farspan init`".to_owned(),
             );
         };
         if let Some(all) = routes.iter().find(|net| net.prefix_len() == 0) {
@@ -56,11 +81,13 @@ impl Overlay {
                 "cannot invite: {TICKETS_MAX} invitations are open already; wait until some are used or expire"
             ));
         }
-        let Some(ipv4) = self.free_ipv4() else {
+        // Who only passes the wish on has no address to give.
+        let ipv4 = signer.and_then(|_| self.free_ipv4());
+        if signer.is_some() && ipv4.is_none() {
             return Err(
                 "cannot invite: the mesh's IPv4 range has no free address; revoke nodes that are gone, or make the mesh with a larger `init --range`".to_owned(),
             );
-        };
+        }
         let introducers = self.introducers(now);
         if introducers.iter().all(|one| one.endpoints.is_empty()) {
             return Err(
@@ -78,18 +105,18 @@ impl Overlay {
             secret_hash: secret_hash(&secret),
             expiry,
             ranges: routes.iter().map(IpNet::trunc).collect(),
-            ipv4: Some(ipv4),
+            ipv4,
             used_by: None,
         });
         self.persist_now();
         Ok(Token {
             domain: self.own.domain,
-            authority: signer.authority(),
+            authority,
             introducers,
             ticket: id,
             secret,
             expiry,
-            ipv4: Some(ipv4),
+            ipv4,
         })
     }
 
@@ -154,16 +181,19 @@ impl Overlay {
             self.count("join-malformed");
             return None;
         };
-        let answer: Message = match self.admit(&ticket, &join, now) {
+        let verdict = match self.signer() {
+            Some(signer) => self.admit(&ticket, &join, &signer, now),
+            None if self.awaited_authority().is_some() => self.ask_authority(&ticket, &join, now),
+            None => Err(Refusal::final_word("the inviter is no longer a member of the mesh; ask for a new invitation from one that is".to_owned())),
+        };
+        let answer: Message = match verdict {
             Ok(joined) => joined.into(),
-            Err(reason) => {
-                self.count("join-refused");
-                self.joining.note_refused(request.remote, &reason, now);
-                JoinRefused {
-                    reason,
-                    pending: false,
+            Err(Refusal { reason, pending }) => {
+                if !pending {
+                    self.count("join-refused");
+                    self.joining.note_refused(request.remote, &reason, now);
                 }
-                .into()
+                JoinRefused { reason, pending }.into()
             }
         };
         let sealed = keys
@@ -172,10 +202,48 @@ impl Overlay {
         Some(self.traversal.answer_join(request, &keys, sealed))
     }
 
-    fn admit(&mut self, ticket: &Ticket, join: &Join, now: Now) -> Result<Joined, String> {
-        let Some(signer) = self.signer() else {
-            return Err("the inviter no longer holds the mesh's authority key; ask for a new invitation from the machine that does".to_owned());
+    fn admit(
+        &mut self,
+        ticket: &Ticket,
+        join: &Join,
+        signer: &IdentitySecret,
+        now: Now,
+    ) -> Result<Joined, Refusal> {
+        let node = self.entitled(ticket, join, now)?;
+        let membership = match self.standing(ticket, node) {
+            Some(membership) => membership,
+            None => {
+                let signed = self.new_member(ticket, join, signer, now)?;
+                self.vouch(signed.clone(), signer.authority(), now);
+                signed
+            }
         };
+        Ok(self.welcome(membership, join, now))
+    }
+
+    /// The good news, once the joiner's record is known here and this node's own can be shown to it.
+    pub(super) fn welcome(
+        &mut self,
+        membership: Signed<Membership>,
+        join: &Join,
+        now: Now,
+    ) -> Joined {
+        self.take_announcement(join.announcement.clone(), now);
+        if self.announcer.current.is_none() {
+            // This node has just started; without its record the joiner would know nobody.
+            self.announce_now(now);
+            self.announce_due(now);
+        }
+        self.joined(membership)
+    }
+
+    /// Who comes with an invitation, where it may.
+    pub(super) fn entitled(
+        &self,
+        ticket: &Ticket,
+        join: &Join,
+        now: Now,
+    ) -> Result<NodeKey, String> {
         let announcement = join.announcement.record();
         let node = announcement.node();
         if !join.announcement.verify_identity() || node.domain != self.own.domain {
@@ -210,21 +278,7 @@ impl Overlay {
                 "a machine cannot join by its own invitation; run `farspan join` on the other machine".to_owned(),
             );
         }
-        let membership = match self.standing(ticket, node) {
-            Some(membership) => membership,
-            None => {
-                let signed = self.new_member(ticket, join, &signer, now)?;
-                self.vouch(signed.clone(), signer.authority(), now);
-                signed
-            }
-        };
-        self.take_announcement(join.announcement.clone(), now);
-        if self.announcer.current.is_none() {
-            // This node has just started; without its record the joiner would know nobody.
-            self.announce_now(now);
-            self.announce_due(now);
-        }
-        Ok(self.joined(membership))
+        Ok(node)
     }
 
     /// Was its membership voided, and no newer one given?
@@ -238,10 +292,7 @@ impl Overlay {
     /// The membership this very ticket gave earlier.
     fn standing(&self, ticket: &Ticket, node: NodeKey) -> Option<Signed<Membership>> {
         ticket.used_by?;
-        self.directory
-            .memberships()
-            .find(|signed| signed.record().node() == node)
-            .cloned()
+        self.membership_of(node)
     }
 
     fn new_member(
@@ -252,12 +303,26 @@ impl Overlay {
         now: Now,
     ) -> Result<Signed<Membership>, String> {
         let node = join.announcement.record().node();
+        let Some(membership) = self.membership_for(join, node, ticket.ipv4) else {
+            return Err("the mesh's IPv4 range has no free address; revoke nodes that are gone, then invite again".to_owned());
+        };
+        if let Some(kept) = self.state.tickets.iter_mut().find(|t| t.id == ticket.id) {
+            kept.used_by = Some(node.identity);
+        }
+        Ok(self.sign_membership(membership, signer, now))
+    }
+
+    /// What a node asks for, under a free name and address: those it has, else the offered one, else any. `None`
+    /// where no address is free.
+    pub(super) fn membership_for(
+        &self,
+        join: &Join,
+        node: NodeKey,
+        offered: Option<Ipv4Addr>,
+    ) -> Option<Membership> {
         let held = self
-            .directory
-            .memberships()
-            .map(Signed::record)
-            .find(|record| record.node() == node)
-            .cloned();
+            .membership_of(node)
+            .map(|signed| signed.record().clone());
         let taken = |ip: &Ipv4Addr| {
             self.own_ipv4() == Some(*ip)
                 || self
@@ -268,12 +333,9 @@ impl Overlay {
         let ipv4 = held
             .as_ref()
             .and_then(|held| held.ipv4)
-            .or_else(|| ticket.ipv4.filter(|ip| !taken(ip)))
-            .or_else(|| self.free_ipv4());
-        let Some(ipv4) = ipv4 else {
-            return Err("the mesh's IPv4 range has no free address; revoke nodes that are gone, then invite again".to_owned());
-        };
-        let membership = Membership {
+            .or_else(|| offered.filter(|ip| !taken(ip)))
+            .or_else(|| self.free_ipv4())?;
+        Some(Membership {
             domain: node.domain,
             identity: node.identity,
             name: self.free_name(&join.name, node),
@@ -282,11 +344,7 @@ impl Overlay {
             may_relay: join.may_relay,
             serial: held.map_or(0, |held| held.serial),
             not_after: None,
-        };
-        if let Some(kept) = self.state.tickets.iter_mut().find(|t| t.id == ticket.id) {
-            kept.used_by = Some(node.identity);
-        }
-        Ok(self.sign_membership(membership, signer, now))
+        })
     }
 
     /// The name wished for, with a number where another node has it.
@@ -317,7 +375,7 @@ impl Overlay {
         }
     }
 
-    fn take_announcement(&mut self, announcement: Signed<Announcement>, now: Now) {
+    pub(super) fn take_announcement(&mut self, announcement: Signed<Announcement>, now: Now) {
         self.directory.handle_observation(
             Observation {
                 source: Source::Gossip,

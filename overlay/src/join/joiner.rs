@@ -124,6 +124,12 @@ impl Overlay {
                 let result = self.take_membership(&attempt, joined, now);
                 self.reply(attempt.id, result.map(Reply::Done));
             }
+            Some(Ok(Message::JoinRefused(JoinRefused {
+                reason,
+                pending: true,
+            }))) => {
+                self.reply(attempt.id, Ok(Reply::Pending(reason)));
+            }
             Some(Ok(Message::JoinRefused(JoinRefused { reason, .. }))) => {
                 self.reply(attempt.id, Err(format!("the inviter refused: {reason}")));
             }

@@ -1,5 +1,6 @@
 //! Several nodes on a small network in virtual time, each with a model of WireGuard beneath it.
 
+mod approve;
 mod connect;
 mod join;
 mod members;

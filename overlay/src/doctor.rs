@@ -1,0 +1,540 @@
+//! `farspan doctor PEER`: why this node reaches a peer as it does, why not better, and what would change it.
+//!
+//! Everything is said from what is known: what either side has found out about its NAT, which addresses were
+//! tried and which answered, what WireGuard counts.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use mesh_types::{
+    Allocation, Candidate, CandidateKind, Filtering, Mapping, NatReport, Now, PeerId,
+};
+use nat_traversal::CandidateReport;
+
+use crate::control::public;
+use crate::overlay::Overlay;
+use crate::snapshot::{Finding, PathKind, PeerSnapshot, PeerState, Severity};
+
+/// Addresses named in one sentence.
+const NAMED_MAX: usize = 6;
+
+/// What is known of the way to one peer.
+#[derive(Debug, Clone)]
+pub struct Diagnosis {
+    /// The peer as `status` shows it.
+    pub peer: PeerSnapshot,
+    /// Addresses at which it was tried, best first; those that it only announced come last.
+    pub tried: Vec<Tried>,
+    /// Findings about the pair: how it is connected, what lies before either side, what follows.
+    pub findings: Vec<Finding>,
+}
+
+/// An address of a peer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tried {
+    /// Where it is, and who says so.
+    pub candidate: Candidate,
+    /// Probes sent to it.
+    pub sent: u64,
+    /// Answers from it.
+    pub answered: u64,
+    /// Round trip, once it answered.
+    pub rtt: Option<Duration>,
+}
+
+/// One side's network, as far as it matters for the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Class {
+    /// Anybody can send to it.
+    Open,
+    /// One port for all; lets in whose address was sent to.
+    Cone,
+    /// One port for all; lets in who was sent to.
+    PortCone,
+    /// A port for each destination address.
+    PerAddress,
+    /// A port for each destination, counted up.
+    Sequential,
+    /// A port for each destination, from a small block.
+    Block,
+    /// A port for each destination, from all.
+    Random,
+    /// No UDP.
+    Blocked,
+}
+
+/// A block up to this can be searched in seconds.
+const BLOCK_SMALL: u16 = 4096;
+
+/// `None` where too little is known.
+fn class(nat: &NatReport, endpoints: &[Candidate]) -> Option<Class> {
+    if nat.udp_blocked {
+        return Some(Class::Blocked);
+    }
+    if public(nat, endpoints) {
+        return Some(Class::Open);
+    }
+    match (nat.mapping, nat.filtering) {
+        (Mapping::EndpointIndependent, Filtering::EndpointIndependent) => Some(Class::Open),
+        (Mapping::EndpointIndependent, Filtering::AddressDependent) => Some(Class::Cone),
+        // Nobody proved it more open: it counts as the strictest.
+        (Mapping::EndpointIndependent, Filtering::AddressAndPortDependent | Filtering::Unknown) => {
+            Some(Class::PortCone)
+        }
+        (Mapping::AddressDependent, _) => Some(Class::PerAddress),
+        (Mapping::AddressAndPortDependent, _) => Some(match nat.allocation {
+            Allocation::Sequential(_) => Class::Sequential,
+            Allocation::Block(low, high) if high.saturating_sub(low) <= BLOCK_SMALL => Class::Block,
+            Allocation::Block(..)
+            | Allocation::Preserving
+            | Allocation::Random
+            | Allocation::Unknown => Class::Random,
+        }),
+        (Mapping::Unknown, _) => None,
+    }
+}
+
+/// Can two such networks be crossed directly, by any means there is?
+fn direct_is_possible(a: Class, b: Class) -> bool {
+    use Class::{Block, Blocked, Cone, Open, PortCone, Sequential};
+    match (a.min(b), a.max(b)) {
+        (_, Blocked) => false,
+        (Open | Cone | PortCone, _) => true,
+        (Sequential, Sequential) | (Block, Block) => true,
+        (Class::PerAddress | Sequential | Block | Class::Random | Blocked, _) => false,
+    }
+}
+
+/// What stands before a node, to be read after "is behind".
+fn described(class: Option<Class>) -> &'static str {
+    match class {
+        Some(Class::Open) => "nothing that keeps others out: it can be reached from everywhere",
+        Some(Class::Cone) => {
+            "a NAT with one public port for all destinations, which lets in whoever's address was sent to"
+        }
+        Some(Class::PortCone) => {
+            "a NAT or firewall with one public port for all destinations, which lets in only whom it has sent to"
+        }
+        Some(Class::PerAddress) => "a NAT with another public port for each destination address",
+        Some(Class::Sequential) => {
+            "a symmetric NAT that counts up: another public port for each destination, which can be predicted"
+        }
+        Some(Class::Block) => {
+            "a symmetric NAT with a small block: another public port for each destination, which can be searched for"
+        }
+        Some(Class::Random) => {
+            "a random symmetric NAT: another public port for each destination, which nobody can predict"
+        }
+        Some(Class::Blocked) => "a network that lets no UDP through",
+        None => "a network of which too little is known: no two others have answered it yet",
+    }
+}
+
+fn info(code: &str, message: String, remedy: &str) -> Finding {
+    Finding {
+        code: code.to_owned(),
+        severity: Severity::Info,
+        message,
+        remedy: remedy.to_owned(),
+    }
+}
+
+impl Overlay {
+    /// Explains how a peer, by name, address or key, is reached; one sentence where there is no such peer.
+    pub fn diagnose(&self, peer: &str, now: Now) -> Result<Diagnosis, String> {
+        let id = *self
+            .directory
+            .find(peer)
+            .map_err(|error| format!("cannot examine the way to {peer}: {error}"))?;
+        let (Some(known), Some(record)) = (self.directory.peer(&id), self.peers.get(&id)) else {
+            return Err(format!(
+                "cannot examine the way to {peer}: it has just left; see `farspan status`"
+            ));
+        };
+        let view = self.peer_view(&id, known, record, now);
+        let tried = self.tried(&id, &known.endpoints);
+        let mut findings = vec![connection(&view)];
+        if view.plain {
+            findings.push(info(
+                "plain",
+                format!(
+                    "{} is a plain WireGuard device: it has no agent, so nothing is probed and no relay helps; packets go where it last called from, or where the file says",
+                    view.name
+                ),
+                "Give it an endpoint here, or a PersistentKeepalive there, if it is not reached.",
+            ));
+        } else if self.compatible(&id) {
+            findings.extend(self.pair(&view, &known.nat, &known.endpoints));
+            findings.extend(self.evidence(&id, &view, &tried, now));
+        }
+        let mut about: Vec<Finding> = self
+            .findings(now)
+            .into_iter()
+            .filter(|finding| {
+                ABOUT_HOST.contains(&finding.code.as_str())
+                    || (ABOUT_PEER.contains(&finding.code.as_str())
+                        && finding.message.contains(&view.name))
+            })
+            .collect();
+        findings.append(&mut about);
+        Ok(Diagnosis {
+            peer: view,
+            tried,
+            findings,
+        })
+    }
+
+    fn tried(&self, id: &PeerId, announced: &[Candidate]) -> Vec<Tried> {
+        let reports = self
+            .traversal
+            .peer_report(id)
+            .map(|report| report.candidates);
+        let reports = reports.unwrap_or_default();
+        let known: Vec<SocketAddr> = reports.iter().map(|r| r.candidate.address).collect();
+        let untried = announced
+            .iter()
+            .filter(|candidate| !known.contains(&candidate.address))
+            .map(|candidate| Tried {
+                candidate: *candidate,
+                sent: 0,
+                answered: 0,
+                rtt: None,
+            });
+        let reported = reports.iter().map(|report: &CandidateReport| Tried {
+            candidate: report.candidate,
+            sent: report.sent,
+            answered: report.answered,
+            rtt: report.rtt,
+        });
+        reported.chain(untried).collect()
+    }
+
+    /// What lies before both sides, and what follows from it.
+    fn pair(&self, view: &PeerSnapshot, nat: &NatReport, endpoints: &[Candidate]) -> Vec<Finding> {
+        let own = class(&self.traversal.nat(), self.traversal.endpoints());
+        let theirs = class(nat, endpoints);
+        let name = &view.name;
+        let mut out = vec![
+            info(
+                "nat-here",
+                format!("this node is behind {}", described(own)),
+                "",
+            ),
+            info(
+                "nat-there",
+                if endpoints.is_empty() && *nat == NatReport::default() {
+                    format!(
+                        "{name} has not said what it is behind: its announcement has not arrived"
+                    )
+                } else {
+                    format!("{name} is behind {}", described(theirs))
+                },
+                "",
+            ),
+        ];
+        let possible = own.zip(theirs).map(|(a, b)| direct_is_possible(a, b));
+        let direct = view.state == PeerState::Direct;
+        out.extend(match (direct, possible) {
+            (true, _) => Some(info("why-direct", why_direct(view, own, theirs), "")),
+            (false, Some(true)) => Some(Finding {
+                severity: match view.state {
+                    PeerState::Idle => Severity::Info,
+                    PeerState::Relayed => Severity::Info,
+                    PeerState::Connecting | PeerState::Down | PeerState::Direct => {
+                        Severity::Warning
+                    }
+                },
+                ..info(
+                    "direct-possible",
+                    format!("the two networks allow a direct path to {name}, but none is proven now"),
+                    "Wait half a minute; if it stays, a firewall on one of the two machines drops UDP to the listen port, or no member that both reach introduces them: see the addresses tried.",
+                )
+            }),
+            (false, Some(false)) => Some(info(
+                "direct-impossible",
+                match (own, theirs) {
+                    (Some(Class::Blocked), _) | (_, Some(Class::Blocked)) => format!(
+                        "without UDP on both sides there is no direct UDP path to {name}"
+                    ),
+                    _ => format!(
+                        "neither side can know which public port the other's NAT will choose, so packets to {name} need a relay"
+                    ),
+                },
+                "Any one of these makes it direct: a port forwarding or port mapping (PCP, NAT-PMP, UPnP) to the listen port on either side, IPv6 on both, or a router on either side whose NAT keeps one port for all destinations.",
+            )),
+            (false, None) => Some(info(
+                "direct-unknown",
+                format!("whether a direct path to {name} is possible cannot be told yet"),
+                "Let each side reach one more member, or name a STUN server in [nat] stun, then ask again.",
+            )),
+        });
+        out
+    }
+
+    /// What was tried and what came of it.
+    fn evidence(
+        &self,
+        id: &PeerId,
+        view: &PeerSnapshot,
+        tried: &[Tried],
+        now: Now,
+    ) -> Vec<Finding> {
+        let mut out = Vec::new();
+        let name = &view.name;
+        let report = self.traversal.peer_report(id);
+        if let Some(report) = &report {
+            let heard = report.last_heard.map_or_else(
+                || "nothing was ever heard from it on the outside".to_owned(),
+                |at| {
+                    let age = now.mono.saturating_duration_since(at).as_secs();
+                    format!("it was last heard {age} s ago")
+                },
+            );
+            out.push(info(
+                "probes",
+                format!(
+                    "{} of {} probes to {name} were answered, {heard}",
+                    report.probes_answered, report.probes_sent
+                ),
+                "",
+            ));
+        }
+        if tried.is_empty() {
+            out.push(Finding {
+                severity: Severity::Warning,
+                ..info(
+                    "no-address",
+                    format!("no address of {name} is known"),
+                    "It is learned from the peer's announcement: check that its agent runs and reaches a member that this node reaches too, or give endpoints in its [[peer]] entry.",
+                )
+            });
+        } else {
+            let named: Vec<String> = tried.iter().take(NAMED_MAX).map(sentence_of).collect();
+            let more = tried.len().saturating_sub(NAMED_MAX);
+            let more = if more > 0 {
+                format!(", and {more} more")
+            } else {
+                String::new()
+            };
+            out.push(info(
+                "addresses",
+                format!("addresses of {name}: {}{more}", named.join("; ")),
+                "",
+            ));
+        }
+        let (Some(path), true) = (&view.path, report.is_some_and(|report| report.suspect)) else {
+            return out;
+        };
+        out.push(Finding {
+            severity: Severity::Warning,
+            ..info(
+                "suspect",
+                format!("{} has stopped answering a moment ago", path.remote),
+                "Nothing: other addresses are being tried; ask again in a few seconds.",
+            )
+        });
+        out
+    }
+}
+
+/// Findings of the host that may keep a peer away.
+const ABOUT_HOST: [&str; 6] = [
+    "rp-filter",
+    "forward-drop",
+    "forwarding-off",
+    "apply-failed",
+    "clock",
+    "revoked",
+];
+/// Findings about a peer, which name it.
+const ABOUT_PEER: [&str; 3] = ["no-handshake", "protocol", "key-in-file-stale"];
+
+/// The first sentence: how it is.
+fn connection(view: &PeerSnapshot) -> Finding {
+    let name = &view.name;
+    let since = view.since.as_secs();
+    let measured = match (view.rtt, view.loss) {
+        (Some(rtt), Some(loss)) => format!(
+            ", {:.1} ms, {:.0} % of probes lost",
+            rtt.as_secs_f64() * 1e3,
+            loss * 100.0
+        ),
+        (Some(rtt), None) => format!(", {:.1} ms", rtt.as_secs_f64() * 1e3),
+        (None, _) => String::new(),
+    };
+    let (severity, message) = match view.state {
+        PeerState::Direct => (
+            Severity::Info,
+            format!(
+                "{name} is reached directly{measured}, for {since} s: {}",
+                view.reason
+            ),
+        ),
+        PeerState::Relayed => {
+            let via = view.path.as_ref().and_then(|path| path.via.as_deref());
+            let via = via.map(|via| format!(" by {via}")).unwrap_or_default();
+            (
+                Severity::Info,
+                format!(
+                    "{name} is relayed{via}{measured}, for {since} s: {}",
+                    view.reason
+                ),
+            )
+        }
+        PeerState::Idle => (
+            Severity::Info,
+            format!("{name} is idle, for {since} s: {}", view.reason),
+        ),
+        PeerState::Connecting => (
+            Severity::Warning,
+            format!(
+                "a path to {name} is being looked for, for {since} s: {}",
+                view.reason
+            ),
+        ),
+        PeerState::Down => (
+            Severity::Error,
+            format!("{name} is not reached, for {since} s: {}", view.reason),
+        ),
+    };
+    Finding {
+        code: "connection".to_owned(),
+        severity,
+        message,
+        remedy: match view.connect {
+            Some(time) if view.state == PeerState::Direct => {
+                format!("Nothing; the path was found in {} ms.", time.as_millis())
+            }
+            Some(_) | None => String::new(),
+        },
+    }
+}
+
+fn why_direct(view: &PeerSnapshot, own: Option<Class>, theirs: Option<Class>) -> String {
+    let name = &view.name;
+    match view.path.as_ref().map(|path| path.kind) {
+        Some(PathKind::Lan) => {
+            return format!(
+                "it is direct because both are in one network: no NAT lies between this node and {name}"
+            );
+        }
+        Some(PathKind::Ipv6) => {
+            return "it is direct by IPv6, where no NAT changes ports: both sides sent first, so both firewalls let the answers in".to_owned();
+        }
+        Some(_) | None => {}
+    }
+    let opener = match (own, theirs) {
+        (Some(Class::Open), _) => "this node can be reached from everywhere".to_owned(),
+        (_, Some(Class::Open)) => format!("{name} can be reached from everywhere"),
+        (Some(own), Some(theirs)) if direct_is_possible(own, theirs) => {
+            if own.max(theirs) <= Class::PortCone {
+                "both NATs keep one public port, and both sides sent at the same time".to_owned()
+            } else {
+                "the public port of the harder NAT was predicted or found by search".to_owned()
+            }
+        }
+        (Some(_), Some(_)) => {
+            "the port was found by luck, or one of the NATs is kinder than it looked".to_owned()
+        }
+        (None, _) | (_, None) => "both sides answered each other's probes".to_owned(),
+    };
+    format!("it is direct because {opener}")
+}
+
+fn sentence_of(tried: &Tried) -> String {
+    let said = match tried.candidate.kind {
+        CandidateKind::Mapped => "forwarded or mapped",
+        CandidateKind::Host => "its own",
+        CandidateKind::ServerReflexive => "seen by others",
+        CandidateKind::PeerReflexive => "seen here",
+        CandidateKind::Relayed => "on a relay",
+    };
+    let outcome = match (tried.sent, tried.answered, tried.rtt) {
+        (0, 0, _) => "not tried".to_owned(),
+        (sent, 0, _) => format!("{sent} probes, no answer"),
+        (sent, answered, Some(rtt)) => format!(
+            "{answered} of {sent} answered, {:.1} ms",
+            rtt.as_secs_f64() * 1e3
+        ),
+        (sent, answered, None) => format!("{answered} of {sent} answered"),
+    };
+    format!("{} ({said}; {outcome})", tried.candidate.address)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CLASSES: [Class; 8] = [
+        Class::Open,
+        Class::Cone,
+        Class::PortCone,
+        Class::PerAddress,
+        Class::Sequential,
+        Class::Block,
+        Class::Random,
+        Class::Blocked,
+    ];
+
+    #[test]
+    fn the_matrix_is_the_one_of_the_design() {
+        // Rows and columns as in CLASSES; upper half.
+        let matrix = [
+            "DDDDDDDR", "DDDDDDR", "DDDDDR", "RRRRR", "DRRR", "DRR", "RR", "R",
+        ];
+        for (row, line) in matrix.iter().enumerate() {
+            for (offset, cell) in line.chars().enumerate() {
+                let (a, b) = (CLASSES[row], CLASSES[row + offset]);
+                assert_eq!(direct_is_possible(a, b), cell == 'D', "{a:?} x {b:?}");
+                assert_eq!(direct_is_possible(b, a), cell == 'D', "{b:?} x {a:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_report_is_classified_by_what_it_proves() {
+        let nat = |mapping, filtering, allocation| NatReport {
+            mapping,
+            filtering,
+            allocation,
+            udp_blocked: false,
+        };
+        let symmetric = |allocation| {
+            nat(
+                Mapping::AddressAndPortDependent,
+                Filtering::Unknown,
+                allocation,
+            )
+        };
+        let cases = [
+            (NatReport::default(), None),
+            (
+                nat(
+                    Mapping::EndpointIndependent,
+                    Filtering::Unknown,
+                    Allocation::Unknown,
+                ),
+                Some(Class::PortCone),
+            ),
+            (
+                symmetric(Allocation::Sequential(1)),
+                Some(Class::Sequential),
+            ),
+            (symmetric(Allocation::Block(2048, 4095)), Some(Class::Block)),
+            (
+                symmetric(Allocation::Block(1024, 65535)),
+                Some(Class::Random),
+            ),
+            (symmetric(Allocation::Unknown), Some(Class::Random)),
+        ];
+        for (report, expected) in cases {
+            assert_eq!(class(&report, &[]), expected, "{report:?}");
+        }
+        let forwarded = Candidate {
+            kind: CandidateKind::Mapped,
+            address: "203.0.113.1:22000".parse().expect("an address"),
+        };
+        let hard = symmetric(Allocation::Random);
+        assert_eq!(class(&hard, &[forwarded]), Some(Class::Open));
+    }
+}
