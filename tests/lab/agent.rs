@@ -329,11 +329,17 @@ impl Node {
         state
     }
 
-    fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = self.host.namespace.command(FARSPAN);
+    /// A verb that is not started yet.
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = self.program(FARSPAN);
+        command.args(arguments);
         command
-            .args(arguments)
-            .envs(self.environment.iter().map(|(name, value)| (name, value)));
+    }
+
+    /// Any program on this machine, in the environment of its agent.
+    pub fn program(&self, program: &str) -> Command {
+        let mut command = self.host.namespace.command(program);
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command
     }
 }

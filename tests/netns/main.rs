@@ -17,3 +17,4 @@ mod refusals;
 mod rotation;
 mod scene;
 mod strangers;
+mod verbs;
