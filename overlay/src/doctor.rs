@@ -167,11 +167,13 @@ impl Overlay {
             findings.extend(self.pair(&view, &known.nat, &known.endpoints));
             findings.extend(self.evidence(&id, &view, &tried, now));
         }
+        findings.push(tunnel(&view));
         let mut about: Vec<Finding> = self
             .findings(now)
             .into_iter()
             .filter(|finding| {
-                ABOUT_HOST.contains(&finding.code.as_str())
+                let wrong = finding.severity > Severity::Info;
+                (wrong && ABOUT_HOST.contains(&finding.code.as_str()))
                     || (ABOUT_PEER.contains(&finding.code.as_str())
                         && finding.message.contains(&view.name))
             })
@@ -260,7 +262,7 @@ impl Overlay {
                         "neither side can know which public port the other's NAT will choose, so packets to {name} need a relay"
                     ),
                 },
-                "Any one of these makes it direct: a port forwarding or port mapping (PCP, NAT-PMP, UPnP) to the listen port on either side, IPv6 on both, or a router on either side whose NAT keeps one port for all destinations.",
+                if view.state == PeerState::Relayed { TO_DIRECT } else { TO_RELAY },
             )),
             (false, None) => Some(info(
                 "direct-unknown",
@@ -337,6 +339,10 @@ impl Overlay {
     }
 }
 
+/// What helps where two NATs cannot be crossed and a relay is in use,
+const TO_DIRECT: &str = "Any one of these makes it direct: a port forwarding or port mapping (PCP, NAT-PMP, UPnP) to the listen port on either side, IPv6 on both, or a router on either side whose NAT keeps one port for all destinations.";
+/// and where none is.
+const TO_RELAY: &str = "No relay is in use: set serve = true in [relay] on a member that both reach and that can be reached from outside. Or make it direct by a port forwarding or port mapping (PCP, NAT-PMP, UPnP) to the listen port on either side, IPv6 on both, or a router on either side whose NAT keeps one port for all destinations.";
 /// Findings of the host that may keep a peer away.
 const ABOUT_HOST: [&str; 6] = [
     "rp-filter",
@@ -407,6 +413,25 @@ fn connection(view: &PeerSnapshot) -> Finding {
             }
             Some(_) | None => String::new(),
         },
+    }
+}
+
+/// What WireGuard has counted.
+fn tunnel(view: &PeerSnapshot) -> Finding {
+    let (sent, received) = (view.tx_bytes, view.rx_bytes);
+    let counted = format!("WireGuard has sent {sent} bytes and received {received}");
+    match view.last_handshake {
+        Some(age) => info(
+            "tunnel",
+            format!("{counted}; its last handshake is {} s old", age.as_secs()),
+            "",
+        ),
+        None if sent > 0 && received == 0 => info(
+            "tunnel",
+            format!("{counted}: no handshake was answered yet"),
+            "",
+        ),
+        None => info("tunnel", format!("{counted}; there is no session"), ""),
     }
 }
 

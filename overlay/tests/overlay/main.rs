@@ -2,6 +2,7 @@
 
 mod approve;
 mod connect;
+mod doctor;
 mod join;
 mod members;
 mod net;
