@@ -29,6 +29,7 @@ pub mod clock;
 mod commands;
 pub mod control;
 pub mod names;
+mod persist;
 pub mod sockets;
 pub mod state;
 pub mod status;
@@ -51,8 +52,6 @@ const HOST_REPORT_EVERY: Duration = Duration::from_secs(60);
 /// endpoint again that a late packet of the old path has moved back.
 const SETTLE_EVERY: Duration = Duration::from_millis(500);
 const SETTLE_FOR: Duration = Duration::from_secs(5);
-/// A full disk is tried again.
-const PERSIST_AGAIN: Duration = Duration::from_secs(5);
 /// Events waiting for the loop; a flood beyond is dropped at its source.
 const QUEUE: usize = 1024;
 
@@ -598,59 +597,6 @@ impl Agent {
         };
         if let Some(Err(error)) = result {
             debug!(to = %transmit.destination, socket = ?transmit.socket, %error, "Failed to send");
-        }
-    }
-
-    /// Writes the state. A disk that refuses it is told of and tried again; the agent goes on.
-    fn persist(&mut self) {
-        match self.store.save(&self.overlay.state()) {
-            Ok(()) => {
-                self.due.persist = None;
-                self.persist_key();
-                if self.findings.remove("state-write").is_some() {
-                    info!("State is written again");
-                }
-            }
-            Err(error) => {
-                let message = format!("{error:#}");
-                if self.due.persist.is_none() {
-                    warn!(
-                        "{message}; going on, and trying again every {} s",
-                        PERSIST_AGAIN.as_secs()
-                    );
-                }
-                self.due.persist = Some(self.clock.now().mono + PERSIST_AGAIN);
-                let remedy = "Free space or make the folder writable; until then a restart forgets what was learned since.";
-                self.findings
-                    .insert("state-write", finding("state-write", message, remedy));
-            }
-        }
-    }
-
-    /// Writes the key in use where it belongs; until that succeeds a restart finds it as the next key.
-    fn persist_key(&mut self) {
-        let Some(key) = &self.unwritten_key else {
-            return;
-        };
-        match self.store.adopt_next_key(key) {
-            Ok(()) => {
-                self.unwritten_key = None;
-                self.findings.remove("private-key");
-            }
-            Err(error) => {
-                let message = format!("the key in use is kept in next.key only: {error:#}");
-                if !self.findings.contains_key("private-key") {
-                    warn!(
-                        "{message}; trying again every {} s",
-                        PERSIST_AGAIN.as_secs()
-                    );
-                }
-                self.due.persist = Some(self.clock.now().mono + PERSIST_AGAIN);
-                let remedy =
-                    "Free space or make the folder writable; the agent tries again by itself.";
-                self.findings
-                    .insert("private-key", finding("private-key", message, remedy));
-            }
         }
     }
 
