@@ -93,7 +93,18 @@ pub struct Netcheck {
     pub port_mapping: String,
     pub ipv6: bool,
     pub mtu: u16,
+    /// Kinds of networks that peers may be behind, by how they will be reached; empty while the own is unknown.
+    #[serde(default)]
+    pub reach: Reach,
     pub findings: Vec<Finding>,
+}
+
+/// `open`, `address-filtered`, `port-filtered`, `address-dependent`, `sequential`, `small-block`, `random`,
+/// `udp-blocked`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reach {
+    pub direct: Vec<String>,
+    pub relay: Vec<String>,
 }
 
 /// A configured STUN server.

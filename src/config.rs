@@ -36,7 +36,7 @@ const FILE_MAX: u64 = 1 << 20;
 pub struct ConfigError(pub String);
 
 /// A file may hold any character, and a terminal obeys some: they are shown as TOML writes them.
-fn one_line(text: &str) -> String {
+pub fn one_line(text: &str) -> String {
     let shown = |c: char| {
         if c.is_control() {
             c.escape_default().to_string()

@@ -24,7 +24,7 @@ fn main() -> ExitCode {
     match ctl::run(cli) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("farspan: {error:#}");
+            eprintln!("farspan: {}", config::one_line(&format!("{error:#}")));
             if error.is::<config::ConfigError>() {
                 ExitCode::from(USAGE)
             } else {

@@ -105,6 +105,27 @@ fn direct_is_possible(a: Class, b: Class) -> bool {
     }
 }
 
+/// Which networks a node reaches directly, and which only through a relay.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Reach {
+    /// Directly.
+    pub direct: Vec<&'static str>,
+    /// Through a relay.
+    pub relay: Vec<&'static str>,
+}
+
+/// The words for what may stand before a peer.
+const WORDS: [(Class, &str); 8] = [
+    (Class::Open, "open"),
+    (Class::Cone, "address-filtered"),
+    (Class::PortCone, "port-filtered"),
+    (Class::PerAddress, "address-dependent"),
+    (Class::Sequential, "sequential"),
+    (Class::Block, "small-block"),
+    (Class::Random, "random"),
+    (Class::Blocked, "udp-blocked"),
+];
+
 /// What stands before a node, to be read after "is behind".
 fn described(class: Option<Class>) -> &'static str {
     match class {
@@ -140,6 +161,22 @@ fn info(code: &str, message: String, remedy: &str) -> Finding {
 }
 
 impl Overlay {
+    /// Which kinds of networks this node will reach how; nothing where its own is not known yet.
+    pub(crate) fn networks_reached(&self) -> Reach {
+        let mut reach = Reach::default();
+        let Some(own) = class(&self.traversal.nat(), self.traversal.endpoints()) else {
+            return reach;
+        };
+        for (theirs, word) in WORDS {
+            if direct_is_possible(own, theirs) {
+                reach.direct.push(word);
+            } else {
+                reach.relay.push(word);
+            }
+        }
+        reach
+    }
+
     /// Explains how a peer, by name, address or key, is reached; one sentence where there is no such peer.
     pub fn diagnose(&self, peer: &str, now: Now) -> Result<Diagnosis, String> {
         let id = *self

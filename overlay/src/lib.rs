@@ -46,7 +46,7 @@ mod state;
 mod view;
 
 pub use config::{Config, Identity};
-pub use doctor::{Diagnosis, Tried};
+pub use doctor::{Diagnosis, Reach, Tried};
 pub use event::{Event, Reply};
 pub use overlay::Overlay;
 pub use snapshot::{

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use crate::doctor::Reach;
 use ipnet::IpNet;
 use mesh_types::report::Backend;
 use mesh_types::{Candidate, DomainId, IdentityKey, NatReport, Source, WgKey};
@@ -219,6 +220,8 @@ pub struct NetcheckSnapshot {
     pub ipv6: bool,
     /// MTU of the overlay device, bytes.
     pub mtu: u16,
+    /// Which kinds of networks it will reach how.
+    pub reach: Reach,
     /// What is wrong or worth knowing about it.
     pub findings: Vec<Finding>,
 }

@@ -166,6 +166,7 @@ impl Overlay {
                 .collect(),
             ipv6: !self.host.ipv6_off && self.host.default_route_v6,
             mtu: self.config.mtu,
+            reach: self.networks_reached(),
             findings: self
                 .findings(now)
                 .into_iter()

@@ -35,6 +35,10 @@ pub fn netcheck(snapshot: &NetcheckSnapshot) -> api::Netcheck {
         port_mapping: "none".to_owned(),
         ipv6: snapshot.ipv6,
         mtu: snapshot.mtu,
+        reach: api::Reach {
+            direct: words(&snapshot.reach.direct),
+            relay: words(&snapshot.reach.relay),
+        },
         findings: snapshot.findings.iter().map(finding).collect(),
     }
 }
@@ -74,6 +78,10 @@ pub fn waiting(waiting: &PetitionSnapshot) -> api::Waiting {
         revoked: waiting.revoked,
         waits_s: waiting.waits.as_secs(),
     }
+}
+
+fn words(list: &[&str]) -> Vec<String> {
+    list.iter().map(|word| (*word).to_owned()).collect()
 }
 
 fn node(node: &NodeSnapshot) -> api::Node {

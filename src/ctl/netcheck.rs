@@ -18,10 +18,11 @@ fn table(netcheck: &api::Netcheck) -> String {
         nat,
         endpoints,
         stun,
-        relays: _,
+        relays,
         port_mapping: _,
         ipv6,
         mtu,
+        reach,
         findings,
     } = netcheck;
     let mut out = String::new();
@@ -69,6 +70,17 @@ fn table(netcheck: &api::Netcheck) -> String {
             server.addresses.join(", ")
         };
         _ = writeln!(out, "STUN server    {}: {addresses}", server.name);
+    }
+    for relay in relays {
+        let far = relay
+            .rtt_ms
+            .map_or_else(|| "not measured".to_owned(), |ms| format!("{ms:.1} ms"));
+        _ = writeln!(out, "Relay          {}: {far}", relay.name);
+    }
+    for (title, kinds) in [("Direct to", &reach.direct), ("By relay to", &reach.relay)] {
+        if !kinds.is_empty() {
+            _ = writeln!(out, "{title:<14} {}", kinds.join(", "));
+        }
     }
     out.push_str(&status::findings(findings, status::terminal_width()));
     out

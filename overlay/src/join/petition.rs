@@ -23,7 +23,9 @@ use crate::snapshot::PetitionSnapshot;
 /// Wishes that one inviter keeps.
 const KEPT_MAX: usize = 32;
 /// Wishes that wait at the authority.
-const QUEUED_MAX: usize = 64;
+const QUEUED_MAX: usize = 256;
+/// Of one member among them: it must not keep others out.
+const QUEUED_BY_MAX: usize = 16;
 /// Identities that a person has refused, newest kept.
 const REFUSED_MAX: usize = 256;
 /// A wish is repeated so often: the machine with the key may have been away.
@@ -202,8 +204,22 @@ impl Overlay {
         }
         let known = self.petitions.queued.get(&node.identity);
         let since = known.map_or(now.mono, |(_, _, since)| *since);
-        if known.is_none() && self.petitions.queued.len() >= QUEUED_MAX {
-            return self.count("petition-full");
+        if known.is_none() {
+            // Whoever was asked for by a node that was revoked since goes with it.
+            let directory = &self.directory;
+            let member = |by: &PeerId| directory.peer(by).is_some();
+            let open = |one: &Petition| one.expiry > now.unix_secs();
+            self.petitions
+                .queued
+                .retain(|_, (one, by, _)| open(one) && member(by));
+            let of_one = self
+                .petitions
+                .queued
+                .values()
+                .filter(|(_, by, _)| by == from);
+            if of_one.count() >= QUEUED_BY_MAX || self.petitions.queued.len() >= QUEUED_MAX {
+                return self.count("petition-full");
+            }
         }
         self.petitions
             .queued
@@ -215,8 +231,13 @@ impl Overlay {
         if self.signer().is_none() {
             return Err(not_here("see who waits"));
         }
-        let open = self.petitions.queued.iter();
-        let open = open.filter(|(_, (petition, _, _))| petition.expiry > now.unix_secs());
+        let open = self
+            .petitions
+            .queued
+            .iter()
+            .filter(|(_, (petition, by, _))| {
+                petition.expiry > now.unix_secs() && self.directory.peer(by).is_some()
+            });
         Ok(open
             .map(|(identity, (petition, by, since))| {
                 let node = wisher(petition);

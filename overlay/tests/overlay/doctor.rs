@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use mesh_types::State;
-use overlay::Severity;
+use mesh_types::command::Command;
+use overlay::{Reply, Severity};
 
 use crate::net::{Net, config, identity};
 
@@ -67,6 +68,18 @@ fn a_peer_that_is_gone_is_an_error_and_an_unknown_one_a_sentence() {
     let now = world.now;
     let nobody = world.machine(1).overlay.diagnose("node-9", now);
     assert!(nobody.is_err_and(|why| why.contains("node-9")));
+}
+
+#[test]
+fn netcheck_tells_who_will_be_reached_how() {
+    let mut world = Net::with_authority();
+    world.invite_and_join(2).expect("joined");
+    world.run(Duration::from_secs(3));
+    let Ok(Reply::Netcheck(netcheck)) = world.command(1, Command::Netcheck) else {
+        panic!("no netcheck");
+    };
+    assert!(netcheck.reach.direct.contains(&"random"), "{netcheck:?}");
+    assert_eq!(netcheck.reach.relay, ["udp-blocked"]);
 }
 
 #[test]
