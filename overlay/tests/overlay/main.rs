@@ -7,4 +7,5 @@ mod join;
 mod members;
 mod net;
 mod plan;
+mod refused;
 mod rotation;
