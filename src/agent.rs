@@ -583,7 +583,7 @@ impl Agent {
                 .as_ref()
                 .map(|(_, port)| port.send(transmit)),
             // No plan of this version names one.
-            SocketId::Extra(_) => None,
+            SocketId::Extra(_) | SocketId::Relay(_) => None,
         };
         if let Some(Err(error)) = result {
             debug!(to = %transmit.destination, socket = ?transmit.socket, %error, "Failed to send");

@@ -109,6 +109,10 @@ fn not_carried(plan: &HostPlan) -> Vec<HostError> {
             plan.relay_pairs.is_empty(),
             "relay between two members in the kernel",
         ),
+        (
+            plan.aliases.is_empty(),
+            "show late datagrams of a relay as those of the path in use",
+        ),
         (plan.filters.is_empty(), "filter what peers may send"),
     ]
     .into_iter()

@@ -167,6 +167,7 @@ mod tests {
             forward_accept: false,
             adoptions: BTreeSet::new(),
             relay_pairs: BTreeSet::new(),
+            aliases: BTreeSet::new(),
             proxies: BTreeSet::new(),
             filters: BTreeSet::new(),
         };

@@ -216,7 +216,7 @@ impl Overlay {
     ) {
         match socket {
             SocketId::Overlay => self.handle_control(remote, bytes, now),
-            SocketId::Main | SocketId::Alternate | SocketId::Extra(_) => self
+            SocketId::Main | SocketId::Alternate | SocketId::Extra(_) | SocketId::Relay(_) => self
                 .traversal
                 .handle_datagram(socket, local, remote, bytes, now),
         }

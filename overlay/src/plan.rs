@@ -115,6 +115,7 @@ impl Overlay {
             forward_accept: self.config.forward_accept,
             adoptions: BTreeSet::new(),
             relay_pairs: BTreeSet::new(),
+            aliases: BTreeSet::new(),
             proxies: BTreeSet::new(),
             filters: BTreeSet::new(),
         }

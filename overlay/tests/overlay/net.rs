@@ -412,7 +412,7 @@ impl Net {
                 }
                 return;
             }
-            SocketId::Extra(_) => return,
+            SocketId::Extra(_) | SocketId::Relay(_) => return,
         };
         let from = SocketAddr::new(machine.address, port);
         self.post(

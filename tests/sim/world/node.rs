@@ -303,6 +303,7 @@ impl Node {
                     }
                     continue;
                 }
+                SocketId::Relay(port) => port,
                 SocketId::Extra(number) => panic!("nobody opened socket {number}"),
             };
             let unspecified = match transmit.destination {
