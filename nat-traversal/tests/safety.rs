@@ -195,6 +195,8 @@ fn a_thousand_forged_candidates_make_no_weapon() {
             nat: mesh_types::NatReport::default(),
             predicted: Vec::new(),
             start_ms: 0,
+            relays: Vec::new(),
+            relay: None,
         });
         let id = net.nodes[b].id;
         let mut spec = net.spec(b, candidates);
@@ -253,6 +255,8 @@ fn call(net: &mut Net, a: usize, b: usize, seq: u64) {
         nat: mesh_types::NatReport::default(),
         predicted: Vec::new(),
         start_ms: 0,
+        relays: Vec::new(),
+        relay: None,
     });
     let (id, now) = (net.nodes[b].id, net.now);
     net.nodes[a].traversal.handle_message(&id, &call, now);

@@ -93,6 +93,8 @@ impl PathAgent {
             nat: node.nat.report(),
             predicted: Vec::new(),
             start_ms: 0,
+            relays: Vec::new(),
+            relay: None,
         });
         node.counters.add("calls-sent");
         node.events.push_back(Event::Signal {
@@ -125,6 +127,7 @@ impl PathAgent {
                     candidates: node.endpoints.clone(),
                     nat: node.nat.report(),
                     predicted: Vec::new(),
+                    relays: Vec::new(),
                 });
                 self.calling.last = Some(now.mono);
                 self.calling.answered(now.mono);
