@@ -32,6 +32,10 @@ pub const NFT_DEMUX_IN_PRIORITY: i32 = 310;
 pub const NFT_DEMUX_OUT_PRIORITY: i32 = -300;
 /// nftables priority of the MSS clamp at forward: mangle.
 pub const NFT_MSS_PRIORITY: i32 = -150;
+/// nftables priority of the relay chain at prerouting: raw, before conntrack (-200), which never sees what is relayed.
+pub const NFT_RELAY_IN_PRIORITY: i32 = -300;
+/// nftables priority of the relay chain at postrouting: after every common source NAT (100).
+pub const NFT_RELAY_OUT_PRIORITY: i32 = 310;
 /// Name of the overlay device unless configured.
 pub const INTERFACE: &str = "farspan0";
 /// Largest control message inside the tunnel or an established session, bytes.
