@@ -35,8 +35,7 @@ pub struct PeerSpec {
     pub announcement_seq: u64,
 }
 
-/// Tier of a path, the better the lower. Relays will rank below, in the order node relay, TURN over
-/// UDP, direct TCP, TURN over TCP.
+/// Tier of a path, the better the lower.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum PathKind {
     /// An address of the same site: private, or of a network this host is in.
@@ -45,6 +44,8 @@ pub enum PathKind {
     Ipv6,
     /// IPv4 across the internet.
     Ipv4,
+    /// Through a member that forwards ciphertext.
+    NodeRelay,
 }
 
 impl PathKind {
@@ -54,6 +55,7 @@ impl PathKind {
             Self::Lan => "lan",
             Self::Ipv6 => "ipv6",
             Self::Ipv4 => "ipv4",
+            Self::NodeRelay => "node-relay",
         }
     }
 }

@@ -98,10 +98,15 @@ mod tests {
 
     #[test]
     fn no_two_scores_prefer_each_other() {
-        let all: Vec<_> = [PathKind::Lan, PathKind::Ipv6, PathKind::Ipv4]
-            .into_iter()
-            .flat_map(|kind| (0..40).map(move |i| score(kind, i * 7)))
-            .collect();
+        let all: Vec<_> = [
+            PathKind::Lan,
+            PathKind::Ipv6,
+            PathKind::Ipv4,
+            PathKind::NodeRelay,
+        ]
+        .into_iter()
+        .flat_map(|kind| (0..40).map(move |i| score(kind, i * 7)))
+        .collect();
         for a in &all {
             for b in &all {
                 assert!(

@@ -113,6 +113,7 @@ impl Overlay {
                 nat_traversal::PathKind::Lan => "inside the local network",
                 nat_traversal::PathKind::Ipv6 => "by IPv6",
                 nat_traversal::PathKind::Ipv4 => "by IPv4",
+                nat_traversal::PathKind::NodeRelay => "through a relay",
             };
             format!("{kind} at {}", path.remote)
         });
