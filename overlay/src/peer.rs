@@ -2,7 +2,7 @@
 //! state follows from it.
 //!
 //! ```text
-//! learned --> Connecting --path and session--> Direct
+//! learned --> Connecting --path and session--> Direct, or Relayed
 //!               |  ^  ^                          |
 //!   patience    v  |  '---- path or session lost-'
 //!             Down-'
@@ -106,6 +106,8 @@ pub(crate) struct PeerRecord {
     pub(crate) planned: (bool, bool),
     /// Where it was last reached.
     pub(crate) last_endpoint: Option<SocketAddr>,
+    /// Its path leads through a relay.
+    pub(crate) relayed: bool,
     /// Since when there is a path.
     pub(crate) path_since: Option<Instant>,
     /// From when on this side starts handshakes (keepalive in the plan).
@@ -156,6 +158,7 @@ impl PeerRecord {
             name: String::new(),
             planned: (false, false),
             last_endpoint: None,
+            relayed: false,
             path_since: None,
             open_at: None,
             opened: false,
@@ -276,6 +279,7 @@ impl PeerRecord {
             };
         }
         match (self.path_since, session) {
+            (Some(_), true) if self.relayed => PeerState::Relayed,
             (Some(_), true) => PeerState::Direct,
             (Some(_), false) => PeerState::Connecting,
             (None, _) => {

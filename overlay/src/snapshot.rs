@@ -197,6 +197,8 @@ pub struct NetcheckSnapshot {
     pub endpoints: Vec<Candidate>,
     /// Configured STUN servers: name, and the addresses it resolved to.
     pub stun: Vec<(String, Vec<SocketAddr>)>,
+    /// Members in reach that relay, and their round trip times, nearest first.
+    pub relays: Vec<(String, Duration)>,
     /// Has the host IPv6 with a default route?
     pub ipv6: bool,
     /// MTU of the overlay device, bytes.
