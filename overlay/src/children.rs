@@ -13,7 +13,7 @@ use tracing::debug;
 use crate::control::is_global;
 use crate::event::Event;
 use crate::overlay::{Overlay, RESOLVE_AGAIN};
-use crate::peer::{Greeting, PeerRecord, SECOND_SIDE_DELAY};
+use crate::peer::{Greeting, LATE, PeerRecord, SECOND_SIDE_DELAY};
 use crate::snapshot::PeerState;
 
 impl Overlay {
@@ -159,6 +159,7 @@ impl Overlay {
             return;
         };
         self.plan_dirty = true;
+        record.late_until = (record.relayed && !relayed).then(|| now.mono + LATE);
         record.relayed = relayed;
         debug!(peer = %record.name, ?remote, "Path changed");
         match remote {
@@ -262,6 +263,9 @@ impl Overlay {
             if let Some(record) = self.peers.get_mut(&id) {
                 if record.retired.is_some_and(|(_, until)| until <= now.mono) {
                     record.retired = None;
+                    self.plan_dirty = true;
+                }
+                if record.late_until.take_if(|at| *at <= now.mono).is_some() {
                     self.plan_dirty = true;
                 }
                 if record.open(now.mono) && !record.opened {

@@ -90,15 +90,17 @@ impl Overlay {
 
     /// Datagrams of peers that may still be on their way through relays.
     pub(crate) fn aliases(&self) -> BTreeSet<Alias> {
-        let direct = self.peers.keys().filter_map(|id| {
-            let path = self.traversal.path(id)?;
-            (!path.kind.is_relayed()).then_some((id, path.remote))
-        });
-        direct
-            .flat_map(|(id, path)| {
-                let late = self.traversal.late(id).into_iter();
-                late.map(move |late| Alias { late, path })
-            })
-            .collect()
+        let kernel = self.config.backend == Backend::Kernel;
+        let mut out = BTreeSet::new();
+        for (id, record) in &self.peers {
+            let path = self.traversal.path(id).map(|path| path.remote);
+            let late = self.traversal.late(id).into_iter();
+            let all = late.filter_map(|late| Some(Alias { late, path: path? }));
+            out.extend(all.filter(|alias| {
+                let drops = kernel && alias.late.is_ipv4() != alias.path.is_ipv4();
+                !drops || record.late_until.is_none()
+            }));
+        }
+        out
     }
 }

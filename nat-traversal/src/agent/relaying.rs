@@ -142,13 +142,10 @@ impl PathAgent {
 
     /// Where datagrams of the peer may still come from after the path in use has left its relays.
     pub(crate) fn late(&self) -> impl Iterator<Item = SocketAddr> + '_ {
-        let direct = self.path().filter(|path| !path.kind.is_relayed());
+        let direct = self.has_direct();
         self.remotes
             .iter()
-            .filter(move |(address, remote)| {
-                direct.is_some_and(|path| path.remote.is_ipv4() == address.is_ipv4())
-                    && remote.relay.is_some()
-            })
+            .filter(move |(_, remote)| direct && remote.relay.is_some())
             .map(|(address, _)| *address)
     }
 

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use mesh_types::report::Backend;
 use overlay::{PathKind, PeerSnapshot, PeerState};
 use sim_net::{Allocator, Direction, Families, Filtering, Mapping, NatSpec};
 
@@ -63,34 +64,39 @@ fn a_pair_that_meets_directly_sends_nothing_through_the_relay() {
 
 #[test]
 fn a_relayed_pair_goes_direct_without_loss_and_comes_back_when_that_way_dies() {
-    let mut world = World::new(510);
-    let places = [0, 1].map(|_| world.place(Access::Nat(HARD), true));
-    let mut trio = Trio::of(world, (places[0], DUAL), (places[1], DUAL), 1);
-    let host = trio.world.nodes[trio.a.0].host;
-    trio.world.net.set_ipv6_off(host, true);
-    trio.start_and_meet();
-    let flow = trio.flow(Duration::from_millis(10));
-    trio.world.seconds(10);
-    assert_eq!(trio.shown(trio.a, trio.b).state, PeerState::Relayed);
+    for backend in [Backend::Userspace, Backend::Kernel] {
+        let mut world = World::new(510);
+        let places = [0, 1].map(|_| world.place(Access::Nat(HARD), true));
+        let seat = Seat { backend, ..DUAL };
+        let mut trio = Trio::of(world, (places[0], seat), (places[1], seat), 1);
+        let host = trio.world.nodes[trio.a.0].host;
+        trio.world.net.set_ipv6_off(host, true);
+        trio.start_and_meet();
+        let flow = trio.flow(Duration::from_millis(10));
+        trio.world.seconds(10);
+        assert_eq!(trio.shown(trio.a, trio.b).state, PeerState::Relayed);
 
-    let since = trio.world.net.now();
-    trio.world.net.set_ipv6_off(host, false);
-    let a = trio.a;
-    trio.world.report_host(a);
-    trio.world.seconds(30);
-    let now = trio.world.net.now();
-    let lost = trio.world.flows[flow.0].lost(since, now);
-    assert_eq!(lost, 0, "{}", trio.world.describe());
-    assert_eq!(trio.shown(trio.a, trio.b).state, PeerState::Direct);
-    trio.assert_off_relay();
+        let since = trio.world.net.now();
+        trio.world.net.set_ipv6_off(host, false);
+        let a = trio.a;
+        trio.world.report_host(a);
+        trio.world.seconds(30);
+        let now = trio.world.net.now();
+        let lost = trio.world.flows[flow.0].lost(since, now);
+        // The kernel cannot show datagrams of one family as those of the other: the few on their way are lost.
+        let most = if backend == Backend::Kernel { 12 } else { 0 };
+        assert!(lost <= most, "{lost} lost\n{}", trio.world.describe());
+        assert_eq!(trio.shown(trio.a, trio.b).state, PeerState::Direct);
+        trio.assert_off_relay();
 
-    let since = trio.world.net.now();
-    trio.world.net.set_ipv6_off(host, true);
-    trio.world.report_host(a);
-    trio.world.seconds(30);
-    let gap = trio.world.flows[flow.0].longest_gap(since);
-    assert!(gap < 3 * SECOND, "{gap:?}\n{}", trio.world.describe());
-    assert_eq!(trio.shown(trio.a, trio.b).state, PeerState::Relayed);
+        let since = trio.world.net.now();
+        trio.world.net.set_ipv6_off(host, true);
+        trio.world.report_host(a);
+        trio.world.seconds(30);
+        let gap = trio.world.flows[flow.0].longest_gap(since);
+        assert!(gap < 3 * SECOND, "{gap:?}\n{}", trio.world.describe());
+        assert_eq!(trio.shown(trio.a, trio.b).state, PeerState::Relayed);
+    }
 }
 
 #[test]
@@ -375,8 +381,10 @@ impl Trio {
             let all = relays.iter().map(|relay| &world.nodes[relay.0].relay);
             all.map(|relay| relay.forwarded).sum()
         };
-        for link in relays.iter().flat_map(|relay| self.world.links(*relay)) {
-            self.world.net.tap(link);
+        for relay in &relays {
+            for link in self.world.links(*relay) {
+                self.world.net.tap(link);
+            }
         }
         let (since, before) = (self.world.net.now(), forwarded(&self.world));
         let flow = self.flow(Duration::from_millis(20));

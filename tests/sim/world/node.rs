@@ -179,8 +179,8 @@ impl Node {
                 );
             }
         } else if main && is_wireguard(&delivery.bytes) {
-            let remote = self.relay.alias(delivery.remote);
-            if let Some(tunnel) = &mut self.tunnel {
+            let remote = self.relay.alias(delivery.remote, self.config.backend);
+            if let Some((tunnel, remote)) = self.tunnel.as_mut().zip(remote) {
                 tunnel.handle_datagram(remote, &delivery.bytes, now.mono);
             }
         } else if let Some(overlay) = &mut self.overlay

@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use mesh_types::plan::RelayPair;
+use mesh_types::report::Backend;
 use mesh_types::{HostPlan, SocketId};
 
 use super::node::Outgoing;
@@ -75,8 +76,13 @@ impl Relay {
         &self.pairs
     }
 
-    pub fn alias(&self, remote: SocketAddr) -> SocketAddr {
-        self.aliases.get(&remote).copied().unwrap_or(remote)
+    /// Whom WireGuard takes a datagram for; `None` where it is dropped.
+    pub fn alias(&self, remote: SocketAddr, backend: Backend) -> Option<SocketAddr> {
+        let alias = self.aliases.get(&remote).copied();
+        match backend {
+            Backend::Kernel if alias.is_some_and(|a| a.is_ipv4() != remote.is_ipv4()) => None,
+            Backend::Kernel | Backend::Userspace => Some(alias.unwrap_or(remote)),
+        }
     }
 
     pub fn forward(&mut self, from: (SocketAddr, u16), bytes: &[u8], now: Instant) {
