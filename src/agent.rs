@@ -248,6 +248,8 @@ fn core_config(
         forward_accept: config.forward_accept,
         mtu: consts::MTU,
         may_relay: config.relay_serve,
+        relay_ports: config.relay_ports,
+        pair_rate: config.relay_pair_rate,
     }
 }
 

@@ -56,6 +56,10 @@ pub const PERSISTENT_KEEPALIVE: Duration = Duration::from_secs(25);
 pub const MESH_RANGE: &str = "10.77.0.0/16";
 /// Lifetime of an invitation.
 pub const TICKET_LIFETIME: Duration = Duration::from_secs(24 * 3600);
+/// Ports that a relay lends to members unless configured; below NodePorts, above most of what listens.
+pub const RELAY_PORTS: (u16, u16) = (28672, 29183);
+/// Bits a second of a relayed pair unless configured: a relay's operator pays for the traffic of others.
+pub const RELAY_PAIR_RATE: u64 = 50_000_000;
 /// Protocol versions this build speaks, lowest and highest.
 pub const PROTOCOL: (u8, u8) = (1, 1);
 

@@ -170,7 +170,9 @@ pub struct RelayPair {
 /// WireGuard's port is handed to WireGuard as if it had come from `path`, and nothing is lost.
 ///
 /// In the kernel: source address and port rewritten at input, before the socket is looked up, for everything that the
-/// demultiplexer does not take. In the engine: before the peer's endpoint is updated. Both are of one family.
+/// demultiplexer does not take. In the engine: before the peer's endpoint is updated. Where the families differ the
+/// kernel cannot rewrite, and drops what comes from `late`; the plan waits a second with those, and the engine shows
+/// them as all others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Alias {
     /// The relay's address and port, where the peer's datagrams came from.

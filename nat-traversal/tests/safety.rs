@@ -393,7 +393,8 @@ fn a_joiner_is_heard_before_it_is_a_peer_and_gets_its_answer() {
             | Event::EndpointsChanged
             | Event::PeerKeySeen { .. }
             | Event::JoinAnswer { .. }
-            | Event::EpochRaised(_) => None,
+            | Event::EpochRaised(_)
+            | Event::RelayChanged => None,
         });
     let request = request.unwrap();
     assert_eq!((request.ticket, request.transaction), (ticket, transaction));

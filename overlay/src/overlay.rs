@@ -57,6 +57,8 @@ pub struct Overlay {
     pub(crate) stun: BTreeMap<String, Vec<SocketAddr>>,
     pub(crate) resolve_at: Option<Instant>,
     pub(crate) revoked: bool,
+    /// Members may be relayed through this node, now.
+    pub(crate) relay_serves: bool,
     pub(crate) plan: HostPlan,
     pub(crate) plan_dirty: bool,
     /// Generation of the plan that first holds the own addresses as they are.
@@ -142,6 +144,7 @@ impl Overlay {
             stun: BTreeMap::new(),
             resolve_at: None,
             revoked: false,
+            relay_serves: false,
             plan,
             plan_dirty: true,
             addresses_since: None,

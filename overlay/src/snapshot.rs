@@ -85,6 +85,8 @@ pub enum PathKind {
     Ipv6,
     /// Over the internet, IPv4.
     Ipv4,
+    /// Through a member that forwards ciphertext.
+    NodeRelay,
 }
 
 impl PathKind {
@@ -94,6 +96,7 @@ impl PathKind {
             Self::Lan => "lan",
             Self::Ipv6 => "ipv6",
             Self::Ipv4 => "ipv4",
+            Self::NodeRelay => "node-relay",
         }
     }
 }
@@ -194,6 +197,8 @@ pub struct NetcheckSnapshot {
     pub endpoints: Vec<Candidate>,
     /// Configured STUN servers: name, and the addresses it resolved to.
     pub stun: Vec<(String, Vec<SocketAddr>)>,
+    /// Members in reach that relay, and their round trip times, nearest first.
+    pub relays: Vec<(String, Duration)>,
     /// Has the host IPv6 with a default route?
     pub ipv6: bool,
     /// MTU of the overlay device, bytes.
@@ -208,6 +213,7 @@ impl From<nat_traversal::PathKind> for PathKind {
             nat_traversal::PathKind::Lan => Self::Lan,
             nat_traversal::PathKind::Ipv6 => Self::Ipv6,
             nat_traversal::PathKind::Ipv4 => Self::Ipv4,
+            nat_traversal::PathKind::NodeRelay => Self::NodeRelay,
         }
     }
 }

@@ -498,7 +498,8 @@ impl Net {
             | Event::PeerKeySeen { .. }
             | Event::JoinRequest(_)
             | Event::JoinAnswer { .. }
-            | Event::EpochRaised(_) => {}
+            | Event::EpochRaised(_)
+            | Event::RelayChanged => {}
         }
     }
 

@@ -56,6 +56,8 @@ pub fn config(n: u8) -> Config {
         forward_accept: false,
         mtu: 1420,
         may_relay: false,
+        relay_ports: (28672, 29183),
+        pair_rate: 50_000_000,
     }
 }
 
