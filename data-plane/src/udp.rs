@@ -195,13 +195,7 @@ impl Family {
         if fwmark != 0 {
             socket.set_mark(fwmark)?;
         }
-        // Beyond the system's limit only with CAP_NET_ADMIN; smaller buffers lose packets in bursts, no more.
-        if setsockopt(&socket, sockopt::RcvBufForce, &BUFFER).is_err() {
-            let _ = socket.set_recv_buffer_size(BUFFER);
-        }
-        if setsockopt(&socket, sockopt::SndBufForce, &BUFFER).is_err() {
-            let _ = socket.set_send_buffer_size(BUFFER);
-        }
+        enlarge(&socket);
         socket.bind(&SocketAddr::new(any, port).into())?;
         let socket = Arc::new(UdpSocket::from(socket));
         let state = UdpSocketState::new((&*socket).into())?;
@@ -215,6 +209,7 @@ impl Family {
     /// Of a socket that somebody else has bound, for both families or for IPv4.
     pub fn of(socket: Arc<UdpSocket>) -> io::Result<Self> {
         let state = UdpSocketState::new((&*socket).into())?;
+        enlarge(&socket2::SockRef::from(&*socket));
         if socket.local_addr()?.is_ipv6() {
             let_fragment(&socket, true)?;
         }
@@ -257,6 +252,16 @@ impl Family {
             }
             result => result,
         }
+    }
+}
+
+/// Beyond the system's limit only with CAP_NET_ADMIN; smaller buffers lose packets in bursts, no more.
+fn enlarge(socket: &Socket) {
+    if setsockopt(socket, sockopt::RcvBufForce, &BUFFER).is_err() {
+        let _ = socket.set_recv_buffer_size(BUFFER);
+    }
+    if setsockopt(socket, sockopt::SndBufForce, &BUFFER).is_err() {
+        let _ = socket.set_send_buffer_size(BUFFER);
     }
 }
 

@@ -16,7 +16,7 @@ use netlink_packet_netfilter::nftables::InetHookNumber;
 
 use super::demux::{COOKIE, COOKIE_OFFSET};
 use super::expression::{
-    DESTINATION_PORT, Family, Part, SOURCE_PORT, UDP, bytes_at, family, find, is_in, key,
+    DESTINATION_PORT, Family, Part, SOURCE_PORT, UDP, bytes_at, drop, family, find, is_in, key,
     other_bytes_at, protocol, set_part, set_port,
 };
 use super::map::{Elements, Entry, Map, Value, lone_port, put_address, put_port};
@@ -64,6 +64,19 @@ const ALIAS: [Map; 2] = [
         value: Value::Fields(&[Part::Source(V6), Part::SourcePort]),
     },
 ];
+/// Late datagrams of one family whose path is of the other: they cannot be shown as what they are not.
+const LATE: [Map; 2] = [
+    Map {
+        name: "late4",
+        key: &[Part::Source(V4), Part::SourcePort],
+        value: Value::None,
+    },
+    Map {
+        name: "late6",
+        key: &[Part::Source(V6), Part::SourcePort],
+        value: Value::None,
+    },
+];
 const FAMILIES: [Family; 2] = [V4, V6];
 
 /// Makes it so; says whether anything had to be changed.
@@ -98,23 +111,25 @@ pub(super) fn lend(
             changed |= tables.fill(outward, &entries.collect())?;
         }
     }
+    let maps = [ALIAS, LATE].concat();
     if aliases.is_empty() {
-        return Ok(changed | tables.apply_with(ALIAS_CHAINS, &[], &ALIAS)?);
+        return Ok(changed | tables.apply_with(ALIAS_CHAINS, &[], &maps)?);
     }
-    changed |= tables.apply_with(ALIAS_CHAINS, &[alias_chain(wireguard_port)], &ALIAS)?;
+    changed |= tables.apply_with(ALIAS_CHAINS, &[alias_chain(wireguard_port)], &maps)?;
     for of in FAMILIES {
-        let ours = aliases
-            .iter()
-            .filter(|it| is_of(it.late.ip(), of) && is_of(it.path.ip(), of));
-        let entries: Elements = ours
-            .map(|Alias { late, path }| {
-                let (mut key, mut value) = (Vec::new(), Vec::new());
-                put_address(&mut key, *late);
-                put_address(&mut value, *path);
-                (key, Entry::Fields(value))
-            })
-            .collect();
-        changed |= tables.fill(map_of(&ALIAS, of), &entries)?;
+        let (mut shown, mut dropped) = (Elements::new(), Elements::new());
+        for Alias { late, path } in aliases.iter().filter(|it| is_of(it.late.ip(), of)) {
+            let (mut key, mut value) = (Vec::new(), Vec::new());
+            put_address(&mut key, *late);
+            put_address(&mut value, *path);
+            if is_of(path.ip(), of) {
+                shown.insert(key, Entry::Fields(value));
+            } else {
+                dropped.insert(key, Entry::None);
+            }
+        }
+        changed |= tables.fill(map_of(&ALIAS, of), &shown)?;
+        changed |= tables.fill(map_of(&LATE, of), &dropped)?;
     }
     Ok(changed)
 }
@@ -218,10 +233,31 @@ fn alias_chain(port: u16) -> Chain {
             parts,
         )
     };
+    let late = |of: Family| {
+        let map = map_of(&LATE, of);
+        let mut parts = wireguard(of);
+        parts.extend([
+            bytes_at(DESTINATION_PORT, &port.to_be_bytes()),
+            key(map.key),
+            is_in(map.name),
+            drop(),
+        ]);
+        Rule::new(
+            format!(
+                "farspan: late {} to {port} whose path is of the other family",
+                word(of)
+            ),
+            parts,
+        )
+    };
     Chain {
         name: "alias_in",
         hook: InetHookNumber::LocalIn,
         priority: NFT_DEMUX_IN_PRIORITY,
-        rules: FAMILIES.map(rule).into(),
+        rules: FAMILIES
+            .map(late)
+            .into_iter()
+            .chain(FAMILIES.map(rule))
+            .collect(),
     }
 }

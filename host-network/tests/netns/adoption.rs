@@ -100,6 +100,17 @@ fn what_comes_late_by_a_relay_counts_as_of_the_path_in_use() {
             far.send_to(&stun([0, 1]), door).unwrap();
             assert_eq!(receive(&agent), Some((stun([0, 1]), late)), "STUN as it is");
 
+            let other = if path.is_ipv4() {
+                "[2001:db8:7::8]:1"
+            } else {
+                "198.51.100.8:1"
+            };
+            let path = other.parse().unwrap();
+            let aliases = [Alias { late, path }].into();
+            demux.lend(PORT, &BTreeSet::new(), &aliases).unwrap();
+            far.send_to(&wireguard(4), door).unwrap();
+            assert_eq!(receive(&tunnel), None, "it cannot be shown as of there");
+
             demux
                 .lend(PORT, &BTreeSet::new(), &BTreeSet::new())
                 .unwrap();
