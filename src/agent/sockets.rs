@@ -323,7 +323,8 @@ async fn read(id: SocketId, socket: Arc<UdpSocket>, port: u16, events: mpsc::Sen
 fn receive(id: SocketId, socket: &UdpSocket, port: u16) -> io::Result<Option<Datagram>> {
     let mut bytes = [0; 2048];
     let mut parts = [IoSliceMut::new(&mut bytes)];
-    let mut space = nix::cmsg_space!(nix::libc::in6_pktinfo, nix::libc::in_pktinfo);
+    // Room for more than what is asked for: whom a socket was lent to may have asked for more.
+    let mut space = nix::cmsg_space!([u8; 256]);
     let got = recvmsg::<SockaddrStorage>(
         socket.as_raw_fd(),
         &mut parts,
