@@ -30,6 +30,7 @@ mod commands;
 pub mod control;
 pub mod names;
 mod persist;
+pub mod ports;
 pub mod sockets;
 pub mod state;
 pub mod status;
@@ -38,6 +39,7 @@ pub mod tunnel;
 use clock::{Alarm, Clock};
 use control::{Asked, Server};
 use names::Names;
+use ports::Ports;
 use sockets::{Binding, Datagram, Port};
 use state::Store;
 use tunnel::{Done, PortWish, Tunnel};
@@ -101,6 +103,7 @@ struct Agent {
     alternate: Option<Port>,
     overlay_port: Option<(u32, Port)>,
     bench: bench::Desk,
+    ports: Ports,
     waiting: BTreeMap<CommandId, commands::Waiting>,
     last_command: CommandId,
     unwritten_key: Option<WgSecret>,
@@ -251,6 +254,8 @@ fn core_config(
         forward_accept: config.forward_accept,
         mtu: consts::MTU,
         may_relay: config.relay_serve,
+        relay_ports: config.relay_ports,
+        pair_rate: config.relay_pair_rate,
     }
 }
 
@@ -318,6 +323,7 @@ impl Agent {
             alternate,
             overlay_port: None,
             bench: bench::Desk::new(now.mono),
+            ports: Ports::new(config.fwmark.0, events.clone()),
             waiting: BTreeMap::new(),
             last_command: 0,
             unwritten_key: None,
@@ -467,11 +473,18 @@ impl Agent {
             generation: plan.generation,
             failures: Vec::new(),
         };
-        // Routes need the device, so the tunnel comes first.
+        // The tunnel uses sockets, and routes need its device.
+        let busy = self.ports.busy().clone();
+        applied
+            .failures
+            .extend(self.ports.converge(&plan.sockets).err());
+        if *self.ports.busy() != busy {
+            self.due.host_report = self.clock.now().mono;
+        }
         if let Some(tunnel) = &mut self.tunnel {
             let before = tunnel.port_moved();
             let now = self.clock.now().mono;
-            match tunnel.apply(&plan.tunnel) {
+            match tunnel.apply(&plan, &mut self.ports) {
                 Ok(Done::Quiet) => {}
                 Ok(Done::Unsettled) => {
                     self.due.settled = now + SETTLE_FOR;
@@ -486,6 +499,7 @@ impl Agent {
         applied
             .failures
             .extend(self.host.converge(&plan).await.failures);
+        applied.failures.extend(self.relay().err());
         self.open_overlay_port();
         for failure in &applied.failures {
             warn!("{failure}");
@@ -494,6 +508,23 @@ impl Agent {
         self.converged = Some(plan.generation);
         self.due.converge = now.mono + CONVERGE_EVERY;
         self.overlay.handle_applied(applied, now);
+    }
+
+    /// Relays what the kernel does not, and says why it does not.
+    fn relay(&mut self) -> Result<(), String> {
+        let obstacles = self.host.relay_obstacles();
+        if obstacles.is_empty() {
+            self.findings.remove("relay-userspace");
+        } else {
+            let message = format!(
+                "members are relayed by this process, which costs CPU time, not by the kernel: {}",
+                obstacles.join("; and ")
+            );
+            let remedy = "Remove what is in the way; it is looked at again within 30 s.";
+            let told = finding("relay-userspace", message, remedy);
+            self.findings.insert("relay-userspace", told);
+        }
+        self.ports.relay(self.host.left_to_userspace())
     }
 
     /// The socket inside the tunnel is bound to the device, and is opened anew with it.
@@ -533,6 +564,7 @@ impl Agent {
         let mut report = self.host.report().await;
         let now = self.clock.now();
         report.port_moved = self.tunnel.as_ref().and_then(Tunnel::port_moved);
+        report.busy_ports.clone_from(self.ports.busy());
         self.overlay.handle_host(report, now);
         self.due.host_report = now.mono + HOST_REPORT_EVERY;
     }
@@ -592,8 +624,7 @@ impl Agent {
                 .overlay_port
                 .as_ref()
                 .map(|(_, port)| port.send(transmit)),
-            // No plan of this version names one.
-            SocketId::Extra(_) => None,
+            SocketId::Extra(_) | SocketId::Relay(_) => self.ports.send(transmit),
         };
         if let Some(Err(error)) = result {
             debug!(to = %transmit.destination, socket = ?transmit.socket, %error, "Failed to send");

@@ -84,6 +84,10 @@ pub struct Config {
     pub forward_accept: bool,
     /// Willing to relay.
     pub relay_serve: bool,
+    /// Ports lent to members that are relayed.
+    pub relay_ports: (u16, u16),
+    /// Bits a second of a relayed pair.
+    pub relay_pair_rate: u64,
     /// Static peers.
     pub peers: Vec<ConfigPeer>,
     /// Their endpoints that are given by name, `host:port`.
@@ -364,7 +368,15 @@ impl Source<'_> {
                 None => (consts::FWMARK, consts::FWMARK_MASK),
             },
             forward_accept: file.host.forward_accept.unwrap_or(false),
-            relay_serve: file.relay.serve.as_ref().is_some_and(|on| *on.get_ref()),
+            relay_serve: file.relay.serve.unwrap_or(false),
+            relay_ports: match &file.relay.ports {
+                Some(text) => self.text("ports", text, value::port_range(text.get_ref()))?,
+                None => consts::RELAY_PORTS,
+            },
+            relay_pair_rate: match &file.relay.pair_rate {
+                Some(text) => self.text("pair-rate", text, value::rate(text.get_ref()))?,
+                None => consts::RELAY_PAIR_RATE,
+            },
             peers: self.peers(file, &mut names, &mut warnings)?,
             names,
             state_dir,
@@ -399,17 +411,6 @@ impl Source<'_> {
         }
         if let Some(key) = &file.nat.birthday_search {
             without_effect("birthday-search", key.span());
-        }
-        if let Some(key) = &file.relay.ports {
-            self.text("ports", key, value::port_range(key.get_ref()))?;
-            without_effect("ports", key.span());
-        }
-        if let Some(key) = &file.relay.pair_rate {
-            self.text("pair-rate", key, value::rate(key.get_ref()))?;
-            without_effect("pair-rate", key.span());
-        }
-        if let Some(key) = file.relay.serve.as_ref().filter(|on| *on.get_ref()) {
-            without_effect("serve", key.span());
         }
         for turn in &file.relay.turn {
             self.text("url", &turn.url, value::turn_url(turn.url.get_ref()))?;

@@ -81,6 +81,14 @@ counters! {
     Expired = "expired",
     /// A plan named a port that could not be bound.
     RebindFailed = "rebind_failed",
+    /// Datagrams of others forwarded in userspace.
+    RelayForwarded = "relay_forwarded",
+    /// Their payload, bytes.
+    RelayBytes = "relay_bytes",
+    /// Beyond the rate of their pair.
+    RelayOverRate = "relay_over_rate",
+    /// To a relay port, from none of those who are relayed by it.
+    RelayStranger = "relay_stranger",
 }
 
 /// All counters. Shared by the worker and whoever reads them.

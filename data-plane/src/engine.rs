@@ -1,18 +1,21 @@
 //! The handle other crates hold.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread::{self, JoinHandle};
 use std::{fmt, io};
 
-use mesh_types::plan::TunnelPlan;
+use mesh_types::SocketId;
+use mesh_types::plan::{Alias, TunnelPlan};
 use mesh_types::report::TunnelReport;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use parking_lot::Mutex;
 
 use crate::core::Core;
 use crate::counters::{Count, Counters};
+use crate::lent::{Adopted, Lent};
 use crate::tun::Tun;
 use crate::udp::Sockets;
 use crate::worker::{self, Shared, Worker};
@@ -56,9 +59,11 @@ impl Default for Offload {
     }
 }
 
-/// A datagram on the tunnel's port that is STUN, not WireGuard.
+/// A datagram that is STUN, not WireGuard.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ControlDatagram {
+    /// Which socket it came to.
+    pub socket: SocketId,
     /// Where it arrived.
     pub local: SocketAddr,
     /// Who sent it.
@@ -135,6 +140,7 @@ impl Engine {
         let shared = Arc::new(Shared {
             core: Mutex::new(Core::new(mtu, counters.clone())),
             sockets: Mutex::new(Arc::new(sockets)),
+            lent: Mutex::default(),
             wake,
             stop: AtomicBool::new(false),
             failure: Mutex::new(None),
@@ -187,6 +193,19 @@ impl Engine {
         }
     }
 
+    /// Lends sockets to single peers, and shows what an alias calls late as if it came by the path in use; what is not
+    /// named any more is given back. Safe to repeat. Whoever lends a socket must not read it meanwhile; its control
+    /// datagrams come by the engine, and it may be sent from. A socket that cannot be used is left out, and told of.
+    pub fn lend(&self, adopted: &[Adopted], aliases: &BTreeSet<Alias>) -> Result<(), String> {
+        let before = self.shared.lent.lock().clone();
+        let (lent, failure) = Lent::new(&before, adopted, aliases);
+        if lent != *before {
+            *self.shared.lent.lock() = Arc::new(lent);
+            self.wake();
+        }
+        failure.map_or(Ok(()), Err)
+    }
+
     /// Sends a datagram from the tunnel's port: from `source` where given, with this TTL or hop limit.
     pub fn send_control(
         &self,
@@ -206,7 +225,9 @@ impl Engine {
 
     /// Counters since the start, by name.
     pub fn counters(&self) -> Vec<(&'static str, u64)> {
-        self.shared.counters.all()
+        let mut all = self.shared.counters.all();
+        all.retain(|(label, _)| !label.starts_with("relay_"));
+        all
     }
 
     /// Why the engine no longer carries packets, in one sentence; `None` while it does.

@@ -12,6 +12,11 @@
 //! their session by receiver index (`core`), are opened into an arena, checked against the sender's ranges,
 //! and merged with their neighbours of the same flow into super-packets (`inbox`) that are written to the TUN.
 //!
+//! *Lent sockets.* A socket that somebody else opened can carry single peers: what goes to their addresses leaves
+//! from it, what comes to it is opened as if it had come to the tunnel's port (`lent`).
+//!
+//! *Relayed.* [`Relay`] forwards between pairs of members on a thread of its own, where the kernel does not.
+//!
 //! # Invariants
 //!
 //! - One loop owns all packets: no channel, lock, allocation or task a packet. `core::Core` sits behind one
@@ -31,11 +36,15 @@ pub mod core;
 pub mod counters;
 mod engine;
 pub mod inbox;
+mod lent;
 pub mod outbox;
 pub mod packet;
+pub mod relay;
 pub mod segment;
 mod tun;
 mod udp;
 mod worker;
 
 pub use engine::{ControlDatagram, Engine, EngineError, Offload, Settings};
+pub use lent::Adopted;
+pub use relay::Relay;

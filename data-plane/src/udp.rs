@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -26,8 +27,9 @@ const PLAIN_FOR: Duration = Duration::from_secs(60);
 /// Most such paths remembered.
 const PLAIN_MAX: usize = 1024;
 
-struct Family {
-    socket: UdpSocket,
+/// A socket, and what it can do.
+pub(crate) struct Family {
+    socket: Arc<UdpSocket>,
     state: UdpSocketState,
 }
 
@@ -88,7 +90,7 @@ impl Sockets {
     /// Marks all datagrams sent from now on.
     pub fn set_mark(&self, fwmark: u32) -> io::Result<()> {
         for family in [Some(&self.v4), self.v6.as_ref()].into_iter().flatten() {
-            socket2::SockRef::from(&family.socket).set_mark(fwmark)?;
+            socket2::SockRef::from(&*family.socket).set_mark(fwmark)?;
         }
         Ok(())
     }
@@ -101,11 +103,18 @@ impl Sockets {
         meta: &mut [RecvMeta],
     ) -> io::Result<usize> {
         let family = if v6 { self.v6.as_ref() } else { Some(&self.v4) };
-        let family = family.ok_or(io::ErrorKind::WouldBlock)?;
-        family.state.recv((&family.socket).into(), buffers, meta)
+        family
+            .ok_or(io::ErrorKind::WouldBlock)?
+            .receive(buffers, meta)
     }
 
-    fn family(&self, remote: SocketAddr) -> io::Result<&Family> {
+    /// May messages be segmented by the kernel?
+    pub fn segment(&self) -> &AtomicBool {
+        &self.segment
+    }
+
+    /// The socket for a destination.
+    pub fn family(&self, remote: SocketAddr) -> io::Result<&Family> {
         if remote.is_ipv4() {
             Ok(&self.v4)
         } else {
@@ -186,21 +195,45 @@ impl Family {
         if fwmark != 0 {
             socket.set_mark(fwmark)?;
         }
-        // Beyond the system's limit only with CAP_NET_ADMIN; smaller buffers lose packets in bursts, no more.
-        if setsockopt(&socket, sockopt::RcvBufForce, &BUFFER).is_err() {
-            let _ = socket.set_recv_buffer_size(BUFFER);
-        }
-        if setsockopt(&socket, sockopt::SndBufForce, &BUFFER).is_err() {
-            let _ = socket.set_send_buffer_size(BUFFER);
-        }
+        enlarge(&socket);
         socket.bind(&SocketAddr::new(any, port).into())?;
-        let socket = UdpSocket::from(socket);
-        let state = UdpSocketState::new((&socket).into())?;
+        let socket = Arc::new(UdpSocket::from(socket));
+        let state = UdpSocketState::new((&*socket).into())?;
         if !coalesce {
             let _ = setsockopt(&socket, sockopt::UdpGroSegment, &false);
         }
         let_fragment(&socket, v6)?;
         Ok(Self { socket, state })
+    }
+
+    /// Of a socket that somebody else has bound, for both families or for IPv4.
+    pub fn of(socket: Arc<UdpSocket>) -> io::Result<Self> {
+        let state = UdpSocketState::new((&*socket).into())?;
+        enlarge(&socket2::SockRef::from(&*socket));
+        if socket.local_addr()?.is_ipv6() {
+            let_fragment(&socket, true)?;
+        }
+        let_fragment(&socket, false)?;
+        Ok(Self { socket, state })
+    }
+
+    /// The socket.
+    pub fn socket(&self) -> &Arc<UdpSocket> {
+        &self.socket
+    }
+
+    /// Lets no datagrams be coalesced any more: who reads the socket next wants one at a time.
+    pub fn leave(&self) {
+        let _ = setsockopt(&self.socket, sockopt::UdpGroSegment, &false);
+    }
+
+    /// Receives what is there, several datagrams a buffer where the kernel coalesced them.
+    pub fn receive(
+        &self,
+        buffers: &mut [IoSliceMut<'_>],
+        meta: &mut [RecvMeta],
+    ) -> io::Result<usize> {
+        self.state.recv((&*self.socket).into(), buffers, meta)
     }
 
     fn send(&self, to: Destination, bytes: &[u8], segment: Option<usize>) -> io::Result<()> {
@@ -211,14 +244,24 @@ impl Family {
             segment_size: segment,
             src_ip: to.local,
         };
-        match self.state.try_send((&self.socket).into(), &transmit) {
+        match self.state.try_send((&*self.socket).into(), &transmit) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 let mut fds = [PollFd::new(self.socket.as_fd(), PollFlags::POLLOUT)];
                 poll(&mut fds, PollTimeout::from(BUSY_WAIT_MS))?;
-                self.state.try_send((&self.socket).into(), &transmit)
+                self.state.try_send((&*self.socket).into(), &transmit)
             }
             result => result,
         }
+    }
+}
+
+/// Beyond the system's limit only with CAP_NET_ADMIN; smaller buffers lose packets in bursts, no more.
+fn enlarge(socket: &Socket) {
+    if setsockopt(socket, sockopt::RcvBufForce, &BUFFER).is_err() {
+        let _ = socket.set_recv_buffer_size(BUFFER);
+    }
+    if setsockopt(socket, sockopt::SndBufForce, &BUFFER).is_err() {
+        let _ = socket.set_send_buffer_size(BUFFER);
     }
 }
 
@@ -264,21 +307,25 @@ pub(crate) struct Sender {
 }
 
 impl Sender {
-    /// Sends all messages and clears the outbox. `lost` is told of local addresses that are gone.
-    pub fn flush(
+    /// Sends all messages, each from the socket that `family` finds, and clears the outbox. `segment` is cleared where
+    /// the device cannot segment. `lost` is told of local addresses that are gone.
+    pub fn flush<'a>(
         &mut self,
-        sockets: &Sockets,
+        (family, segment): (
+            impl Fn(&Destination) -> io::Result<&'a Family>,
+            &'a AtomicBool,
+        ),
         out: &mut Outbox,
         now: Instant,
         counters: &Counters,
         mut lost: impl FnMut(Destination),
     ) {
         for message in out.messages() {
-            let Ok(family) = sockets.family(message.to.remote) else {
+            let Ok(family) = family(&message.to) else {
                 counters.add(Count::UdpRefused, message.count as u64);
                 continue;
             };
-            if self.send(sockets, family, message, now, counters) {
+            if self.send(segment, family, message, now, counters) {
                 lost(message.to);
             }
         }
@@ -288,7 +335,7 @@ impl Sender {
     /// Says whether the local address of the message is gone.
     fn send(
         &mut self,
-        sockets: &Sockets,
+        may_segment: &AtomicBool,
         family: &Family,
         message: &Message,
         now: Instant,
@@ -297,7 +344,7 @@ impl Sender {
         let count = message.count as u64;
         let mut to = message.to;
         let mut gone = false;
-        if message.count > 1 && self.may_segment(sockets, to.remote, now) {
+        if message.count > 1 && self.may_segment(may_segment, to.remote, now) {
             let segment = Some(message.segment);
             let mut result = family.send(to, message.bytes(), segment);
             if to.local.is_some() && result.as_ref().is_err_and(bad_source) {
@@ -318,7 +365,7 @@ impl Sender {
                 Err(error) if segmentation_refused(&error) => {
                     counters.add(Count::UdpUnsegmented, 1);
                     if error.raw_os_error() == Some(libc::EIO) {
-                        sockets.segment.store(false, Ordering::Relaxed);
+                        may_segment.store(false, Ordering::Relaxed);
                     } else {
                         if self.plain.len() >= PLAIN_MAX {
                             self.plain.clear();
@@ -352,11 +399,11 @@ impl Sender {
         gone
     }
 
-    fn may_segment(&mut self, sockets: &Sockets, remote: SocketAddr, now: Instant) -> bool {
+    fn may_segment(&mut self, segment: &AtomicBool, remote: SocketAddr, now: Instant) -> bool {
         if self.plain.get(&remote).is_some_and(|until| *until <= now) {
             self.plain.remove(&remote);
         }
-        sockets.segment.load(Ordering::Relaxed) && !self.plain.contains_key(&remote)
+        segment.load(Ordering::Relaxed) && !self.plain.contains_key(&remote)
     }
 }
 

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use mesh_types::SocketId;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::EventFd;
 use parking_lot::Mutex;
@@ -16,7 +17,8 @@ use crate::core::{Core, is_control};
 use crate::counters::{Count, Counters};
 use crate::engine::ControlDatagram;
 use crate::inbox::{Inbox, Merged};
-use crate::outbox::Outbox;
+use crate::lent::{self, Lent, LentSocket};
+use crate::outbox::{Destination, Outbox};
 use crate::segment::{SLACK, VnetHeader};
 use crate::tun::Tun;
 use crate::udp::{Sender, Sockets};
@@ -33,11 +35,22 @@ const WAKE: u64 = 0;
 const TUN: u64 = 1;
 const V4: u64 = 2;
 const V6: u64 = 3;
+/// And the port, of a lent socket.
+const LENT: u64 = 1 << 16;
+
+/// Where datagrams come in.
+enum Source {
+    V4,
+    V6,
+    /// A port that was lent to single peers.
+    Lent(Arc<LentSocket>),
+}
 
 /// What the worker shares with the handle.
 pub(crate) struct Shared {
     pub core: Mutex<Core>,
     pub sockets: Mutex<Arc<Sockets>>,
+    pub lent: Mutex<Arc<Lent>>,
     pub wake: EventFd,
     pub stop: AtomicBool,
     pub failure: Mutex<Option<String>>,
@@ -56,6 +69,7 @@ pub(crate) fn now() -> Instant {
 pub(crate) struct Worker {
     shared: Arc<Shared>,
     sockets: Arc<Sockets>,
+    lent: Arc<Lent>,
     tun: Tun,
     interface: String,
     epoll: Epoll,
@@ -85,6 +99,7 @@ impl Worker {
             inbox: Inbox::new(tun.tcp, tun.udp),
             shared,
             sockets,
+            lent: Arc::default(),
             tun,
             interface,
             epoll,
@@ -118,7 +133,14 @@ impl Worker {
                 match event.data() {
                     WAKE => self.woken()?,
                     TUN => self.drain_tun()?,
-                    token => self.drain_udp(token == V6)?,
+                    V4 => self.drain_udp(&Source::V4)?,
+                    V6 => self.drain_udp(&Source::V6)?,
+                    token => {
+                        let port = u16::try_from(token - LENT).unwrap_or_default();
+                        if let Some(socket) = self.lent.socket(port).cloned() {
+                            self.drain_udp(&Source::Lent(socket))?;
+                        }
+                    }
                 }
             }
             let now = now();
@@ -139,6 +161,11 @@ impl Worker {
                 .map_err(|error| format!("watching the UDP port failed: {error}"))?;
             self.sockets = sockets;
             self.errors = 0;
+        }
+        let lent = self.shared.lent.lock().clone();
+        if !Arc::ptr_eq(&lent, &self.lent) {
+            lent::watch(&self.epoll, self.lent.sockets(), lent.sockets(), LENT);
+            self.lent = lent;
         }
         Ok(())
     }
@@ -184,7 +211,7 @@ impl Worker {
         )
     }
 
-    fn drain_udp(&mut self, v6: bool) -> Result<(), String> {
+    fn drain_udp(&mut self, source: &Source) -> Result<(), String> {
         let now = now();
         let mut taken = 0;
         let mut control = Vec::new();
@@ -193,9 +220,18 @@ impl Worker {
             let mut slots = self.slots.chunks_exact_mut(SLOT).map(IoSliceMut::new);
             let mut buffers: [IoSliceMut<'_>; SLOTS] =
                 std::array::from_fn(|_| slots.next().unwrap_or_else(|| IoSliceMut::new(&mut [])));
-            let filled = match self.sockets.receive(v6, &mut buffers, &mut meta) {
+            let received = match source {
+                Source::V4 => self.sockets.receive(false, &mut buffers, &mut meta),
+                Source::V6 => self.sockets.receive(true, &mut buffers, &mut meta),
+                Source::Lent(socket) => socket.family().receive(&mut buffers, &mut meta),
+            };
+            let filled = match received {
                 Ok(filled) => filled,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if matches!(source, Source::Lent(_)) => {
+                    tracing::debug!(%error, "Receiving on a lent port failed");
+                    break;
+                }
                 Err(error) => {
                     self.errors += 1;
                     if self.errors >= ERRORS {
@@ -208,7 +244,7 @@ impl Worker {
                 }
             };
             self.errors = 0;
-            taken += self.take(now, &meta[..filled], &mut control);
+            taken += self.take(now, source, &meta[..filled], &mut control);
         }
         self.write_inbox();
         self.flush(now);
@@ -222,6 +258,7 @@ impl Worker {
     fn take(
         &mut self,
         now: Instant,
+        source: &Source,
         meta: &[RecvMeta],
         control: &mut Vec<ControlDatagram>,
     ) -> usize {
@@ -229,26 +266,38 @@ impl Worker {
         let mut core = shared.core.lock();
         let mut taken = 0;
         let mut datagrams = 0;
+        let (socket, port) = match source {
+            Source::V4 | Source::V6 => (SocketId::Main, self.sockets.port()),
+            Source::Lent(socket) => (socket.id(), socket.port()),
+        };
         for (slot, meta) in meta.iter().enumerate() {
             taken += meta.len;
             let at = slot * SLOT;
+            // A socket for both families shows IPv4 as mapped.
+            let addr = SocketAddr::new(meta.addr.ip().to_canonical(), meta.addr.port());
+            let local = meta.dst_ip.map(|ip| ip.to_canonical());
+            let remote = match source {
+                Source::V4 | Source::V6 => self.lent.path(addr),
+                Source::Lent(_) => addr,
+            };
             for range in (0..meta.len).step_by(meta.stride.max(1)) {
                 let end = (range + meta.stride).min(meta.len);
                 let bytes = &self.slots[at + range..at + end];
                 datagrams += 1;
                 if is_control(bytes) {
-                    let any = match meta.addr {
+                    let any = match addr {
                         SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
                         SocketAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
                     };
                     control.push(ControlDatagram {
-                        local: SocketAddr::new(meta.dst_ip.unwrap_or(any), self.sockets.port()),
-                        remote: meta.addr,
+                        socket,
+                        local: SocketAddr::new(local.unwrap_or(any), port),
+                        remote: addr,
                         bytes: bytes.to_vec(),
                     });
                     continue;
                 }
-                let from = (meta.addr, meta.dst_ip);
+                let from = (remote, local);
                 core.handle_datagram(from, bytes, now, &mut self.inbox, &mut self.out);
                 if self.inbox.is_full() {
                     write(&self.tun, &mut self.inbox, &shared.counters);
@@ -276,10 +325,17 @@ impl Worker {
             return;
         }
         let shared = &self.shared;
-        self.sender
-            .flush(&self.sockets, &mut self.out, now, &shared.counters, |to| {
-                shared.core.lock().forget_local(to)
-            });
+        let family = |to: &Destination| match self.lent.family(to.remote) {
+            Some(family) => Ok(family),
+            None => self.sockets.family(to.remote),
+        };
+        self.sender.flush(
+            (family, self.sockets.segment()),
+            &mut self.out,
+            now,
+            &shared.counters,
+            |to| shared.core.lock().forget_local(to),
+        );
     }
 }
 

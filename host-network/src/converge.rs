@@ -13,12 +13,14 @@ use mesh_types::plan::{Route, RouteKind};
 use crate::facts::{Ranges, ipv6_off};
 use crate::netlink::Routing;
 use crate::nft::{self, Tables};
+use crate::relay::Relaying;
 use crate::{HostError, address, link, route, rule};
 
 /// Makes it so. Each failure is kept and the rest is still tried.
 pub(crate) async fn converge(
     routing: &mut Routing,
     tables: &mut Result<Tables, HostError>,
+    relaying: &mut Relaying,
     plan: &HostPlan,
 ) -> Vec<HostError> {
     // Without IPv6 the kernel takes neither addresses nor routes of it, and no packet can leak by it.
@@ -73,6 +75,13 @@ pub(crate) async fn converge(
         failures.extend(address::remove_stale(routing, link, &planned, &held).await);
     }
     failures.extend(filters(tables, plan).err());
+    let relayed = relaying.converge(
+        tables,
+        &plan.relay_pairs,
+        plan.tunnel.fwmark,
+        plan.forward_accept,
+    );
+    failures.extend(relayed.err());
     failures.extend(not_carried(plan));
     failures
 }
@@ -94,30 +103,26 @@ fn filters(tables: &mut Result<Tables, HostError>, plan: &HostPlan) -> Result<()
     } else {
         tables.apply(&["mss"], &[])?;
     }
-    match nft::forward_accept(tables, name, plan.forward_accept) {
+    let relays = plan.forward_accept && !plan.relay_pairs.is_empty();
+    let through = nft::Through {
+        device: name,
+        of_device: plan.forward_accept,
+        relayed: relays.then_some(plan.tunnel.fwmark),
+    };
+    match nft::forward_accept(tables, through) {
         // Only what an earlier run might have left was looked for.
         Err(_) if !plan.forward_accept => Ok(()),
         result => result,
     }
 }
 
-/// Parts of a plan that nothing here carries out. Saying nothing would let a filter look as if it held.
-fn not_carried(plan: &HostPlan) -> Vec<HostError> {
-    [
-        (plan.adoptions.is_empty(), "lend a local port to a peer"),
-        (
-            plan.relay_pairs.is_empty(),
-            "relay between two members in the kernel",
-        ),
-        (plan.filters.is_empty(), "filter what peers may send"),
-    ]
-    .into_iter()
-    .filter(|(empty, _)| !empty)
-    .map(|(_, tried)| HostError::Refused {
-        tried: tried.to_owned(),
+/// A part of a plan that nothing here carries out. Saying nothing would let a filter look as if it held. Adoptions
+/// and aliases are the tunnel's, and relayed pairs that the kernel cannot carry are userspace's.
+fn not_carried(plan: &HostPlan) -> Option<HostError> {
+    (!plan.filters.is_empty()).then(|| HostError::Refused {
+        tried: "filter what peers may send".to_owned(),
         answer: "this version does not do that".to_owned(),
     })
-    .collect()
 }
 
 /// The ranges of a plan, for the report.

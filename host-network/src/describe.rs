@@ -58,6 +58,28 @@ fn write(text: &mut String, plan: &HostPlan) -> std::fmt::Result {
             device.name
         )?;
     }
+    for adoption in &plan.adoptions {
+        writeln!(
+            text,
+            "lend port {} to WireGuard towards {}",
+            adoption.port, adoption.remote
+        )?;
+    }
+    for alias in &plan.aliases {
+        writeln!(
+            text,
+            "take what comes late from {} as of {}",
+            alias.late, alias.path
+        )?;
+    }
+    for pair in &plan.relay_pairs {
+        let ((first, at), (second, out)) = (pair.first, pair.second);
+        writeln!(
+            text,
+            "relay {first} at port {at} and {second} at port {out}, {} bit/s",
+            pair.rate
+        )?;
+    }
     Ok(())
 }
 
@@ -167,6 +189,7 @@ mod tests {
             forward_accept: false,
             adoptions: BTreeSet::new(),
             relay_pairs: BTreeSet::new(),
+            aliases: BTreeSet::new(),
             proxies: BTreeSet::new(),
             filters: BTreeSet::new(),
         };

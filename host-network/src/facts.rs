@@ -83,7 +83,7 @@ pub(crate) async fn report(
 }
 
 /// The old iptables, which nftables does not list.
-fn legacy_forward_drop() -> impl Iterator<Item = String> {
+pub(crate) fn legacy_forward_drop() -> impl Iterator<Item = String> {
     [(false, "ip"), (true, "ip6")]
         .into_iter()
         .filter(|(ipv6, word)| {
@@ -126,7 +126,7 @@ fn is_strict(name: &str) -> bool {
 }
 
 /// A number below /proc/sys/net of the calling thread's namespace. A dot in an interface's name is a dot in its folder's.
-fn sysctl(path: &str) -> Option<i64> {
+pub(crate) fn sysctl(path: &str) -> Option<i64> {
     let text = fs::read_to_string(format!("/proc/sys/net/{path}")).ok()?;
     text.trim().parse().ok()
 }

@@ -1,5 +1,8 @@
 //! The host beside WireGuard: device, addresses, routes, rules, packet filters.
 
+use std::collections::BTreeSet;
+
+use mesh_types::plan::RelayPair;
 use mesh_types::{Applied, HostPlan, HostReport};
 use tokio::sync::mpsc;
 
@@ -7,7 +10,8 @@ use crate::changes::{Change, watch};
 use crate::facts::Ranges;
 use crate::netlink::Routing;
 use crate::nft::Tables;
-use crate::{HostError, clash, converge, facts, remove};
+use crate::relay::Relaying;
+use crate::{HostError, clash, converge, facts, nft, remove};
 
 /// The host's network in one namespace.
 #[derive(Debug)]
@@ -17,6 +21,7 @@ pub struct Host {
     /// A kernel without nftables is an error only where a plan wants rules.
     tables: Result<Tables, HostError>,
     ranges: Ranges,
+    relaying: Relaying,
     notices: Option<mpsc::UnboundedReceiver<Change>>,
 }
 
@@ -35,6 +40,7 @@ impl Host {
             routing,
             tables,
             ranges: Ranges::default(),
+            relaying: Relaying::new(),
             notices: Some(notices),
         })
     }
@@ -43,7 +49,13 @@ impl Host {
     /// without the device as well: then its routes are missing and their blackhole twins are used.
     pub async fn converge(&mut self, plan: &HostPlan) -> Applied {
         self.ranges = converge::ranges(plan);
-        let failures = converge::converge(&mut self.routing, &mut self.tables, plan).await;
+        let Self {
+            routing,
+            tables,
+            relaying,
+            ..
+        } = self;
+        let failures = converge::converge(routing, tables, relaying, plan).await;
         Applied {
             generation: plan.generation,
             failures: failures.iter().map(HostError::to_string).collect(),
@@ -54,6 +66,27 @@ impl Host {
     pub async fn report(&mut self) -> HostReport {
         let tables = self.tables.as_mut().ok();
         facts::report(&self.routing, tables, &self.interface, &self.ranges).await
+    }
+
+    /// Relayed pairs of the last plan that the kernel does not carry, for userspace to carry them. Why any is here
+    /// that the kernel could carry elsewhere, [`Host::relay_obstacles`] says.
+    pub fn left_to_userspace(&self) -> &BTreeSet<RelayPair> {
+        &self.relaying.left
+    }
+
+    /// Why pairs are left to userspace, one sentence each.
+    pub fn relay_obstacles(&self) -> &[String] {
+        &self.relaying.obstacles
+    }
+
+    /// Datagrams, and bytes of IP, that the kernel forwarded for each pair since the pair came, both directions
+    /// together.
+    pub fn relayed(&mut self) -> Vec<(RelayPair, u64, u64)> {
+        let links: Vec<_> = self.relaying.links.iter().copied().collect();
+        match &mut self.tables {
+            Ok(tables) if !links.is_empty() => nft::traffic(tables, &links).unwrap_or_default(),
+            Ok(_) | Err(_) => Vec::new(),
+        }
     }
 
     /// Notices of changes, from the moment the host was opened. The receiver can be taken once; later calls return

@@ -3,7 +3,7 @@
 //! [`Host`] makes the kernel equal to a [`mesh_types::HostPlan`], again and again: it reads what is
 //! there, compares, and sends only what differs, so a crash, a missed event or a foreign change heals
 //! the same way. [`Wireguard`] does so for the kernel's WireGuard device and never drops a session it
-//! can keep; [`Demux`] lends the WireGuard port to the agent's own socket.
+//! can keep; [`Demux`] lends the WireGuard port to the agent's own socket, and other ports to WireGuard.
 //!
 //! Everything is netlink; no other program is started. All of it works in the network namespace of the
 //! thread that opens it. Nothing is touched that is not ours: routes of our protocol in our table, rules
@@ -28,6 +28,7 @@ mod host;
 mod link;
 mod netlink;
 mod nft;
+mod relay;
 mod remove;
 mod route;
 mod rule;

@@ -5,16 +5,21 @@
 //! says all there is to it; equal comments in equal order in an equal chain are an equal chain. A comment
 //! is also what a person who reads `nft list ruleset` wants.
 
+mod adoption;
 mod demux;
 mod expression;
 mod forward;
+mod map;
 mod mss;
+mod relay;
 
 use std::collections::BTreeMap;
 use std::io;
 
 use mesh_types::consts::NFT_TABLE;
-use netlink_packet_core::{NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_REQUEST, NetlinkMessage};
+use netlink_packet_core::{
+    Emitable as _, NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_REQUEST, NetlinkMessage,
+};
 use netlink_packet_netfilter::nftables::{
     ChainAttribute, ChainMessage, Expressions, Hook, HookNumber, InetHookNumber, ListAttribute,
     NfTablesMessage, RuleAttribute, RuleMessage, TableAttribute, TableMessage,
@@ -29,9 +34,13 @@ use crate::HostError;
 use crate::netlink::Channel;
 
 pub use demux::Demux;
-pub(crate) use forward::{dropping_chains, forward_accept};
+pub(crate) use forward::{Through, dropping_chains, forward_accept};
+use map::Map;
 pub(crate) use mss::mss_chain;
+pub(crate) use relay::{Link, carry, traffic};
 
+/// Bytes of messages after which a batch ends: half of a socket's usual buffer, which also counts overhead.
+const BATCH: usize = 100 * 1024;
 /// `NFNL_SUBSYS_NFTABLES`: what the batch is for.
 const SUBSYSTEM: u16 = 10;
 /// `NF_ACCEPT` as a chain's policy.
@@ -139,19 +148,34 @@ impl Tables {
     /// Makes the chains named in `owned` equal to `wanted` and leaves the others of our table alone.
     /// Returns whether anything had to be changed.
     pub(crate) fn apply(&mut self, owned: &[&str], wanted: &[Chain]) -> Result<bool, HostError> {
-        let held = self.shapes().map_err(|error| {
+        self.apply_with(owned, wanted, &[])
+    }
+
+    /// The same for chains whose rules name maps, which are there as long as any of the chains is. Their elements are
+    /// the caller's.
+    pub(crate) fn apply_with(
+        &mut self,
+        owned: &[&str],
+        wanted: &[Chain],
+        maps: &[Map],
+    ) -> Result<bool, HostError> {
+        let unread = |error: io::Error| {
             HostError::from_io(format!("read the nftables table {NFT_TABLE}"), &error)
-        })?;
+        };
+        let held = self.shapes().map_err(unread)?;
         let Some(held) = held else {
             return if wanted.is_empty() {
                 Ok(false)
             } else {
-                self.write(&BTreeMap::new(), &[], wanted)
+                self.write(&BTreeMap::new(), wanted, maps, &Change::default())
             };
         };
+        let held_maps = self.maps_of(maps).map_err(unread)?;
+        // An earlier version may have had other maps of that name. Only a map that no rule names can go.
+        let afresh = held_maps.values().any(|right| !right);
         let different: Vec<&Chain> = wanted
             .iter()
-            .filter(|chain| held.get(chain.name) != Some(&Shape::from(*chain)))
+            .filter(|chain| afresh || held.get(chain.name) != Some(&Shape::from(*chain)))
             .collect();
         let stale: Vec<&str> = owned
             .iter()
@@ -162,11 +186,23 @@ impl Tables {
                     || wanted.iter().all(|chain| chain.name != *name)
             })
             .collect();
-        if different.is_empty() && stale.is_empty() && !(held.is_empty() && wanted.is_empty()) {
+        let gone: Vec<&str> = held_maps
+            .keys()
+            .copied()
+            .filter(|_| afresh || wanted.is_empty())
+            .collect();
+        let missing: Vec<&Map> = maps
+            .iter()
+            .filter(|map| afresh || !held_maps.contains_key(map.name))
+            .filter(|_| !wanted.is_empty())
+            .collect();
+        let same = different.is_empty() && stale.is_empty() && gone.is_empty();
+        if same && missing.is_empty() && !(held.is_empty() && wanted.is_empty()) {
             return Ok(false);
         }
         let new: Vec<Chain> = different.into_iter().cloned().collect();
-        self.write(&held, &stale, &new)
+        let missing: Vec<Map> = missing.into_iter().copied().collect();
+        self.write(&held, &new, &missing, &Change { stale, gone })
     }
 
     /// Deletes our table with all that is in it. Returns whether there was one.
@@ -186,8 +222,9 @@ impl Tables {
     fn write(
         &mut self,
         held: &BTreeMap<String, Shape>,
-        stale: &[&str],
         new: &[Chain],
+        maps: &[Map],
+        Change { stale, gone }: &Change<'_>,
     ) -> Result<bool, HostError> {
         let mut batch = Vec::new();
         if new.is_empty() && held.keys().all(|name| stale.contains(&name.as_str())) {
@@ -203,6 +240,12 @@ impl Tables {
                 };
                 batch.push((NfTablesMessage::DeleteRule(rules), 0));
                 batch.push((NfTablesMessage::DeleteChain(chain_name(name)), 0));
+            }
+            for name in gone {
+                map::delete(&mut batch, name);
+            }
+            for (id, map) in (1..).zip(maps) {
+                map::create(&mut batch, map, id);
             }
             for chain in new {
                 batch.push((NfTablesMessage::NewChain(base_chain(chain)), NLM_F_CREATE));
@@ -313,6 +356,23 @@ impl Tables {
         self.batch_in(NetfilterProtoFamily::Inet, messages)
     }
 
+    /// The same in as few steps as the socket's buffer allows: one, unless hundreds of elements change.
+    fn batches(&mut self, messages: Vec<(NfTablesMessage, u16)>) -> io::Result<()> {
+        let (mut batch, mut bytes) = (Vec::new(), 0);
+        for message in messages {
+            bytes += message.0.buffer_len();
+            batch.push(message);
+            if bytes >= BATCH {
+                self.batch(std::mem::take(&mut batch))?;
+                bytes = 0;
+            }
+        }
+        if batch.is_empty() {
+            return Ok(());
+        }
+        self.batch(batch)
+    }
+
     fn batch_in(
         &mut self,
         family: NetfilterProtoFamily,
@@ -328,13 +388,26 @@ impl Tables {
         for (message, flags) in messages {
             let header = NetfilterHeader::new(family, 0, 0);
             let mut message = NetlinkMessage::from(NetfilterMessage::new(header, message));
-            message.header.flags = NLM_F_REQUEST | NLM_F_ACK | flags;
+            message.header.flags = NLM_F_REQUEST | flags;
             batch.push(message);
+        }
+        // Errors are told of every message; one acknowledgement is enough, and hundreds would not fit the buffer.
+        if let Some(last) = batch.last_mut() {
+            last.header.flags |= NLM_F_ACK;
         }
         batch.push(control(ControlMessage::BatchEnd));
         self.changes += 1;
         self.channel.exchange(batch).map(drop)
     }
+}
+
+/// What goes before anything new comes.
+#[derive(Debug, Default)]
+struct Change<'a> {
+    /// Chains.
+    stale: Vec<&'a str>,
+    /// Maps, which rules of those chains named.
+    gone: Vec<&'a str>,
 }
 
 /// A chain as the kernel has it. The last four are a base chain's.

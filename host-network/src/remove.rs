@@ -39,7 +39,12 @@ pub(crate) async fn remove(
         route::delete(routing, message).await?;
     }
     if let Some(tables) = tables {
-        nft::forward_accept(tables, interface, false)?;
+        let nothing = nft::Through {
+            device: interface,
+            of_device: false,
+            relayed: None,
+        };
+        nft::forward_accept(tables, nothing)?;
         if tables.remove_table()? {
             gone.push("nftables table inet farspan".to_owned());
         }

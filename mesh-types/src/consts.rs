@@ -32,6 +32,10 @@ pub const NFT_DEMUX_IN_PRIORITY: i32 = 310;
 pub const NFT_DEMUX_OUT_PRIORITY: i32 = -300;
 /// nftables priority of the MSS clamp at forward: mangle.
 pub const NFT_MSS_PRIORITY: i32 = -150;
+/// nftables priority of the relay chain at prerouting: raw, before conntrack (-200), which never sees what is relayed.
+pub const NFT_RELAY_IN_PRIORITY: i32 = -300;
+/// nftables priority of the relay chain at postrouting: after every common source NAT (100).
+pub const NFT_RELAY_OUT_PRIORITY: i32 = 310;
 /// Name of the overlay device unless configured.
 pub const INTERFACE: &str = "farspan0";
 /// Largest control message inside the tunnel or an established session, bytes.
@@ -52,6 +56,10 @@ pub const PERSISTENT_KEEPALIVE: Duration = Duration::from_secs(25);
 pub const MESH_RANGE: &str = "10.77.0.0/16";
 /// Lifetime of an invitation.
 pub const TICKET_LIFETIME: Duration = Duration::from_secs(24 * 3600);
+/// Ports that a relay lends to members unless configured; below NodePorts, above most of what listens.
+pub const RELAY_PORTS: (u16, u16) = (28672, 29183);
+/// Bits a second of a relayed pair unless configured: a relay's operator pays for the traffic of others.
+pub const RELAY_PAIR_RATE: u64 = 50_000_000;
 /// Protocol versions this build speaks, lowest and highest.
 pub const PROTOCOL: (u8, u8) = (1, 1);
 

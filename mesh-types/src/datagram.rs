@@ -35,6 +35,11 @@ pub enum SocketId {
     Overlay,
     /// A further socket named in the plan: birthday search, TURN, a framed TCP connection.
     Extra(u32),
+    /// This very UDP port, on all addresses of both families: members that are relayed through this node send to it.
+    /// Only Binding indications are passed up from it; what becomes of the rest says
+    /// [`crate::plan::RelayPair`]. Where another process holds the port,
+    /// [`crate::report::HostReport::busy_ports`] names it, and the next plan another one.
+    Relay(u16),
 }
 
 /// A datagram to send.

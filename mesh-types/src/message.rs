@@ -11,7 +11,7 @@ use std::net::SocketAddr;
 use minicbor::{Decode, Decoder, Encode, Encoder};
 
 use crate::candidate::{Candidate, NatReport};
-use crate::key::{IdentityKey, Idx};
+use crate::key::Idx;
 use crate::record::{Announcement, Membership, Signed, Tombstone};
 use crate::wire;
 
@@ -150,6 +150,25 @@ pub struct CallMe {
     /// Start after so many milliseconds.
     #[n(4)]
     pub start_ms: u16,
+    /// Relays that the sender reaches, nearest first.
+    #[n(5)]
+    #[cbor(default)]
+    pub relays: Vec<RelayDistance>,
+    /// From the lower idx: the relay to meet at (identity's [`crate::IdentityKey::idx`]).
+    #[n(6)]
+    pub relay: Option<Idx>,
+}
+
+/// A relay, and how far the sender is from it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Encode, Decode)]
+#[cbor(array)]
+pub struct RelayDistance {
+    /// Its identity's [`crate::IdentityKey::idx`].
+    #[n(0)]
+    pub relay: Idx,
+    /// Round trip time, milliseconds.
+    #[n(1)]
+    pub ms: u16,
 }
 
 /// Answer to [`CallMe`].
@@ -168,6 +187,10 @@ pub struct CallMeAck {
     /// Predicted external ports, most likely first.
     #[n(3)]
     pub predicted: Vec<u16>,
+    /// Relays that the answering side reaches, nearest first.
+    #[n(4)]
+    #[cbor(default)]
+    pub relays: Vec<RelayDistance>,
 }
 
 /// The controlling side (lower idx) has chosen the path that this message travels on.
@@ -282,29 +305,31 @@ impl Forward {
     }
 }
 
-/// Binds a pair to a relay port.
+/// Binds the sender to a relay's port for a peer. In the DATA attribute of an authenticated Binding *indication*,
+/// which the relay answers all the same: indications are what its data path never forwards.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct RelayBind {
-    /// The other end.
+    /// The other end: idx of its WireGuard key.
     #[n(0)]
-    pub peer: IdentityKey,
-    /// Nonce of the relay's answer, in the second request.
+    pub peer: Idx,
+    /// Nonce of the relay's answer, in the second request: from the WireGuard port to the relay's port for the peer.
     #[cbor(n(1), with = "minicbor::bytes")]
     pub nonce: Option<Vec<u8>>,
 }
 
-/// A relay tells a member where it is relayed.
+/// A relay tells a member where it is relayed: as the answer to [`RelayBind`], and unasked, inside the tunnel, to the
+/// other end of a pair.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct RelayOffer {
-    /// The other end.
+    /// The other end: idx of its WireGuard key.
     #[n(0)]
-    pub peer: IdentityKey,
+    pub peer: Idx,
     /// The relay's port for it.
     #[n(1)]
     pub port: u16,
-    /// To be shown in the bind request.
+    /// To be shown in a bind request to that port; `None`: the sender is bound.
     #[cbor(n(2), with = "minicbor::bytes")]
     pub nonce: Option<Vec<u8>>,
 }
@@ -410,6 +435,11 @@ mod tests {
             nat: NatReport::default(),
             predicted: vec![40001],
             start_ms: 0,
+            relays: vec![RelayDistance {
+                relay: Idx([3; 8]),
+                ms: 40,
+            }],
+            relay: Some(Idx([3; 8])),
         });
         assert_eq!(Message::decode(&message.encode()), Ok(message));
     }

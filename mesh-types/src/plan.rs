@@ -31,8 +31,10 @@ pub struct HostPlan {
     pub forward_accept: bool,
     /// Lucky local ports lent to single peers.
     pub adoptions: BTreeSet<Adoption>,
-    /// Pairs relayed by this node.
+    /// Pairs relayed by this node. Their ports, and those of pairs that are about to be, stand in `sockets` too.
     pub relay_pairs: BTreeSet<RelayPair>,
+    /// Late datagrams of relays, shown to WireGuard as if they had come by the path in use.
+    pub aliases: BTreeSet<Alias>,
     /// Peers reached through a framed relay, by loopback address.
     pub proxies: BTreeSet<Proxy>,
     /// Coarse packet filters per peer.
@@ -136,15 +138,47 @@ pub struct Adoption {
     pub port: u16,
 }
 
-/// Ciphertext forwarded between two members.
+/// Ciphertext forwarded between two members, unseen: no byte of a payload changes.
+///
+/// A UDP datagram from exactly `first.0` to local port `first.1` goes out from local port `second.1`, of the
+/// address at which `second.0` is reached, to `second.0`; and the other way round. The hop limit falls by one
+/// where the kernel forwards. Both ports are also in [`HostPlan::sockets`] as [`SocketId::Relay`].
+///
+/// - Never forwarded: Binding indications (bytes 0-1 are 0x0011 and bytes 4-7 the cookie 0x2112a442). They are for
+///   the agent, on the socket of the port they came to.
+/// - Forwarded outside of `rate`: Binding requests and answers (0x0001, 0x0101, 0x0111 with the cookie). They are the
+///   ends' probes: they must travel as the data do, and must not drown in them. 200 a second of one pair suffice.
+/// - Everything else counts against `rate`; what exceeds it is dropped, after a burst of 100 ms at that rate or 64 KiB,
+///   whichever is more.
+/// - What comes from anybody else to a relay port is dropped, except Binding indications.
+///
+/// No two pairs share an end, address and port: `(source, destination port)` is a key. The ends may be of
+/// different families; then only userspace can carry the pair, by the sockets of both ports. A pair whose end moves is
+/// another pair: the old element goes in the same step in which the new one comes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct RelayPair {
     /// One end, and the local port it sends to.
     pub first: (SocketAddr, u16),
     /// The other.
     pub second: (SocketAddr, u16),
-    /// Bits a second, both directions together.
+    /// Bits of UDP payload a second, both directions together; 0 is no limit.
     pub rate: u64,
+}
+
+/// Kernel and engine follow any authentic datagram. After a pair has left a relay, datagrams that are still on their
+/// way through it would drag both ends back, each other again and again. So what comes from `late` to
+/// WireGuard's port is handed to WireGuard as if it had come from `path`, and nothing is lost.
+///
+/// In the kernel: source address and port rewritten at input, before the socket is looked up, for everything that the
+/// demultiplexer does not take. In the engine: before the peer's endpoint is updated. Where the families differ the
+/// kernel cannot rewrite, and drops what comes from `late`; the plan waits a second with those, and the engine shows
+/// them as all others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Alias {
+    /// The relay's address and port, where the peer's datagrams came from.
+    pub late: SocketAddr,
+    /// The endpoint in use.
+    pub path: SocketAddr,
 }
 
 /// A peer behind a framed relay, as the tunnel sees it.

@@ -72,6 +72,8 @@ pub struct HostReport {
     pub foreign_routes: Vec<(IpNet, String)>,
     /// The listen port was taken, and this one is used instead.
     pub port_moved: Option<u16>,
+    /// Ports of [`crate::SocketId::Relay`] sockets in the plan that could not be bound because somebody else holds them.
+    pub busy_ports: BTreeSet<u16>,
     /// The kernel says its clock is synchronised (`adjtimex`).
     pub clock_synchronised: bool,
 }

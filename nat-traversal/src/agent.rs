@@ -2,13 +2,15 @@
 //!
 //! [`run`](PathAgent::run) does what is due; [`wake`](PathAgent::wake) says when something will be. The
 //! parts: `agent/probing.rs` sends probes to candidate addresses, `agent/path.rs` takes, watches and
-//! loses the path in use, `agent/choice.rs` agrees on it, `agent/calling.rs` exchanges candidates through others.
+//! loses the path in use, `agent/choice.rs` agrees on it, `agent/calling.rs` exchanges candidates through others,
+//! `agent/relaying.rs` says when a relay is needed.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use mesh_types::consts::CANDIDATES_MAX;
+use mesh_types::message::RelayDistance;
 use mesh_types::{Candidate, CandidateKind, Idx, Now, PeerId, WgKey, WgSecret};
 
 use crate::activity::Activity;
@@ -19,16 +21,18 @@ use crate::probe::Link;
 use crate::remote::Remote;
 use crate::replay::Replay;
 
-mod calling;
+pub(crate) mod calling;
 mod choice;
 mod path;
 mod probing;
+mod relaying;
 mod report;
 
 use calling::Calling;
 use choice::Nomination;
 use path::InUse;
 use probing::Slot;
+pub(crate) use relaying::Need;
 
 /// Of the announced candidates so many are taken; the rest of [`CANDIDATES_MAX`] is for what is learned.
 const ANNOUNCED_MAX: usize = 16;
@@ -58,6 +62,10 @@ pub(crate) struct PathAgent {
     activity: Activity,
     tunnel_endpoint: Option<SocketAddr>,
     key_seen: Option<WgKey>,
+    /// How far the peer is from its relays, as its last call says.
+    their_relays: Vec<RelayDistance>,
+    /// The relay at which the lower idx wants to meet.
+    pub(crate) proposal: Option<Idx>,
     /// OTHER-ADDRESS of its last answer.
     other: Option<SocketAddr>,
     probes_sent: u64,
@@ -88,6 +96,8 @@ impl PathAgent {
             activity: Activity::default(),
             tunnel_endpoint: None,
             key_seen: None,
+            their_relays: Vec::new(),
+            proposal: None,
             other: None,
             probes_sent: 0,
             probes_answered: 0,
@@ -157,16 +167,18 @@ impl PathAgent {
         self.remotes.retain(|address, remote| {
             remote.announced
                 || remote.confirmed
+                || remote.relay.is_some()
                 || remote.candidate.kind == CandidateKind::PeerReflexive
                 || Some(*address) == keep
         });
+        let direct = self.has_direct();
         let mut taken = 0;
         for candidate in listed {
             if taken < ANNOUNCED_MAX && self.learn(node, candidate, now.mono) {
                 taken += 1;
                 if let Some(remote) = self.remotes.get_mut(&candidate.address) {
                     remote.announced = true;
-                    if announced && self.in_use.is_none() {
+                    if announced && !direct {
                         remote.restart(true, now.mono);
                     }
                 }
@@ -176,7 +188,7 @@ impl PathAgent {
             let kind = CandidateKind::PeerReflexive;
             self.learn(node, Candidate { kind, address }, now.mono);
         }
-        if self.in_use.is_none() && (announced || keys_changed) {
+        if !direct && (announced || keys_changed) {
             self.search(node, now);
         }
     }
@@ -216,8 +228,13 @@ impl PathAgent {
         }
     }
 
+    /// Own and the peer's name, under which probes go out.
+    pub(crate) fn names(&self) -> Option<(Idx, Idx)> {
+        self.current
+    }
+
     /// The lower idx chooses the path.
-    fn controlling(&self) -> bool {
+    pub(crate) fn controlling(&self) -> bool {
         self.current.is_some_and(|(own, peer)| own < peer)
     }
 
@@ -235,14 +252,22 @@ impl PathAgent {
         if self.remotes.contains_key(&candidate.address) {
             return true;
         }
-        if self.remotes.len() >= CANDIDATES_MAX && !self.make_room(candidate.kind) {
-            node.counters.add("refused-candidate-full");
+        if !self.room_for(candidate.kind, node) {
             return false;
         }
-        let kind = node.tier(&candidate.address.ip());
-        let remote = Remote::new(candidate, kind, now);
+        let (kind, relay) = self.tier_of(node, &candidate);
+        let mut remote = Remote::new(candidate, kind, now);
+        remote.relay = relay;
         self.remotes.insert(candidate.address, remote);
         true
+    }
+
+    fn room_for(&mut self, kind: CandidateKind, node: &mut Node) -> bool {
+        let room = self.remotes.len() < CANDIDATES_MAX || self.make_room(kind);
+        if !room {
+            node.counters.add("refused-candidate-full");
+        }
+        room
     }
 
     /// What may be a candidate has changed.
@@ -277,13 +302,16 @@ impl PathAgent {
     fn search(&mut self, node: &mut Node, now: Now) {
         self.call_soon(node, now.mono);
         self.slot = self.next_slot(now);
+        node.meet.insert(self.id);
     }
 
     /// The host has moved or has slept: nothing that was learned of paths holds.
     pub(crate) fn moved(&mut self, node: &mut Node, now: Now) {
         for remote in self.remotes.values_mut() {
             remote.restart(true, now.mono);
-            remote.kind = node.tier(&remote.candidate.address.ip());
+            if remote.relay.is_none() {
+                remote.kind = node.tier(&remote.candidate.address.ip());
+            }
         }
         if self.in_use.is_some() {
             self.suspect(node, now.mono);

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use mesh_types::token::TicketId;
-use mesh_types::{Candidate, Message, NatReport, PeerId, WgKey};
+use mesh_types::{Candidate, Idx, Message, NatReport, PeerId, WgKey};
 
 /// Settings of a node's traversal.
 #[derive(Debug, Clone, Default)]
@@ -31,12 +31,22 @@ pub struct PeerSpec {
     pub last_endpoint: Option<SocketAddr>,
     /// May it relay for others?
     pub relay_capable: bool,
+    /// Ids of its home relays, as it says: their identities' [`mesh_types::IdentityKey::idx`].
+    pub relays: Vec<Idx>,
     /// Of the announcement the candidates come from; a higher one probes anew.
     pub announcement_seq: u64,
 }
 
-/// Tier of a path, the better the lower. Relays will rank below, in the order node relay, TURN over
-/// UDP, direct TCP, TURN over TCP.
+/// How this node relays for others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RelaySettings {
+    /// Lowest and highest port to lend, one a member.
+    pub ports: (u16, u16),
+    /// Bits a second of a pair, both directions together; 0 is no limit.
+    pub pair_rate: u64,
+}
+
+/// Tier of a path, the better the lower.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum PathKind {
     /// An address of the same site: private, or of a network this host is in.
@@ -45,6 +55,8 @@ pub enum PathKind {
     Ipv6,
     /// IPv4 across the internet.
     Ipv4,
+    /// Through a member that forwards ciphertext.
+    NodeRelay,
 }
 
 impl PathKind {
@@ -54,6 +66,15 @@ impl PathKind {
             Self::Lan => "lan",
             Self::Ipv6 => "ipv6",
             Self::Ipv4 => "ipv4",
+            Self::NodeRelay => "node-relay",
+        }
+    }
+
+    /// Does somebody else carry it?
+    pub fn is_relayed(self) -> bool {
+        match self {
+            Self::Lan | Self::Ipv6 | Self::Ipv4 => false,
+            Self::NodeRelay => true,
         }
     }
 }
@@ -71,6 +92,8 @@ pub struct Path {
     pub since: Instant,
     /// Both ends have agreed on it (PathReady and Ack).
     pub confirmed: bool,
+    /// The relay that carries it.
+    pub via: Option<PeerId>,
 }
 
 /// Something the owner must do or know.
@@ -85,15 +108,17 @@ pub enum Event {
         /// Whose.
         peer: PeerId,
     },
+    /// [`crate::Traversal::relay_pairs`], [`crate::Traversal::relay_ports`] or [`crate::Traversal::late`] changed.
+    RelayChanged,
     /// To be delivered inside the tunnel where there is a session, else sealed through a neighbour.
     /// Dropped without harm where neither is possible: it is repeated while needed.
     Signal {
         /// To whom.
         peer: PeerId,
-        /// CallMe or CallMeAck.
+        /// CallMe, CallMeAck or RelayOffer.
         message: Message,
     },
-    /// [`crate::Traversal::endpoints`] or [`crate::Traversal::nat`] changed.
+    /// [`crate::Traversal::endpoints`], [`crate::Traversal::nat`] or [`crate::Traversal::home_relays`] changed.
     EndpointsChanged,
     /// An authenticated probe arrived under another key of the peer than its first.
     PeerKeySeen {
@@ -153,7 +178,7 @@ pub struct PeerReport {
     pub loss: u8,
     /// Last authenticated datagram from it.
     pub last_heard: Option<Instant>,
-    /// From learning of it, or from losing it, to the path in use.
+    /// From learning of it, or from losing it, to the first direct path.
     pub connect: Option<Duration>,
     /// Why there is no path, one sentence.
     pub error: Option<String>,

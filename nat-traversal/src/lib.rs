@@ -31,6 +31,12 @@
 //! is gone, and what answered meanwhile takes its place. A changed host address, and a wake-up much later
 //! than asked for (the machine slept), make every path suspect at once.
 //!
+//! **Relays.** A pair without a direct path meets at a member that forwards ciphertext (`relay`): both ends bind
+//! there, and its port for the peer is one more candidate address, proven by the same probes, of the last tier.
+//! So it is used as long as nothing better answers, and calls and bursts for something better go on. Both ends
+//! choose alike by rendezvous hash until CallMe has told them the distances; an end that binds makes the
+//! relay call the other.
+//!
 //! **The own NAT** is judged from what others see: mapping from two remotes or two ports of one (answers
 //! name the peer's alternate port in OTHER-ADDRESS), filtering by asking a peer to answer from its
 //! alternate port (CHANGE-REQUEST). A reflexive address counts when a peer confirms it, when two servers
@@ -64,6 +70,7 @@ mod nat_kind;
 mod nat_test;
 mod node;
 mod probe;
+mod relay;
 mod remote;
 mod replay;
 mod schedule;
@@ -75,6 +82,6 @@ mod traversal;
 
 pub use api::{
     CandidateReport, Config, Counters, Event, JoinRequest, Path, PathKind, PeerReport, PeerSpec,
-    Refused,
+    Refused, RelaySettings,
 };
 pub use traversal::Traversal;

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use mesh_types::message::PathReady;
+use mesh_types::message::{PathReady, RelayBind, RelayDistance};
 use mesh_types::report::HostAddress;
 use mesh_types::{Candidate, CandidateKind, Idx, Mapping, Message, NatReport, PeerId, SocketId};
 use mesh_types::{Transmit, WgSecret};
@@ -39,6 +39,8 @@ pub(crate) enum Purpose {
     OtherPort,
     /// To see how another port of the peer sees us.
     Mapping,
+    /// To bind to the peer's port for this other one.
+    Bind(PeerId),
 }
 
 /// What has changed of this node, seen from outside.
@@ -85,6 +87,12 @@ pub(crate) struct Node {
     pub(crate) refresh: bool,
     /// Some peer has a path.
     pub(crate) connected: bool,
+    /// Public addresses of members that relay.
+    pub(crate) relay_ips: BTreeMap<IpAddr, PeerId>,
+    /// Relays in reach, nearest first, as calls tell it.
+    pub(crate) relays: Vec<RelayDistance>,
+    /// Peers of which something has changed that decides whether they are met at a relay.
+    pub(crate) meet: BTreeSet<PeerId>,
     reported_nat: NatReport,
     epoch: u32,
     sequence: u64,
@@ -116,6 +124,9 @@ impl Node {
             validated: BTreeSet::new(),
             refresh: false,
             connected: false,
+            relay_ips: BTreeMap::new(),
+            relays: Vec::new(),
+            meet: BTreeSet::new(),
             reported_nat: NatReport::default(),
             epoch,
             sequence: 0,
@@ -187,7 +198,7 @@ impl Node {
         let transaction = transaction(self.epoch, self.next_sequence());
         let data = match purpose {
             Purpose::Ready(seq) => Some(Message::from(PathReady { seq }).encode()),
-            Purpose::Check | Purpose::OtherPort | Purpose::Mapping => None,
+            Purpose::Check | Purpose::OtherPort | Purpose::Mapping | Purpose::Bind(_) => None,
         };
         let bytes = Outgoing {
             transaction,
@@ -198,6 +209,44 @@ impl Node {
             ..Outgoing::default()
         }
         .encode(Class::Request);
+        self.nat.sent(remote.ip(), !self.connected, now);
+        self.counters.add("probes-sent");
+        self.await_answer(transaction, peer, link, remote, purpose, now);
+        self.transmit(SocketId::Main, None, remote, bytes);
+    }
+
+    /// Asks a relay for a peer.
+    pub(crate) fn bind(
+        &mut self,
+        relay: PeerId,
+        link: &Link,
+        remote: SocketAddr,
+        (peer, bind): (PeerId, RelayBind),
+        now: Instant,
+    ) {
+        let transaction = transaction(self.epoch, self.next_sequence());
+        let bytes = Outgoing {
+            transaction,
+            username: Some(&link.username()),
+            data: Some(&Message::from(bind).encode()),
+            password: Some(&link.password),
+            ..Outgoing::default()
+        }
+        .encode(Class::Indication);
+        self.counters.add("relay-binds-sent");
+        self.await_answer(transaction, relay, link, remote, Purpose::Bind(peer), now);
+        self.transmit(SocketId::Main, None, remote, bytes);
+    }
+
+    fn await_answer(
+        &mut self,
+        transaction: [u8; 12],
+        peer: PeerId,
+        link: &Link,
+        remote: SocketAddr,
+        purpose: Purpose,
+        now: Instant,
+    ) {
         // Ids ascend with time, so the oldest come first.
         while let Some(oldest) = self.pending.first_entry()
             && now.saturating_duration_since(oldest.get().sent) > ANSWER_LIFETIME
@@ -212,9 +261,6 @@ impl Node {
             purpose,
         };
         self.pending.insert(transaction, pending);
-        self.nat.sent(remote.ip(), !self.connected, now);
-        self.counters.add("probes-sent");
-        self.transmit(SocketId::Main, None, remote, bytes);
     }
 
     /// Queues a datagram.

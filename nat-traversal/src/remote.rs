@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use mesh_types::{Candidate, CandidateKind};
+use mesh_types::{Candidate, CandidateKind, PeerId};
 
 use crate::api::PathKind;
 use crate::budget::PER_ANNOUNCEMENT;
@@ -17,6 +17,8 @@ const GRANT_EVERY: Duration = Duration::from_secs(1);
 pub(crate) struct Remote {
     pub(crate) candidate: Candidate,
     pub(crate) kind: PathKind,
+    /// The relay whose port it is.
+    pub(crate) relay: Option<PeerId>,
     /// It stands in the peer's announcement.
     pub(crate) announced: bool,
     /// An answer to a probe came from it.
@@ -43,6 +45,7 @@ impl Remote {
         Self {
             candidate,
             kind,
+            relay: None,
             announced: false,
             confirmed: false,
             next: Some(now),
@@ -72,7 +75,8 @@ impl Remote {
 
     /// May it be sent to at all?
     pub(crate) fn may_send(&self) -> bool {
-        self.confirmed || self.allowance > 0
+        // A relay has named its own port: nobody else is sent to.
+        self.confirmed || self.relay.is_some() || self.allowance > 0
     }
 
     /// The peer itself was heard from there: two more packets, once a second.

@@ -41,6 +41,14 @@ pub(crate) const CALL: [Duration; 6] = [
     Duration::from_secs(30),
     Duration::from_secs(60),
 ];
+/// The same beside a path through a relay, for a better one.
+pub(crate) const CALL_RELAYED: [Duration; 5] = [
+    Duration::from_secs(1),
+    Duration::from_secs(5),
+    Duration::from_secs(15),
+    Duration::from_secs(60),
+    Duration::from_secs(300),
+];
 /// After so many of them a call of the peer, which was answered, stands for the next own one.
 pub(crate) const CALL_EAGER: usize = 3;
 /// How long a first CallMe waits for the own reflexive address: the answer of a near neighbour.

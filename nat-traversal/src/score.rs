@@ -9,6 +9,8 @@ use crate::api::PathKind;
 const MUCH: Duration = Duration::from_millis(30);
 /// ...and by half; inside a tier a path must be faster by this...
 const SOME: Duration = Duration::from_millis(5);
+/// ...a relayed one by this: a path through another relay is not worth more than that...
+const SOME_RELAYED: Duration = Duration::from_millis(10);
 /// ...and by a fifth...
 const FIFTH: u32 = 5;
 /// ...in so many samples in a row.
@@ -39,6 +41,11 @@ impl Score {
 
     /// Compares a challenger with the path in use.
     pub(crate) fn challenges(self, current: Self) -> Preference {
+        let least = if self.kind.is_relayed() {
+            SOME_RELAYED
+        } else {
+            SOME
+        };
         if self.kind < current.kind {
             if current.much_faster(self) {
                 Preference::Stay
@@ -51,7 +58,7 @@ impl Score {
             } else {
                 Preference::Stay
             }
-        } else if self.rtt + SOME.max(current.rtt / FIFTH) < current.rtt {
+        } else if self.rtt + least.max(current.rtt / FIFTH) < current.rtt {
             Preference::AfterSamples
         } else {
             Preference::Stay
@@ -98,10 +105,15 @@ mod tests {
 
     #[test]
     fn no_two_scores_prefer_each_other() {
-        let all: Vec<_> = [PathKind::Lan, PathKind::Ipv6, PathKind::Ipv4]
-            .into_iter()
-            .flat_map(|kind| (0..40).map(move |i| score(kind, i * 7)))
-            .collect();
+        let all: Vec<_> = [
+            PathKind::Lan,
+            PathKind::Ipv6,
+            PathKind::Ipv4,
+            PathKind::NodeRelay,
+        ]
+        .into_iter()
+        .flat_map(|kind| (0..40).map(move |i| score(kind, i * 7)))
+        .collect();
         for a in &all {
             for b in &all {
                 assert!(

@@ -38,6 +38,8 @@ pub(crate) enum Class {
     Success,
     /// 0x0111.
     Error,
+    /// 0x0011: for a relay itself.
+    Indication,
 }
 
 /// The fixed part of a message.
@@ -56,6 +58,7 @@ pub(crate) fn header(bytes: &[u8]) -> Option<Header> {
         [0x00, 0x01] => Class::Request,
         [0x01, 0x01] => Class::Success,
         [0x01, 0x11] => Class::Error,
+        [0x00, 0x11] => Class::Indication,
         _ => return None,
     };
     let length = usize::from(u16::from_be_bytes([bytes[2], bytes[3]]));
@@ -119,6 +122,7 @@ impl Outgoing<'_> {
             Class::Request => MessageClass::Request,
             Class::Success => MessageClass::SuccessResponse,
             Class::Error => MessageClass::ErrorResponse,
+            Class::Indication => MessageClass::Indication,
         };
         let mut message = StunMessageBuilder::new(BINDING, class)
             .with_transaction_id(TransactionId::from(self.transaction));
@@ -314,7 +318,7 @@ mod tests {
         let bytes = message(None);
         assert_eq!(header(&bytes[..19]), None);
         assert_eq!(header(&bytes[..bytes.len() - 4]), None);
-        for (index, value) in [(0, 0x40), (1, 0x03), (4, 0), (3, 1)] {
+        for (index, value) in [(0, 0x40), (1, 0x03), (1, 0x10), (4, 0), (3, 1)] {
             let mut changed = bytes.clone();
             changed[index] = value;
             assert_eq!(header(&changed), None, "byte {index}");

@@ -1,6 +1,6 @@
 //! The node's side of it all: one [`Traversal`] per node.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::Instant;
 
@@ -15,13 +15,18 @@ use crate::budget::Bucket;
 use crate::candidate;
 use crate::join::Joins;
 use crate::nat_test::NatTest;
-use crate::node::Node;
+use crate::node::{Node, Purpose};
+use crate::relay::client::Client;
+use crate::relay::server::Server;
 use crate::schedule::SUSPENDED;
 use crate::seal;
 use crate::servers::Servers;
 
 mod receive;
+mod relay;
 mod settle;
+
+use relay::Meeting;
 
 /// Reaches peers through whatever lies between. See the crate's documentation.
 #[derive(Debug)]
@@ -34,6 +39,13 @@ pub struct Traversal {
     joins: Joins,
     nat_test: NatTest,
     refreshes: Bucket,
+    client: Client,
+    server: Server,
+    meetings: BTreeMap<PeerId, Meeting>,
+    /// Members that relay and are in reach.
+    in_reach: BTreeSet<PeerId>,
+    /// Those that are announced, and since when they are out of reach.
+    homes: BTreeMap<PeerId, Option<Instant>>,
     /// The host's addresses as last told, usable or not.
     addresses: (Vec<HostAddress>, bool),
     wake: Option<(Instant, &'static str)>,
@@ -44,14 +56,21 @@ pub struct Traversal {
 impl Traversal {
     /// Starts. `epoch` is already stored and higher than any used before; `seed` is random.
     pub fn new(config: Config, epoch: u32, seed: [u8; 32], now: Now) -> Self {
+        let mut node = Node::new(config, epoch, seed);
+        let server = Server::new(node.random(), now.mono);
         let mut traversal = Self {
-            node: Node::new(config, epoch, seed),
+            node,
             agents: BTreeMap::new(),
             by_idx: BTreeMap::new(),
             servers: Servers::default(),
             joins: Joins::default(),
             nat_test: NatTest::default(),
             refreshes: Bucket::default(),
+            client: Client::default(),
+            server,
+            meetings: BTreeMap::new(),
+            in_reach: BTreeSet::new(),
+            homes: BTreeMap::new(),
             addresses: (Vec::new(), false),
             wake: None,
             latest: now.mono,
@@ -161,6 +180,23 @@ impl Traversal {
                 pending.peer = to;
             }
         }
+        for agent in self.agents.values_mut() {
+            agent.rename_relay(from, to);
+        }
+        self.forget_meetings(from);
+        self.node.meet.insert(to);
+    }
+
+    fn forget_meetings(&mut self, id: &PeerId) {
+        self.client.remove_peer(id);
+        self.server.remove_peer(id);
+        self.meetings.remove(id);
+        self.homes.remove(id);
+        self.in_reach.remove(id);
+        let unbound = |purpose: Purpose| purpose != Purpose::Bind(*id);
+        self.node
+            .pending
+            .retain(|_, pending| unbound(pending.purpose));
     }
 
     /// Forgets a peer.
@@ -168,11 +204,15 @@ impl Traversal {
         self.agents.remove(id);
         self.by_idx.retain(|_, peer| peer != id);
         self.node.pending.retain(|_, pending| pending.peer != *id);
+        self.forget_meetings(id);
     }
 
-    /// CallMe or CallMeAck arrived, authenticated by the session or by its seal.
+    /// CallMe, CallMeAck or RelayOffer arrived, authenticated by the session or by its seal.
     pub fn handle_message(&mut self, from: &PeerId, message: &Message, now: Now) {
         self.check_suspended(now);
+        if let Message::RelayOffer(offer) = message {
+            return self.handle_offer(from, offer, now);
+        }
         self.with(from, now, |agent, node| {
             agent.on_message(node, message, now);
         });
@@ -341,6 +381,7 @@ impl Traversal {
             agent.run(&mut self.node, now);
             agent.rearm();
         }
+        self.client.moved(now.mono);
         self.settle(now);
     }
 

@@ -195,6 +195,8 @@ fn a_thousand_forged_candidates_make_no_weapon() {
             nat: mesh_types::NatReport::default(),
             predicted: Vec::new(),
             start_ms: 0,
+            relays: Vec::new(),
+            relay: None,
         });
         let id = net.nodes[b].id;
         let mut spec = net.spec(b, candidates);
@@ -253,6 +255,8 @@ fn call(net: &mut Net, a: usize, b: usize, seq: u64) {
         nat: mesh_types::NatReport::default(),
         predicted: Vec::new(),
         start_ms: 0,
+        relays: Vec::new(),
+        relay: None,
     });
     let (id, now) = (net.nodes[b].id, net.now);
     net.nodes[a].traversal.handle_message(&id, &call, now);
@@ -389,7 +393,8 @@ fn a_joiner_is_heard_before_it_is_a_peer_and_gets_its_answer() {
             | Event::EndpointsChanged
             | Event::PeerKeySeen { .. }
             | Event::JoinAnswer { .. }
-            | Event::EpochRaised(_) => None,
+            | Event::EpochRaised(_)
+            | Event::RelayChanged => None,
         });
     let request = request.unwrap();
     assert_eq!((request.ticket, request.transaction), (ticket, transaction));

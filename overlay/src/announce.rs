@@ -105,7 +105,7 @@ impl Overlay {
         if self.config.backend == Backend::Kernel {
             features = features.with(Features::KERNEL);
         }
-        if self.config.may_relay {
+        if self.relay_serves {
             features = features.with(Features::MAY_RELAY);
         }
         Announcement {
@@ -115,7 +115,7 @@ impl Overlay {
             next_key: self.rotation.next(),
             endpoints: self.traversal.endpoints().to_vec(),
             nat: self.traversal.nat(),
-            relays: Vec::new(),
+            relays: self.traversal.home_relays(),
             region: self.config.region.as_deref().map(label),
             features,
             protocol_min: PROTOCOL.0,

@@ -13,7 +13,7 @@ use tracing::debug;
 use crate::control::is_global;
 use crate::event::Event;
 use crate::overlay::{Overlay, RESOLVE_AGAIN};
-use crate::peer::{Greeting, PeerRecord, SECOND_SIDE_DELAY};
+use crate::peer::{Greeting, LATE, PeerRecord, SECOND_SIDE_DELAY};
 use crate::snapshot::PeerState;
 
 impl Overlay {
@@ -50,10 +50,12 @@ impl Overlay {
                 if self.directory.own_membership().is_some() {
                     self.revoked = false;
                 }
+                self.refresh_relay(now);
                 self.persist_soon(now);
             }
             peer_discovery::Event::Revoked => {
                 self.revoked = true;
+                self.refresh_relay(now);
                 self.plan_dirty = true;
                 self.events.push_back(Event::Revoked);
                 self.persist_soon(now);
@@ -118,6 +120,7 @@ impl Overlay {
             nat: peer.nat,
             last_endpoint: record.last_endpoint,
             relay_capable: peer.may_relay,
+            relays: peer.relays.clone(),
             announcement_seq: peer.seq,
         };
         self.traversal.upsert_peer(*id, spec, now);
@@ -127,7 +130,11 @@ impl Overlay {
         match event {
             nat_traversal::Event::PathChanged { peer } => self.path_changed(&peer, now),
             nat_traversal::Event::Signal { peer, message } => self.signal(&peer, &message, now),
-            nat_traversal::Event::EndpointsChanged => self.announcement_changed(now),
+            nat_traversal::Event::EndpointsChanged => {
+                self.refresh_relay(now);
+                self.announcement_changed(now);
+            }
+            nat_traversal::Event::RelayChanged => self.plan_dirty = true,
             nat_traversal::Event::PeerKeySeen { peer, key } => {
                 self.peer_key_seen(&peer, key, now);
             }
@@ -143,18 +150,25 @@ impl Overlay {
     }
 
     fn path_changed(&mut self, id: &PeerId, now: Now) {
-        let remote = self.traversal.path(id).map(|path| path.remote);
+        let path = self.traversal.path(id);
+        let relayed = path.is_some_and(|path| path.kind.is_relayed());
+        let remote = path.map(|path| path.remote);
         let own = self.identity.key.public().idx();
         let seq = self.rng.next_u64().max(1);
         let Some(record) = self.peers.get_mut(id) else {
             return;
         };
         self.plan_dirty = true;
+        record.late_until = (record.relayed && !relayed).then(|| now.mono + LATE);
+        record.relayed = relayed;
         debug!(peer = %record.name, ?remote, "Path changed");
         match remote {
             Some(remote) => {
                 let fresh = record.path_since.is_none();
-                record.last_endpoint = Some(remote);
+                // A relay's port is lent for minutes, and says nothing of where the peer is.
+                if !relayed {
+                    record.last_endpoint = Some(remote);
+                }
                 if fresh {
                     record.path_since = Some(now.mono);
                     // The lower idx begins, so that two handshakes do not cross.
@@ -193,6 +207,11 @@ impl Overlay {
             };
             let (path, insisted) = (self.traversal.path(&id), record.insist);
             record.handle_stats(*stats, path.map(|path| path.remote), now.mono);
+            let late = |at| self.traversal.late(&id).contains(&at);
+            if stats.endpoint.is_some_and(late) {
+                // Late datagrams of a relay have drawn it back there; nothing is silent, so it would stay.
+                record.insist = record.insist.wrapping_add(1);
+            }
             self.plan_dirty |= record.insist != insisted;
             if record.session(now.mono) && record.path_since.is_some() && !record.open(now.mono) {
                 record.open_at = Some(now.mono);
@@ -246,6 +265,9 @@ impl Overlay {
                     record.retired = None;
                     self.plan_dirty = true;
                 }
+                if record.late_until.take_if(|at| *at <= now.mono).is_some() {
+                    self.plan_dirty = true;
+                }
                 if record.open(now.mono) && !record.opened {
                     self.plan_dirty = true;
                 }
@@ -275,8 +297,13 @@ impl Overlay {
             || report.addresses != self.host.addresses
             || report.uplinks != self.host.uplinks
             || report.ipv6_off != self.host.ipv6_off;
+        let busy = report.busy_ports != self.host.busy_ports;
         self.host = report;
         self.host_known = true;
+        if busy {
+            self.traversal.set_busy_ports(&self.host.busy_ports, now);
+        }
+        self.refresh_relay(now);
         if moved {
             self.traversal.set_listen_port(self.listen_port());
             self.persist_soon(now);

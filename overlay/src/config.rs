@@ -51,4 +51,8 @@ pub struct Config {
     pub mtu: u16,
     /// May members be relayed through this node?
     pub may_relay: bool,
+    /// Lowest and highest port lent to members that are relayed, one each.
+    pub relay_ports: (u16, u16),
+    /// Bits a second of a relayed pair, both directions together; 0 is no limit.
+    pub pair_rate: u64,
 }

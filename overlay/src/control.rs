@@ -70,7 +70,7 @@ impl Overlay {
         }
         match message {
             Message::Hello(_) => {}
-            Message::CallMe(_) | Message::CallMeAck(_) => {
+            Message::CallMe(_) | Message::CallMeAck(_) | Message::RelayOffer(_) => {
                 self.traversal.handle_message(from, &message, now);
             }
             Message::Ack(Ack { seq }) => self.handle_ack(from, seq, now),
@@ -80,10 +80,9 @@ impl Overlay {
             Message::JoinRelay(relay) => self.handle_join_relay(from, relay, now),
             Message::Petition(petition) => self.handle_petition(from, petition, now),
             Message::Echo(echo) => self.handle_echo(from, &echo, now),
-            // These travel on the outside, inside authenticated Binding messages; relays come later.
+            // These travel on the outside, inside authenticated Binding messages.
             Message::PathReady(_)
             | Message::RelayBind(_)
-            | Message::RelayOffer(_)
             | Message::Join(_)
             | Message::Joined(_)
             | Message::JoinRefused(_) => self.count("control-misplaced"),
@@ -114,7 +113,10 @@ impl Overlay {
     fn handle_forward(&mut self, from: &PeerId, forward: Forward, now: Now) {
         if self.is_own_idx(forward.to) {
             match self.traversal.open(&forward, now) {
-                Ok((sender, message @ (Message::CallMe(_) | Message::CallMeAck(_)))) => {
+                Ok((
+                    sender,
+                    message @ (Message::CallMe(_) | Message::CallMeAck(_) | Message::RelayOffer(_)),
+                )) => {
                     self.traversal.handle_message(&sender, &message, now);
                 }
                 Ok(_) => self.count("forward-misplaced"),

@@ -8,7 +8,7 @@
 //!
 //! Beside the plan a node speaks with other nodes inside the tunnel (`control`, `gossip`), announces itself
 //! (`announce`), vouches for others where it holds the authority's key (`authority`, `join`), changes its own
-//! key (`rotation`), and answers people (`command`, `findings`, `view`).
+//! key (`rotation`), relays for others where it may (`relay`), and answers people (`command`, `findings`, `view`).
 //!
 //! # Order
 //! Every verb hands its input to the child or module it concerns, then *settles*: events of the directory are
@@ -40,6 +40,7 @@ mod join;
 mod overlay;
 mod peer;
 mod plan;
+mod relay;
 mod rotation;
 mod snapshot;
 mod state;

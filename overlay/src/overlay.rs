@@ -59,6 +59,8 @@ pub struct Overlay {
     pub(crate) stun: BTreeMap<String, Vec<SocketAddr>>,
     pub(crate) resolve_at: Option<Instant>,
     pub(crate) revoked: bool,
+    /// Members may be relayed through this node, now.
+    pub(crate) relay_serves: bool,
     pub(crate) plan: HostPlan,
     pub(crate) plan_dirty: bool,
     /// Generation of the plan that first holds the own addresses as they are.
@@ -145,6 +147,7 @@ impl Overlay {
             stun: BTreeMap::new(),
             resolve_at: None,
             revoked: false,
+            relay_serves: false,
             plan,
             plan_dirty: true,
             addresses_since: None,
@@ -220,7 +223,7 @@ impl Overlay {
     ) {
         match socket {
             SocketId::Overlay => self.handle_control(remote, bytes, now),
-            SocketId::Main | SocketId::Alternate | SocketId::Extra(_) => self
+            SocketId::Main | SocketId::Alternate | SocketId::Extra(_) | SocketId::Relay(_) => self
                 .traversal
                 .handle_datagram(socket, local, remote, bytes, now),
         }

@@ -2,7 +2,7 @@
 //! state follows from it.
 //!
 //! ```text
-//! learned --> Connecting --path and session--> Direct
+//! learned --> Connecting --path and session--> Direct, or Relayed
 //!               |  ^  ^                          |
 //!   patience    v  |  '---- path or session lost-'
 //!             Down-'
@@ -32,6 +32,8 @@ pub(crate) const SECOND_SIDE_DELAY: Duration = Duration::from_secs(1);
 /// WireGuard follows any authentic packet, be it a late one by a path that is gone. Where it sends into silence for so
 /// long while probes prove another path, it is put back there.
 const ASTRAY: Duration = Duration::from_secs(2);
+/// In-flight datagrams of a relay and both ends' switch take less than this.
+pub(crate) const LATE: Duration = Duration::from_secs(1);
 /// How long handshakes under a rotated peer's old key are still taken.
 pub(crate) const RETIRE_AFTER: Duration = Duration::from_secs(5);
 /// Messages taken from one peer in a second; a digest of 5,000 nodes arrives in less.
@@ -106,6 +108,10 @@ pub(crate) struct PeerRecord {
     pub(crate) planned: (bool, bool),
     /// Where it was last reached.
     pub(crate) last_endpoint: Option<SocketAddr>,
+    /// Until when its datagrams are taken from relays that its path has left, whatever their family.
+    pub(crate) late_until: Option<Instant>,
+    /// Its path leads through a relay.
+    pub(crate) relayed: bool,
     /// Since when there is a path.
     pub(crate) path_since: Option<Instant>,
     /// From when on this side starts handshakes (keepalive in the plan).
@@ -156,6 +162,8 @@ impl PeerRecord {
             name: String::new(),
             planned: (false, false),
             last_endpoint: None,
+            late_until: None,
+            relayed: false,
             path_since: None,
             open_at: None,
             opened: false,
@@ -276,6 +284,7 @@ impl PeerRecord {
             };
         }
         match (self.path_since, session) {
+            (Some(_), true) if self.relayed => PeerState::Relayed,
             (Some(_), true) => PeerState::Direct,
             (Some(_), false) => PeerState::Connecting,
             (None, _) => {
@@ -298,9 +307,10 @@ impl PeerRecord {
         let patience = (self.path_since.is_none() && self.state == PeerState::Connecting)
             .then(|| self.since + PATIENCE);
         let retired = self.retired.map(|(_, until)| until);
+        let late = self.late_until;
         let greeting = self.greeting.and_then(|greeting| greeting.again);
         let open = self.greeting.and(self.open_at).filter(|_| !self.opened);
-        [patience, retired, greeting, open]
+        [patience, retired, greeting, open, late]
             .into_iter()
             .flatten()
             .min()

@@ -110,11 +110,15 @@ impl Overlay {
                 .into_iter()
                 .flatten()
                 .collect(),
-            sockets: BTreeSet::from([SocketId::Main, SocketId::Alternate, SocketId::Overlay]),
+            sockets: [SocketId::Main, SocketId::Alternate, SocketId::Overlay]
+                .into_iter()
+                .chain(self.relay_sockets())
+                .collect(),
             mss_clamp: true,
             forward_accept: self.config.forward_accept,
             adoptions: BTreeSet::new(),
-            relay_pairs: BTreeSet::new(),
+            relay_pairs: self.traversal.relay_pairs(),
+            aliases: self.aliases(),
             proxies: BTreeSet::new(),
             filters: BTreeSet::new(),
         }

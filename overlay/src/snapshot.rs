@@ -86,6 +86,8 @@ pub enum PathKind {
     Ipv6,
     /// Over the internet, IPv4.
     Ipv4,
+    /// Through a member that forwards ciphertext.
+    NodeRelay,
 }
 
 impl PathKind {
@@ -95,6 +97,7 @@ impl PathKind {
             Self::Lan => "lan",
             Self::Ipv6 => "ipv6",
             Self::Ipv4 => "ipv4",
+            Self::NodeRelay => "node-relay",
         }
     }
 }
@@ -216,6 +219,8 @@ pub struct NetcheckSnapshot {
     pub endpoints: Vec<Candidate>,
     /// Configured STUN servers: name, and the addresses it resolved to.
     pub stun: Vec<(String, Vec<SocketAddr>)>,
+    /// Members in reach that relay, and their round trip times, nearest first.
+    pub relays: Vec<(String, Duration)>,
     /// Has the host IPv6 with a default route?
     pub ipv6: bool,
     /// MTU of the overlay device, bytes.
@@ -232,6 +237,7 @@ impl From<nat_traversal::PathKind> for PathKind {
             nat_traversal::PathKind::Lan => Self::Lan,
             nat_traversal::PathKind::Ipv6 => Self::Ipv6,
             nat_traversal::PathKind::Ipv4 => Self::Ipv4,
+            nat_traversal::PathKind::NodeRelay => Self::NodeRelay,
         }
     }
 }

@@ -131,6 +131,7 @@ pub(crate) fn empty_plan(identity: &Identity, config: &Config) -> HostPlan {
         forward_accept: config.forward_accept,
         adoptions: BTreeSet::new(),
         relay_pairs: BTreeSet::new(),
+        aliases: BTreeSet::new(),
         proxies: BTreeSet::new(),
         filters: BTreeSet::new(),
     }

@@ -85,7 +85,7 @@ impl Overlay {
             path: path.map(|path| PathSnapshot {
                 kind: path.kind.into(),
                 remote: path.remote,
-                via: None,
+                via: path.via.map(|relay| self.peer_name(&relay)),
             }),
             rtt: path.map(|path| path.rtt),
             loss: path
@@ -127,6 +127,11 @@ impl Overlay {
                 nat_traversal::PathKind::Lan => "inside the local network",
                 nat_traversal::PathKind::Ipv6 => "by IPv6",
                 nat_traversal::PathKind::Ipv4 => "by IPv4",
+                nat_traversal::PathKind::NodeRelay => {
+                    let relay = path.via.map(|relay| self.peer_name(&relay));
+                    let relay = relay.unwrap_or_else(|| "a member".to_owned());
+                    return format!("through {relay}, {} ms", path.rtt.as_millis());
+                }
             };
             format!("{kind} at {}", path.remote)
         });
@@ -139,10 +144,20 @@ impl Overlay {
             (PeerState::Connecting, Some(way)) => {
                 format!("a path {way} is proven, WireGuard's handshake is awaited")
             }
-            (PeerState::Relayed, _) => "relayed".to_owned(),
-            (PeerState::Direct | PeerState::Idle | PeerState::Connecting | PeerState::Down, _) => {
-                no_path(error, report.as_ref(), peer, record, now)
+            (PeerState::Relayed, Some(way)) if suspect => {
+                format!("relayed {way}, which stopped answering a moment ago")
             }
+            (PeerState::Relayed, Some(way)) => {
+                format!("relayed {way}: no direct address of it has answered")
+            }
+            (
+                PeerState::Relayed
+                | PeerState::Direct
+                | PeerState::Idle
+                | PeerState::Connecting
+                | PeerState::Down,
+                _,
+            ) => no_path(error, report.as_ref(), peer, record, now),
         }
     }
 
@@ -163,6 +178,12 @@ impl Overlay {
                 .stun
                 .iter()
                 .map(|(name, addresses)| (name.clone(), addresses.clone()))
+                .collect(),
+            relays: self
+                .traversal
+                .relays()
+                .into_iter()
+                .map(|(id, rtt)| (self.peer_name(&id), rtt))
                 .collect(),
             ipv6: !self.host.ipv6_off && self.host.default_route_v6,
             mtu: self.config.mtu,

@@ -8,7 +8,7 @@ use mesh_types::observation::ConfigPeer;
 use mesh_types::record::Features;
 use mesh_types::{Candidate, CandidateKind, IpNet, NatReport, PeerId, Source, WgKey};
 
-use crate::peer::Peer;
+use crate::peer::{Peer, RELAYS_MAX};
 use crate::records::{Announced, Member};
 
 const NAME_MAX: usize = 63;
@@ -93,6 +93,9 @@ impl<'a> Claimant<'a> {
             },
             seq: record.map_or(0, |a| a.seq),
             may_relay: vouched && features.has(Features::MAY_RELAY),
+            relays: record.map_or(Vec::new(), |a| {
+                a.relays.iter().take(RELAYS_MAX).copied().collect()
+            }),
             configured_key: self.entry.map(|entry| entry.key),
         }
     }

@@ -4,7 +4,12 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use mesh_types::record::Features;
-use mesh_types::{Candidate, IdentityKey, IpNet, NatReport, PeerId, PresharedKey, Source, WgKey};
+use mesh_types::{
+    Candidate, IdentityKey, Idx, IpNet, NatReport, PeerId, PresharedKey, Source, WgKey,
+};
+
+/// Home relays taken from an announcement.
+pub(crate) const RELAYS_MAX: usize = 8;
 
 /// A node or device that packets may be exchanged with, as the vouching source and the node itself describe it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,6 +50,8 @@ pub struct Peer {
     pub seq: u64,
     /// It may forward ciphertext for others, and is willing to.
     pub may_relay: bool,
+    /// Ids of its home relays, as it says (identities' [`IdentityKey::idx`]); at most 8.
+    pub relays: Vec<Idx>,
     /// Its key in the file, where there is an entry. Differs from `key` after a rotation: the file wants updating.
     pub configured_key: Option<WgKey>,
 }

@@ -2,7 +2,7 @@
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket as StdUdpSocket};
-use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
 use std::sync::Arc;
 
 use mesh_types::{SocketId, Transmit, consts};
@@ -10,7 +10,7 @@ use nix::sys::socket::{
     ControlMessage, ControlMessageOwned, MsgFlags, SockaddrIn, SockaddrIn6, SockaddrStorage,
     recvmsg, sendmsg, setsockopt, sockopt,
 };
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockFilter, SockRef, Socket, Type};
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
 use tokio::sync::mpsc;
@@ -35,10 +35,29 @@ pub struct Datagram {
 /// An open socket; its reader stops when this is dropped.
 #[derive(Debug)]
 pub struct Port {
-    socket: Arc<UdpSocket>,
+    id: SocketId,
+    use_of: Use,
     port: u16,
     both: bool,
-    reader: JoinHandle<()>,
+    events: mpsc::Sender<Event>,
+}
+
+/// Who reads a socket.
+#[derive(Debug)]
+enum Use {
+    /// A task of ours.
+    Own(Arc<UdpSocket>, JoinHandle<()>),
+    /// Somebody it was lent to.
+    Lent(Arc<StdUdpSocket>),
+}
+
+impl AsFd for Use {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Own(socket, _) => socket.as_fd(),
+            Self::Lent(socket) => socket.as_fd(),
+        }
+    }
 }
 
 /// Where a socket is bound.
@@ -48,6 +67,13 @@ pub enum Binding<'a> {
     Underlay {
         /// The mark.
         fwmark: u32,
+    },
+    /// The same, on this port. Only Binding indications are read: the rest is other members' and not for us.
+    Relay {
+        /// The mark.
+        fwmark: u32,
+        /// The port.
+        port: u16,
     },
     /// To the overlay device, on the control port.
     Overlay {
@@ -66,17 +92,45 @@ impl Port {
         let (socket, both) = match bind(Domain::IPV6, binding) {
             Ok(socket) => (socket, true),
             // A kernel without IPv6.
+            Err(error) if exhausted(&error) || error.kind() == io::ErrorKind::AddrInUse => {
+                return Err(error);
+            }
             Err(_) => (bind(Domain::IPV4, binding)?, false),
         };
         let port = socket.local_addr()?.port();
-        let socket = Arc::new(UdpSocket::from_std(socket)?);
-        let reader = tokio::spawn(read(id, Arc::clone(&socket), port, events));
         Ok(Self {
-            socket,
+            id,
+            use_of: watch(id, socket, port, &events)?,
             port,
             both,
-            reader,
+            events,
         })
+    }
+
+    /// Gives the socket to somebody who reads it from now on; it may still be sent from.
+    pub fn lend(&mut self) -> io::Result<Arc<StdUdpSocket>> {
+        match &self.use_of {
+            Use::Lent(socket) => Ok(Arc::clone(socket)),
+            Use::Own(socket, reader) => {
+                let lent: StdUdpSocket = socket.as_fd().try_clone_to_owned()?.into();
+                reader.abort();
+                if let SocketId::Relay(_) = self.id {
+                    // The filter is there unless attaching it failed.
+                    _ = SockRef::from(&lent).detach_filter();
+                }
+                let lent = Arc::new(lent);
+                self.use_of = Use::Lent(Arc::clone(&lent));
+                Ok(lent)
+            }
+        }
+    }
+
+    /// Reads the socket again, if it was lent.
+    pub fn take_back(&mut self) -> io::Result<()> {
+        if let Use::Lent(socket) = &self.use_of {
+            self.use_of = watch(self.id, socket.try_clone()?, self.port, &self.events)?;
+        }
+        Ok(())
     }
 
     /// Its port.
@@ -109,7 +163,7 @@ impl Port {
         };
         // Not through the runtime: a fresh socket is not yet known to be writable there.
         sendmsg(
-            self.socket.as_raw_fd(),
+            self.use_of.as_fd().as_raw_fd(),
             &[IoSlice::new(&transmit.bytes)],
             &messages,
             MsgFlags::MSG_DONTWAIT,
@@ -121,8 +175,63 @@ impl Port {
 
 impl Drop for Port {
     fn drop(&mut self) {
-        self.reader.abort();
+        match &self.use_of {
+            Use::Own(_, reader) => reader.abort(),
+            Use::Lent(_) => {}
+        }
     }
+}
+
+/// Reads a socket in a task of its own.
+fn watch(
+    id: SocketId,
+    socket: StdUdpSocket,
+    port: u16,
+    events: &mpsc::Sender<Event>,
+) -> io::Result<Use> {
+    if let SocketId::Relay(_) = id
+        && let Err(error) = SockRef::from(&socket).attach_filter(&only_indications())
+    {
+        debug!(port, %error, "Failed to filter a relay port");
+    }
+    let socket = Arc::new(UdpSocket::from_std(socket)?);
+    let reader = tokio::spawn(read(id, Arc::clone(&socket), port, events.clone()));
+    Ok(Use::Own(socket, reader))
+}
+
+/// Has the process, or the system, no descriptors or memory for another socket?
+pub fn exhausted(error: &io::Error) -> bool {
+    use nix::libc::{EMFILE, ENFILE, ENOBUFS, ENOMEM};
+    matches!(
+        error.raw_os_error(),
+        Some(EMFILE | ENFILE | ENOBUFS | ENOMEM)
+    )
+}
+
+/// A Binding indication (RFC 8489 5), the UDP header before it: of all that comes to a relay port, only this is for
+/// the agent, and a flood of the rest is not to wake it.
+fn only_indications() -> [SockFilter; 6] {
+    const LOAD_HALF: u16 = 0x28;
+    const LOAD_WORD: u16 = 0x20;
+    const JUMP_EQUAL: u16 = 0x15;
+    const RETURN: u16 = 0x06;
+    [
+        SockFilter::new(LOAD_HALF, 0, 0, 8),
+        SockFilter::new(JUMP_EQUAL, 0, 3, INDICATION.into()),
+        SockFilter::new(LOAD_WORD, 0, 0, 12),
+        SockFilter::new(JUMP_EQUAL, 0, 1, COOKIE),
+        SockFilter::new(RETURN, 0, 0, u32::MAX),
+        SockFilter::new(RETURN, 0, 0, 0),
+    ]
+}
+
+const INDICATION: u16 = 0x0011;
+const COOKIE: u32 = 0x2112_a442;
+
+fn is_indication(bytes: &[u8]) -> bool {
+    bytes.len() >= 20
+        && bytes[..2] == INDICATION.to_be_bytes()
+        && bytes[4..8] == COOKIE.to_be_bytes()
 }
 
 enum Info {
@@ -169,6 +278,10 @@ fn bind(domain: Domain, binding: Binding<'_>) -> io::Result<StdUdpSocket> {
             socket.set_mark(fwmark)?;
             0
         }
+        Binding::Relay { fwmark, port } => {
+            socket.set_mark(fwmark)?;
+            port
+        }
         Binding::Overlay { interface } => {
             socket.bind_device(Some(interface.as_bytes()))?;
             consts::CONTROL_PORT
@@ -179,11 +292,13 @@ fn bind(domain: Domain, binding: Binding<'_>) -> io::Result<StdUdpSocket> {
 }
 
 async fn read(id: SocketId, socket: Arc<UdpSocket>, port: u16, events: mpsc::Sender<Event>) {
+    let relay = matches!(id, SocketId::Relay(_));
     loop {
-        match socket
+        let received = socket
             .async_io(Interest::READABLE, || receive(id, &socket, port))
-            .await
-        {
+            .await;
+        match received {
+            Ok(Some(datagram)) if relay && !is_indication(&datagram.bytes) => {}
             Ok(Some(datagram)) => {
                 if events.send(Event::Datagram(datagram)).await.is_err() {
                     return;
@@ -208,7 +323,8 @@ async fn read(id: SocketId, socket: Arc<UdpSocket>, port: u16, events: mpsc::Sen
 fn receive(id: SocketId, socket: &UdpSocket, port: u16) -> io::Result<Option<Datagram>> {
     let mut bytes = [0; 2048];
     let mut parts = [IoSliceMut::new(&mut bytes)];
-    let mut space = nix::cmsg_space!(nix::libc::in6_pktinfo, nix::libc::in_pktinfo);
+    // Room for more than what is asked for: whom a socket was lent to may have asked for more.
+    let mut space = nix::cmsg_space!([u8; 256]);
     let got = recvmsg::<SockaddrStorage>(
         socket.as_raw_fd(),
         &mut parts,

@@ -31,7 +31,14 @@ pub fn netcheck(snapshot: &NetcheckSnapshot) -> api::Netcheck {
                 addresses: addresses.iter().map(ToString::to_string).collect(),
             })
             .collect(),
-        relays: Vec::new(),
+        relays: snapshot
+            .relays
+            .iter()
+            .map(|(name, rtt)| api::Relay {
+                name: name.clone(),
+                rtt_ms: Some(milliseconds(*rtt)),
+            })
+            .collect(),
         port_mapping: "none".to_owned(),
         ipv6: snapshot.ipv6,
         mtu: snapshot.mtu,

@@ -1,6 +1,6 @@
 //! The tunnel: the kernel's WireGuard or the in-process engine, behind one set of verbs. No policy here.
 
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::path::Path;
 
 use anyhow::{Result, anyhow, bail};
@@ -9,11 +9,12 @@ use host_network::{Demux, Host, HostError, Wireguard};
 use mesh_types::address::next_port;
 use mesh_types::plan::TunnelPlan;
 use mesh_types::report::Backend;
-use mesh_types::{SocketId, Transmit, TunnelReport};
+use mesh_types::{HostPlan, SocketId, Transmit, TunnelReport};
 use tokio::sync::mpsc;
 
 use super::Event;
-use super::sockets::{Binding, Datagram, Port};
+use super::ports::{Ports, pass};
+use super::sockets::{Binding, Port};
 use crate::cli::BackendChoice;
 use crate::config::{ConfigError, sentence};
 
@@ -181,8 +182,10 @@ impl Tunnel {
         }
     }
 
-    /// Makes keys, peers and port equal to the plan. Idempotent. One sentence for what failed.
-    pub fn apply(&mut self, plan: &TunnelPlan) -> Result<Done, String> {
+    /// Makes keys, peers and port equal to the plan, and lends `ports` to the peers it says: before anything is sent to
+    /// them, for the first datagram must come from there. Idempotent. One sentence for what failed.
+    pub fn apply(&mut self, host: &HostPlan, ports: &mut Ports) -> Result<Done, String> {
+        let plan = &host.tunnel;
         match self {
             Self::Kernel {
                 interface,
@@ -193,6 +196,8 @@ impl Tunnel {
                 opened: _,
                 port,
             } => {
+                let mut lend = |port| demux.lend(port, &host.adoptions, &host.aliases);
+                lend(*port).map_err(|error| error.to_string())?;
                 let mut done = configure(interface, device, plan);
                 let mut used = plan.listen_port;
                 if let (Err(HostError::PortInUse { .. }), PortWish::From(_)) = (&done, *wish) {
@@ -209,6 +214,7 @@ impl Tunnel {
                 }
                 let done = done.and_then(|done| {
                     demux.apply(used, main.port())?;
+                    demux.lend(used, &host.adoptions, &host.aliases)?;
                     *port = used;
                     Ok(done)
                 });
@@ -228,10 +234,12 @@ impl Tunnel {
                     })?;
                     *engine = Some(started);
                 }
-                if let Some(engine) = engine {
-                    engine.apply(plan);
-                }
-                Ok(Done::Quiet)
+                let Some(engine) = engine else {
+                    return Ok(Done::Quiet);
+                };
+                let lent = ports.lend_to(host, engine);
+                engine.apply(plan);
+                lent.map(|()| Done::Quiet)
             }
         }
     }
@@ -330,19 +338,9 @@ fn start(settings: &Settings, events: &mpsc::Sender<Event>) -> Result<Engine, En
     Engine::start(
         settings.clone(),
         Box::new(move |datagram| {
-            // A full queue drops it, as a network would; what matters is repeated.
-            _ = events.try_send(Event::Datagram(Datagram {
-                socket: SocketId::Main,
-                local: canonical(datagram.local),
-                remote: canonical(datagram.remote),
-                bytes: datagram.bytes,
-            }));
+            pass(&events, datagram);
         }),
     )
-}
-
-fn canonical(address: SocketAddr) -> SocketAddr {
-    SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
 /// Can both families be bound? WireGuard in the kernel binds both.

@@ -64,7 +64,7 @@ pub struct Nat {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Relay {
-    pub serve: Option<Spanned<bool>>,
+    pub serve: Option<bool>,
     pub ports: Option<Text>,
     pub pair_rate: Option<Text>,
     #[serde(default)]

@@ -82,6 +82,8 @@ fn node(state: State, clock: Clock) -> Overlay {
         forward_accept: false,
         mtu: MTU,
         may_relay: true,
+        relay_ports: (28672, 29183),
+        pair_rate: 0,
     };
     let mut node = Overlay::new(identity, config, state, [9; 32], clock.at(0));
     let session = TunnelStats {

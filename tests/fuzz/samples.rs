@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use mesh_types::message::{
     Ack, CallMe, CallMeAck, Delta, Digest, DigestEntry, Echo, Forward, Hello, Join, JoinRefused,
-    JoinRelay, Joined, PathReady, Petition, RelayBind, RelayOffer,
+    JoinRelay, Joined, PathReady, Petition, RelayBind, RelayDistance, RelayOffer,
 };
 use mesh_types::record::Features;
 use mesh_types::state::{LastEndpoint, Pin, Ticket};
@@ -123,6 +123,11 @@ pub(crate) fn messages() -> Vec<Message> {
         nat: NatReport::default(),
         predicted: vec![40_000, 40_001],
         start_ms: 20,
+        relays: vec![RelayDistance {
+            relay: node(3).identity.idx(),
+            ms: 30,
+        }],
+        relay: Some(node(3).identity.idx()),
     };
     vec![
         Hello { min: 1, max: 1 }.into(),
@@ -131,6 +136,7 @@ pub(crate) fn messages() -> Vec<Message> {
             candidates: call.candidates.clone(),
             nat: call.nat,
             predicted: call.predicted.clone(),
+            relays: call.relays.clone(),
         }
         .into(),
         call.into(),
@@ -162,12 +168,12 @@ pub(crate) fn messages() -> Vec<Message> {
         }
         .into(),
         RelayBind {
-            peer: node(2).identity,
+            peer: wg(2).idx(),
             nonce: Some(vec![1; 16]),
         }
         .into(),
         RelayOffer {
-            peer: node(2).identity,
+            peer: wg(2).idx(),
             port: 4000,
             nonce: None,
         }

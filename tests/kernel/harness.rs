@@ -194,6 +194,7 @@ impl Node {
             forward_accept: false,
             adoptions: Default::default(),
             relay_pairs: Default::default(),
+            aliases: Default::default(),
             proxies: Default::default(),
             filters: Default::default(),
         }

@@ -8,5 +8,6 @@ mod scenarios {
     mod healing;
     mod meeting;
     mod quiet;
+    mod relaying;
     mod trust;
 }

@@ -1,4 +1,5 @@
-//! Random worlds: 3 to 12 nodes behind whatever, at least ten minutes, at least five faults. One seed, one
+//! Random worlds: 3 to 12 nodes behind whatever, one of them a relay that all reach, at least ten minutes, at least
+//! five faults. One seed, one
 //! run; a failure prints its seed.
 //!
 //! `FARSPAN_SIM_SEEDS` says how many (64 unless set; 2,000 in CI, at 0.4 CPU seconds each),

@@ -7,6 +7,7 @@
 mod build;
 mod flow;
 mod node;
+mod relay;
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -30,6 +31,8 @@ pub struct World {
     pub authority: IdentitySecret,
     pub nodes: Vec<Node>,
     pub flows: Vec<Flow>,
+    /// Nodes added from now on relay where they can.
+    pub relays: bool,
     by_host: BTreeMap<HostId, NodeId>,
     sites: u8,
 }
@@ -45,6 +48,7 @@ impl World {
             random,
             nodes: Vec::new(),
             flows: Vec::new(),
+            relays: false,
             by_host: BTreeMap::new(),
             sites: 0,
         }
@@ -123,7 +127,16 @@ impl World {
     pub(crate) fn pump(&mut self, id: NodeId) {
         let clock = self.clock(id);
         let node = &mut self.nodes[id.0];
-        for (source, destination, ttl, bytes) in node.drain(clock) {
+        let outgoing = node.drain(clock);
+        let (host, (gone, fresh)) = (node.host, node.take_ports());
+        for port in gone {
+            self.net.unbind(host, port);
+        }
+        for port in fresh {
+            self.net.bind(host, port);
+        }
+        let node = &mut self.nodes[id.0];
+        for (source, destination, ttl, bytes) in outgoing {
             // A host without an address of the family cannot send, as in reality.
             let _ = self.net.send(node.host, source, destination, bytes, ttl);
         }

@@ -2,23 +2,26 @@
 //! and what leaves that socket leaves from the WireGuard port. Stateless, at input and output: a host
 //! firewall before it sees one port, forwarded packets are not touched, conntrack holds one entry a remote.
 
+use std::collections::BTreeSet;
+
 use mesh_types::consts::{NFT_DEMUX_IN_PRIORITY, NFT_DEMUX_OUT_PRIORITY};
+use mesh_types::plan::{Adoption, Alias};
 use netlink_packet_netfilter::nftables::InetHookNumber;
 
 use super::expression::{
     DESTINATION_PORT, SOURCE_PORT, UDP, bytes_at, drop, limit_over, masked_bytes_at, protocol,
     set_port,
 };
-use super::{Chain, Rule, Tables};
+use super::{Chain, Rule, Tables, adoption};
 use crate::HostError;
 
 /// Names of the chains.
 const CHAINS: &[&str] = &["demux_in", "demux_out"];
 /// STUN's magic cookie (RFC 8489 5), and where it stands behind the UDP header.
-const COOKIE: [u8; 4] = [0x21, 0x12, 0xa4, 0x42];
-const COOKIE_OFFSET: u32 = 12;
+pub(super) const COOKIE: [u8; 4] = [0x21, 0x12, 0xa4, 0x42];
+pub(super) const COOKIE_OFFSET: u32 = 12;
 /// Where STUN's message type stands.
-const TYPE_OFFSET: u32 = 8;
+pub(super) const TYPE_OFFSET: u32 = 8;
 /// Binding, with the two bits of the class free: 0x0001, 0x0011, 0x0101, 0x0111 (RFC 8489 5). No WireGuard
 /// message matches: its second byte is 0, and its first is 1 to 4.
 const BINDING: [u8; 2] = [0x00, 0x01];
@@ -49,9 +52,22 @@ impl Demux {
             .apply(CHAINS, &chains(wireguard_port, agent_port))
     }
 
+    /// Towards an adoption's peer WireGuard's datagrams leave from and arrive at its port, and what an alias calls
+    /// late counts as of the path in use. Idempotent; returns whether anything had to be changed.
+    pub fn lend(
+        &mut self,
+        wireguard_port: u16,
+        adoptions: &BTreeSet<Adoption>,
+        aliases: &BTreeSet<Alias>,
+    ) -> Result<bool, HostError> {
+        adoption::lend(&mut self.tables, wireguard_port, adoptions, aliases)
+    }
+
     /// Takes the rules away. There being none is no error.
     pub fn remove(&mut self) -> Result<(), HostError> {
-        self.tables.apply(CHAINS, &[]).map(|_| ())
+        self.tables.apply(CHAINS, &[])?;
+        self.lend(0, &BTreeSet::new(), &BTreeSet::new())?;
+        Ok(())
     }
 }
 

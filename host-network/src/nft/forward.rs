@@ -9,7 +9,7 @@ use netlink_packet_netfilter::nftables::{
     InetHookNumber, MetaKey, NfTablesMessage, RuleAttribute, RuleMessage,
 };
 
-use super::expression::{accept, interface};
+use super::expression::{accept, interface, marked};
 use super::{HeldChain, Rule, Tables, user_data};
 use crate::HostError;
 
@@ -53,30 +53,51 @@ pub(crate) fn dropping_chains(tables: &mut Tables) -> io::Result<Vec<String>> {
         .collect())
 }
 
-/// Where `wanted`, sees to it that every chain that drops forwarded packets by default accepts those of the device:
-/// in Docker's own chain for such rules where the table has one. Otherwise takes such rules away, from every chain.
-pub(crate) fn forward_accept(
-    tables: &mut Tables,
-    device: &str,
-    wanted: bool,
-) -> Result<(), HostError> {
+/// Which forwarded packets the host's own filters are to let through.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Through<'a> {
+    /// From and to this device.
+    pub(crate) device: &'a str,
+    pub(crate) of_device: bool,
+    /// Relayed ones: those with this mark.
+    pub(crate) relayed: Option<u32>,
+}
+
+/// Sees to it that every chain that drops forwarded packets by default accepts what is wanted: in Docker's own chain
+/// for such rules where the table has one. Takes rules that are not wanted away, from every chain.
+pub(crate) fn forward_accept(tables: &mut Tables, through: Through<'_>) -> Result<(), HostError> {
+    let Through {
+        device,
+        of_device,
+        relayed,
+    } = through;
     let tried = "let forwarded packets of the mesh through the host's own filter";
     let failed = |error: io::Error| HostError::from_io(tried, &error);
     let chains = tables
         .chains(NetfilterProtoFamily::Unspec)
         .map_err(failed)?;
-    let rules = [(MetaKey::Iifname, "from"), (MetaKey::Oifname, "to")].map(|(key, word)| {
+    let [from, to] = [(MetaKey::Iifname, "from"), (MetaKey::Oifname, "to")].map(|(key, word)| {
         Rule::new(
             format!("farspan: forward {word} {device}"),
             vec![interface(key, device), accept()],
         )
     });
+    let mark = relayed.unwrap_or(0);
+    let of_relay = Rule::new(
+        "farspan: forward what is relayed".to_owned(),
+        vec![marked(mark), accept()],
+    );
+    let rules = [
+        (from, of_device),
+        (to, of_device),
+        (of_relay, relayed.is_some()),
+    ];
     for chain in chains.iter().filter(|chain| forwards(chain.family)) {
         let docker = chain.name == DOCKER_USER;
         let replaced = chains.iter().any(|other| {
             other.name == DOCKER_USER && other.family == chain.family && other.table == chain.table
         });
-        let here = wanted && (docker || (chain.drops_forwarded() && !replaced));
+        let here = docker || (chain.drops_forwarded() && !replaced);
         let candidate = docker || chain.hook == Some(u32::from(InetHookNumber::Forward));
         if !candidate {
             continue;
@@ -85,10 +106,10 @@ pub(crate) fn forward_accept(
             .rules(chain.family, &chain.table, &chain.name)
             .map_err(failed)?;
         let mut batch = Vec::new();
-        for rule in &rules {
+        for (rule, wanted) in &rules {
             let comment = user_data(&rule.comment);
             let found = held.iter().find(|held| held.user_data == comment);
-            match (here, found) {
+            match (here && *wanted, found) {
                 (true, None) => {
                     // Without NLM_F_APPEND a rule is put first.
                     let message = rule.message(&chain.table, &chain.name);

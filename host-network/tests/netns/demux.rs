@@ -12,20 +12,20 @@ use nix::time::{ClockId, clock_gettime};
 
 use crate::support::{in_namespace, run, sh};
 
-const PORT: u16 = 22000;
+pub const PORT: u16 = 22000;
 /// A Binding request and its answers, and what WireGuard sends.
 const BINDING: [[u8; 2]; 4] = [[0, 1], [0, 0x11], [1, 1], [1, 0x11]];
 const COOKIE: [u8; 4] = [0x21, 0x12, 0xa4, 0x42];
 
-fn stun(kind: [u8; 2]) -> Vec<u8> {
+pub fn stun(kind: [u8; 2]) -> Vec<u8> {
     [&kind[..], &[0, 0], &COOKIE, &[7; 12]].concat()
 }
 
-fn wireguard(kind: u8) -> Vec<u8> {
+pub fn wireguard(kind: u8) -> Vec<u8> {
     [&[kind, 0, 0, 0][..], &[9; 60]].concat()
 }
 
-fn receive(socket: &UdpSocket) -> Option<(Vec<u8>, SocketAddr)> {
+pub fn receive(socket: &UdpSocket) -> Option<(Vec<u8>, SocketAddr)> {
     let mut buffer = [0; 2048];
     match socket.recv_from(&mut buffer) {
         Ok((len, from)) => Some((buffer[..len].to_vec(), from)),
@@ -34,7 +34,7 @@ fn receive(socket: &UdpSocket) -> Option<(Vec<u8>, SocketAddr)> {
     }
 }
 
-fn socket(ip: IpAddr, port: u16) -> UdpSocket {
+pub fn socket(ip: IpAddr, port: u16) -> UdpSocket {
     let socket = UdpSocket::bind((ip, port)).unwrap();
     socket
         .set_read_timeout(Some(Duration::from_millis(300)))
@@ -43,7 +43,7 @@ fn socket(ip: IpAddr, port: u16) -> UdpSocket {
 }
 
 /// A remote host behind a veth, which lends its sockets.
-fn remote() -> (UdpSocket, UdpSocket) {
+pub fn remote() -> (UdpSocket, UdpSocket) {
     let (send, receive) = mpsc::channel();
     run("ip link add fs-host-a type veth peer name fs-host-b");
     let (ready, go) = mpsc::channel::<()>();

@@ -119,6 +119,7 @@ pub fn plan() -> HostPlan {
         forward_accept: false,
         adoptions: BTreeSet::new(),
         relay_pairs: BTreeSet::new(),
+        aliases: BTreeSet::new(),
         proxies: BTreeSet::new(),
         filters: BTreeSet::new(),
     }

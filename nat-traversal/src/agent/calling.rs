@@ -5,17 +5,19 @@ use std::net::SocketAddr;
 use std::time::Instant;
 
 use mesh_types::consts::CANDIDATES_MAX;
-use mesh_types::message::{CallMe, CallMeAck, Message};
-use mesh_types::{Candidate, CandidateKind, Now};
+use mesh_types::message::{CallMe, CallMeAck, Message, RelayDistance};
+use mesh_types::{Candidate, CandidateKind, Idx, Now};
 
 use super::PathAgent;
 use crate::api::Event;
 use crate::node::Node;
-use crate::schedule::{CALL, CALL_EAGER, CALL_SPACING, CALL_WAIT};
+use crate::schedule::{CALL, CALL_EAGER, CALL_RELAYED, CALL_SPACING, CALL_WAIT};
 use crate::score::is_private;
 
 /// Calls of the peer remembered, so that copies on two ways count once.
 const SEEN_MAX: usize = 8;
+/// Relays told in a call.
+pub(crate) const RELAYS_MAX: usize = 8;
 
 /// When to call.
 #[derive(Debug, Default)]
@@ -35,6 +37,12 @@ impl Calling {
         if !self.once {
             self.at = None;
         }
+    }
+
+    /// There is a path through a relay: calls go on, for a better one.
+    pub(super) fn relayed(&mut self, now: Instant) {
+        self.step = 0;
+        self.at = Some(self.spaced(now));
     }
 
     /// Call and answer have told both sides everything: an own call now would only repeat it.
@@ -70,7 +78,7 @@ impl PathAgent {
             .calling
             .last
             .is_some_and(|last| now.saturating_duration_since(last) < CALL[2]);
-        if self.calling.at.is_some() || self.in_use.is_none() || recent {
+        if self.calling.at.is_some() || !self.has_direct() || recent {
             self.calling.once |= recent;
             self.calling.at = Some(self.calling.spaced(now));
         }
@@ -93,14 +101,21 @@ impl PathAgent {
             nat: node.nat.report(),
             predicted: Vec::new(),
             start_ms: 0,
+            relays: node.relays.clone(),
+            relay: self.proposal.filter(|_| self.controlling()),
         });
         node.counters.add("calls-sent");
         node.events.push_back(Event::Signal {
             peer: self.id,
             message,
         });
-        let wanted = self.in_use.is_none() || self.is_suspect();
-        let interval = CALL[self.calling.step.min(CALL.len() - 1)];
+        let wanted = !self.has_direct() || self.is_suspect();
+        let schedule: &[_] = if self.in_use.is_some() && !self.is_suspect() {
+            &CALL_RELAYED
+        } else {
+            &CALL
+        };
+        let interval = schedule[self.calling.step.min(schedule.len() - 1)];
         self.calling.once = false;
         self.calling.step += 1;
         self.calling.last = Some(now);
@@ -119,12 +134,14 @@ impl PathAgent {
                 }
                 self.calling.seen.push_back(call.seq);
                 self.spec.nat = call.nat;
+                self.told_relays(node, &call.relays, call.relay);
                 self.called(node, &call.candidates, now.mono);
                 let answer = Message::from(CallMeAck {
                     seq: call.seq,
                     candidates: node.endpoints.clone(),
                     nat: node.nat.report(),
                     predicted: Vec::new(),
+                    relays: node.relays.clone(),
                 });
                 self.calling.last = Some(now.mono);
                 self.calling.answered(now.mono);
@@ -135,6 +152,7 @@ impl PathAgent {
             }
             Message::CallMeAck(answer) => {
                 self.spec.nat = answer.nat;
+                self.told_relays(node, &answer.relays, None);
                 self.called(node, &answer.candidates, now.mono);
             }
             Message::Hello(_)
@@ -154,6 +172,17 @@ impl PathAgent {
         }
     }
 
+    /// Which relays the peer reaches, and which one it proposes.
+    fn told_relays(&mut self, node: &mut Node, relays: &[RelayDistance], proposed: Option<Idx>) {
+        let relays: Vec<_> = relays.iter().take(RELAYS_MAX).copied().collect();
+        let proposed = proposed.filter(|_| !self.controlling());
+        if relays != self.their_relays || (proposed.is_some() && proposed != self.proposal) {
+            self.their_relays = relays;
+            self.proposal = proposed.or(self.proposal);
+            node.meet.insert(self.id);
+        }
+    }
+
     fn called(&mut self, node: &mut Node, candidates: &[Candidate], now: Instant) {
         let renewed = self.calls.take(now);
         let fresh: Vec<SocketAddr> = candidates
@@ -163,12 +192,20 @@ impl PathAgent {
             .map(|candidate| candidate.address)
             .collect();
         self.burst(&fresh, renewed, now);
-        if self.in_use.is_some() {
+        if self.has_direct() {
             // The peer would not call if it were content.
             self.suspect(node, now);
         } else {
-            let all: Vec<_> = self.remotes.keys().copied().collect();
+            let relayed = self.in_use.is_some();
+            let all: Vec<_> = self
+                .remotes
+                .iter()
+                .filter(|(_, remote)| !(relayed && remote.kind.is_relayed()))
+                .map(|(address, _)| *address)
+                .collect();
             self.burst(&all, false, now);
+            // It may be as content with the relay as we are, or may have lost it.
+            self.ask_path(node, now);
         }
         self.run_probes(node, now);
     }

@@ -87,7 +87,9 @@ impl PathAgent {
         let (other, data) = answer;
         self.heard(now);
         self.probes_answered += 1;
-        self.other = other.or(self.other);
+        if !self.is_relayed(&address) {
+            self.other = other.or(self.other);
+        }
         let rtt = now.saturating_duration_since(sent);
         let Some(remote) = self.remotes.get_mut(&address) else {
             return;
@@ -108,7 +110,12 @@ impl PathAgent {
             if matches!(in_use.health, Health::Suspect { .. }) {
                 in_use.health = Health::Good;
                 in_use.next = now + node.jitter(KEEPALIVE);
-                self.calling.stop();
+                node.meet.insert(self.id);
+                if in_use.path.kind.is_relayed() {
+                    self.calling.relayed(now);
+                } else {
+                    self.calling.stop();
+                }
             }
             let soonest = now + HEARTBEAT;
             if self.activity.is_active(now) {
@@ -185,6 +192,7 @@ impl PathAgent {
             rtt: remote.rtt.unwrap_or(FAST_INTERVAL),
             since: now,
             confirmed: false,
+            via: remote.relay,
         };
         debug!(peer = %self.id, remote = %path.remote, kind = path.kind.kind(), rtt = ?path.rtt, "Path in use");
         let next = if self.activity.is_active(now) {
@@ -192,7 +200,8 @@ impl PathAgent {
         } else {
             node.jitter(KEEPALIVE)
         };
-        if self.in_use.is_none() {
+        let direct = !path.kind.is_relayed();
+        if direct && !self.has_direct() {
             self.connect = Some(now.saturating_duration_since(self.searching));
         }
         self.in_use = Some(InUse {
@@ -206,8 +215,13 @@ impl PathAgent {
             history: 0,
         });
         self.slot = None;
-        self.calling.stop();
+        if direct {
+            self.calling.stop();
+        } else {
+            self.calling.relayed(now);
+        }
         self.activity.proven();
+        node.meet.insert(self.id);
         node.events.push_back(Event::PathChanged { peer: self.id });
     }
 
@@ -225,6 +239,9 @@ impl PathAgent {
                 widen: Some(now + patience),
             };
             node.counters.add("suspects");
+            if in_use.path.kind.is_relayed() {
+                node.meet.insert(self.id);
+            }
             self.run_suspect(node, now);
         }
     }
@@ -247,6 +264,7 @@ impl PathAgent {
                 .collect();
             self.burst(&others, false, now);
             node.refresh = true;
+            node.meet.insert(self.id);
             self.call_soon(node, now);
         }
     }
@@ -311,6 +329,7 @@ impl PathAgent {
         self.nomination = None;
         self.awaited_ready = None;
         self.searching = now;
+        node.meet.insert(self.id);
         node.counters.add("paths-lost");
         if let Some(address) = lost {
             node.validated.remove(&address);
@@ -365,6 +384,14 @@ impl PathAgent {
         }
     }
 
+    /// Sees soon whether the path still answers.
+    pub(super) fn ask_path(&mut self, node: &mut Node, now: Instant) {
+        self.heartbeat(node, now);
+        if let Some(in_use) = &mut self.in_use {
+            in_use.next = in_use.next.min(now + KEEPALIVE_RETRY);
+        }
+    }
+
     pub(super) fn path_deadline(&self) -> Option<(Instant, &'static str)> {
         let in_use = self.in_use.as_ref()?;
         Some(match in_use.health {
@@ -407,7 +434,15 @@ impl PathAgent {
     /// Across the internet, and good: fit to learn the own NAT by.
     pub(crate) fn shows_nat(&self) -> Option<SocketAddr> {
         let path = self.path()?;
-        (path.kind != PathKind::Lan && !self.is_suspect()).then_some(path.remote)
+        let outside = path.kind != PathKind::Lan && !path.kind.is_relayed();
+        (outside && !self.is_suspect()).then_some(path.remote)
+    }
+
+    /// Are other ways looked for, because the path does not answer?
+    pub(super) fn has_widened(&self) -> bool {
+        self.in_use
+            .as_ref()
+            .is_some_and(|in_use| matches!(in_use.health, Health::Suspect { widen: None, .. }))
     }
 
     /// Asks a connected peer under which IPv4 address it sees us, be the path to it of IPv6. False where that

@@ -9,6 +9,7 @@ use mesh_types::{Candidate, CandidateKind, Now, WgKey};
 use super::PathAgent;
 use crate::api::Event;
 use crate::node::{Node, Purpose};
+use crate::remote::Remote;
 use crate::schedule::{BURST, SLOT_LAZY_AFTER, SLOT_PROBES, next_slot};
 
 /// Budgets refuse for a moment only.
@@ -31,7 +32,8 @@ impl PathAgent {
         now: Instant,
     ) -> bool {
         let on_path = self.path().is_some_and(|path| path.remote == address);
-        let confirmed = on_path || self.remotes.get(&address).is_some_and(|r| r.confirmed);
+        let named = |r: &Remote| r.confirmed || r.relay.is_some();
+        let confirmed = on_path || self.remotes.get(&address).is_some_and(named);
         if !confirmed && !node.budget.take(address.ip(), now) {
             node.counters.add("budget-deferred");
             return false;
@@ -67,10 +69,10 @@ impl PathAgent {
             .collect();
         for address in due {
             let sent = self.send_probe(node, address, self.purpose(address), now);
-            let has_path = self.in_use.is_some();
+            let (direct, any) = (self.has_direct(), self.in_use.is_some());
             if let Some(remote) = self.remotes.get_mut(&address) {
                 if sent {
-                    remote.schedule(has_path, now);
+                    remote.schedule(direct || (any && remote.kind.is_relayed()), now);
                 } else {
                     remote.defer(now + node.jitter(DEFER));
                 }
@@ -153,12 +155,13 @@ impl PathAgent {
             remote.grant(now);
         }
         let on_path = self.path().is_some_and(|path| path.remote == address);
-        if !known && self.in_use.is_some() {
+        if !known && self.has_direct() && !self.is_relayed(&address) {
             // The peer's mapping may have changed: does it still answer at the old one?
             self.suspect(node, now);
         }
         let answered = self.remotes.get(&address).is_some_and(|r| r.confirmed);
-        if !on_path && (!answered || self.in_use.is_none()) {
+        let wanting = !self.has_path_like(self.tier(&address));
+        if !on_path && (!answered || wanting) {
             self.check(node, address, now);
         }
         match data.map(Message::decode) {

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use mesh_types::{Now, SocketId};
+use mesh_types::{Idx, Message, Now, PeerId, SocketId};
 
 use super::Traversal;
 use crate::api::{Event, JoinRequest};
@@ -24,8 +24,8 @@ struct Arrival {
 }
 
 impl Traversal {
-    /// A control datagram arrived on [`SocketId::Main`] or [`SocketId::Alternate`]. Whatever is in it, at
-    /// most one datagram goes back to `remote`, and none to senders that are not known.
+    /// A control datagram arrived on [`SocketId::Main`], [`SocketId::Alternate`] or [`SocketId::Relay`]. Whatever is
+    /// in it, at most one datagram goes back to `remote`, and none to senders that are not known.
     pub fn handle_datagram(
         &mut self,
         socket: SocketId,
@@ -52,8 +52,15 @@ impl Traversal {
             now,
         };
         let refused = match header.class {
+            Class::Request | Class::Success | Class::Error
+                if matches!(socket, SocketId::Relay(_)) =>
+            {
+                // Those of a bound pair are forwarded by the host.
+                Err("refused-relay-port")
+            }
             Class::Request => self.request(arrival, header, bytes),
             Class::Success | Class::Error => self.answer(arrival, header, bytes),
+            Class::Indication => self.bind_request(arrival, header, bytes),
         };
         if let Err(reason) = refused {
             self.node.counters.add(reason);
@@ -68,13 +75,84 @@ impl Traversal {
         header: Header,
         bytes: &[u8],
     ) -> Result<(), &'static str> {
+        let username = stun::username(bytes).ok_or("refused-stranger")?;
+        if parse_username(username).is_none() {
+            return self.join_request(arrival, bytes);
+        }
+        let caller = self.authenticate(arrival, header, bytes)?;
         let Arrival {
             local, remote, now, ..
         } = arrival;
-        let username = stun::username(bytes).ok_or("refused-stranger")?;
-        let Some((receiver, sender)) = parse_username(username) else {
-            return self.join_request(arrival, bytes);
+        let agent = self.agents.get_mut(&caller.id);
+        let agent = agent.ok_or("refused-unknown-sender")?;
+        let relayed = agent.is_relayed(&remote);
+        let key = agent.keys().iter().find(|key| key.idx() == caller.name);
+        let key = key.copied().ok_or("refused-unknown-sender")?;
+        if !relayed {
+            self.node.nat.request_from(remote.ip());
+        }
+        self.node.nat.heard();
+        let data = agent.on_request(
+            &mut self.node,
+            remote,
+            &key,
+            caller.message.data.as_deref(),
+            now.mono,
+        );
+        agent.rearm();
+        let reply = Reply::Success {
+            data,
+            other: self.node.other_address(local).filter(|_| !relayed),
+            change_port: caller.message.change_port && !relayed,
         };
+        self.respond(arrival, header, &caller.password, &reply);
+        Ok(())
+    }
+
+    /// A member asks for a port for a peer.
+    fn bind_request(
+        &mut self,
+        arrival: Arrival,
+        header: Header,
+        bytes: &[u8],
+    ) -> Result<(), &'static str> {
+        let port = match arrival.socket {
+            SocketId::Main => None,
+            SocketId::Relay(port) => Some(port),
+            SocketId::Alternate | SocketId::Overlay | SocketId::Extra(_) => {
+                return Err("refused-relay-port");
+            }
+        };
+        let caller = self.authenticate(arrival, header, bytes)?;
+        let data = caller.message.data.as_deref().map(Message::decode);
+        let Some(Ok(Message::RelayBind(bind))) = data else {
+            return Err("refused-indication");
+        };
+        self.node.nat.heard();
+        let came = (arrival.remote, port);
+        let served = self.serve(caller.id, caller.name, &bind, came, arrival.now.mono);
+        let reply = match served {
+            Ok(data) => Reply::Success {
+                data: Some(data),
+                other: None,
+                change_port: false,
+            },
+            Err(refusal) => Reply::Refused(refusal.code()),
+        };
+        self.respond(arrival, header, &caller.password, &reply);
+        Ok(())
+    }
+
+    /// Who sent a request, where its integrity is right and it is fresh.
+    fn authenticate(
+        &mut self,
+        arrival: Arrival,
+        header: Header,
+        bytes: &[u8],
+    ) -> Result<Caller, &'static str> {
+        let now = arrival.now;
+        let names = stun::username(bytes).and_then(parse_username);
+        let (receiver, sender) = names.ok_or("refused-stranger")?;
         let id = *self.by_idx.get(&sender).ok_or("refused-unknown-sender")?;
         let agent = self.agents.get_mut(&id).ok_or("refused-unknown-sender")?;
         let link = agent
@@ -94,25 +172,12 @@ impl Traversal {
                 return Err("refused-epoch-old");
             }
         }
-        self.node.nat.request_from(remote.ip());
-        self.node.nat.heard();
-        let key = agent.keys().iter().find(|key| key.idx() == sender).copied();
-        let key = key.ok_or("refused-unknown-sender")?;
-        let data = agent.on_request(
-            &mut self.node,
-            remote,
-            &key,
-            message.data.as_deref(),
-            now.mono,
-        );
-        agent.rearm();
-        let reply = Reply::Success {
-            data,
-            other: self.node.other_address(local),
-            change_port: message.change_port,
-        };
-        self.respond(arrival, header, &password, &reply);
-        Ok(())
+        Ok(Caller {
+            id,
+            name: sender,
+            password,
+            message,
+        })
     }
 
     fn join_request(&mut self, arrival: Arrival, bytes: &[u8]) -> Result<(), &'static str> {
@@ -141,6 +206,10 @@ impl Traversal {
                 let highest = highest.to_be_bytes();
                 outgoing.error = Some(STALE_EPOCH);
                 outgoing.data = Some(&highest);
+                (arrival.socket, outgoing.encode(Class::Error))
+            }
+            Reply::Refused(code) => {
+                outgoing.error = Some(*code);
                 (arrival.socket, outgoing.encode(Class::Error))
             }
             Reply::Success {
@@ -203,11 +272,22 @@ impl Traversal {
         let message = stun::verify(bytes, &link.password).ok_or("refused-integrity")?;
         node.pending.remove(&header.transaction);
         node.nat.heard();
+        if let Purpose::Bind(peer) = pending.purpose
+            && message.error != Some(STALE_EPOCH)
+        {
+            let answer = match message.error {
+                Some(code) => Err(code),
+                None => Ok(message.data.as_deref().unwrap_or_default()),
+            };
+            self.bind_answered(pending.peer, peer, remote, answer, now.mono);
+            return Ok(());
+        }
         if header.class == Class::Error {
             return self.refused_by_peer(&message, now);
         }
         if let Some(mapped) = message.mapped
             && same_port
+            && !agent.is_relayed(&remote)
             && node.nat.observe(remote, mapped, Witness::Peer, now.mono)
         {
             node.refresh = true;
@@ -217,7 +297,7 @@ impl Traversal {
                 let content = (message.other, message.data.as_deref());
                 agent.on_answer(node, remote, pending.sent, content, now.mono);
             }
-            Purpose::OtherPort | Purpose::Mapping => {
+            Purpose::OtherPort | Purpose::Mapping | Purpose::Bind(_) => {
                 self.nat_test
                     .answered(node, pending.purpose, !same_port, now.mono);
             }
@@ -245,6 +325,15 @@ impl Traversal {
     }
 }
 
+/// Who sent a request, and what it says.
+struct Caller {
+    id: PeerId,
+    /// Idx of the key that was used.
+    name: Idx,
+    password: Password,
+    message: Incoming,
+}
+
 /// What to answer.
 enum Reply {
     Success {
@@ -254,4 +343,6 @@ enum Reply {
     },
     /// The highest epoch seen of the sender.
     Stale(u32),
+    /// An error code.
+    Refused(u16),
 }

@@ -32,8 +32,9 @@ impl Traversal {
         }
         self.begin_nat_test(now.mono);
         self.run_nat_test(now.mono);
+        let homes = self.run_relays(now);
         let change = self.node.update_endpoints(now.mono);
-        if change != Change::Nothing {
+        if change != Change::Nothing || homes {
             self.node.events.push_back(Event::EndpointsChanged);
         }
         if change == Change::Endpoints {
@@ -49,6 +50,7 @@ impl Traversal {
             .chain(self.servers.deadline())
             .chain(self.joins.deadline())
             .chain(self.nat_test.deadline())
+            .chain(self.relay_deadline())
             .chain(self.node.nat.deadline().map(|at| (at, "udp-blocked")))
             .min();
     }

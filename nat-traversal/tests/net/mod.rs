@@ -340,7 +340,7 @@ impl Net {
         let port = match transmit.socket {
             SocketId::Main => node.port,
             SocketId::Alternate => node.port + 10_000,
-            SocketId::Overlay | SocketId::Extra(_) => unreachable!("not used"),
+            SocketId::Overlay | SocketId::Extra(_) | SocketId::Relay(_) => unreachable!("not used"),
         };
         self.send(
             index,
@@ -498,7 +498,8 @@ impl Net {
             | Event::PeerKeySeen { .. }
             | Event::JoinRequest(_)
             | Event::JoinAnswer { .. }
-            | Event::EpochRaised(_) => {}
+            | Event::EpochRaised(_)
+            | Event::RelayChanged => {}
         }
     }
 

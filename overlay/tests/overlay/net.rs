@@ -56,6 +56,8 @@ pub fn config(n: u8) -> Config {
         forward_accept: false,
         mtu: 1420,
         may_relay: false,
+        relay_ports: (28672, 29183),
+        pair_rate: 50_000_000,
     }
 }
 
@@ -412,7 +414,7 @@ impl Net {
                 }
                 return;
             }
-            SocketId::Extra(_) => return,
+            SocketId::Extra(_) | SocketId::Relay(_) => return,
         };
         let from = SocketAddr::new(machine.address, port);
         self.post(

@@ -16,7 +16,7 @@ pub struct Cover {
     pub meetings: BTreeMap<(Class, Class), Vec<Duration>>,
     /// Reconnections after faults.
     pub healings: Vec<Duration>,
-    /// Pairs that need not connect, and those of them that did.
+    /// Pairs that need a relay, and those of them that connected.
     pub optional: (u64, u64),
     pub pings: (u64, u64),
     pub virtual_time: Duration,
@@ -81,7 +81,7 @@ impl fmt::Display for Cover {
         line(f, "after faults", &self.healings)?;
         writeln!(
             f,
-            "\npairs that need not connect: {}, {} of them did",
+            "\npairs that need a relay: {}, {} of them connected",
             self.optional.0, self.optional.1
         )
     }

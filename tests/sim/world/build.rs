@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use mesh_types::consts::{FWMARK, FWMARK_MASK, INTERFACE, MTU};
+use mesh_types::consts::{FWMARK, FWMARK_MASK, INTERFACE, MTU, RELAY_PAIR_RATE, RELAY_PORTS};
 use mesh_types::observation::ConfigPeer;
 use mesh_types::record::Features;
 use mesh_types::report::Backend;
@@ -163,7 +163,9 @@ impl World {
             fwmark: (FWMARK, FWMARK_MASK),
             forward_accept: false,
             mtu: MTU,
-            may_relay: false,
+            may_relay: self.relays,
+            relay_ports: RELAY_PORTS,
+            pair_rate: RELAY_PAIR_RATE,
         };
         let pod = IpAddr::V4(Ipv4Addr::new(10, 244, number, 7));
         let mut node = Node::new(name, host, config, disk, pod, self.start);
@@ -218,7 +220,7 @@ impl World {
             name: node.name.clone(),
             ipv4: Some(Ipv4Addr::new(10, 77, 0, number)),
             ranges: node.config.routes.clone(),
-            may_relay: false,
+            may_relay: node.config.may_relay,
             serial,
             not_after: None,
         };

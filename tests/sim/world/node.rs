@@ -15,6 +15,8 @@ use overlay::{Config, Event, Identity, Overlay, Reply};
 use sim_net::tunnel::{Inner, Tunnel, is_wireguard};
 use sim_net::{Delivery, HostId};
 
+use super::relay::{Relay, is_indication};
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct NodeId(pub usize);
 
@@ -44,6 +46,7 @@ pub struct Node {
     pub host_report: HostReport,
     pub issues_authority: Option<IdentitySecret>,
     pub(super) applied: Option<HostPlan>,
+    pub relay: Relay,
     pub(super) paused: bool,
     pub(super) pod: IpAddr,
     pub(super) epoch: Instant,
@@ -51,7 +54,7 @@ pub struct Node {
     commands: CommandId,
 }
 
-type Outgoing = (SocketAddr, SocketAddr, Option<u8>, Vec<u8>);
+pub(super) type Outgoing = (SocketAddr, SocketAddr, Option<u8>, Vec<u8>);
 
 impl Node {
     pub(super) fn new(
@@ -78,6 +81,7 @@ impl Node {
             host_report: HostReport::default(),
             issues_authority: None,
             applied: None,
+            relay: Relay::default(),
             paused: false,
             pod,
             epoch,
@@ -132,7 +136,13 @@ impl Node {
         }
     }
 
+    /// Relay ports to close and to open since this was last asked.
+    pub(super) fn take_ports(&mut self) -> (Vec<u16>, Vec<u16>) {
+        self.relay.take_ports()
+    }
+
     pub(super) fn power_off(&mut self) {
+        self.relay.clear();
         self.overlay = None;
         self.tunnel = None;
         self.wake = None;
@@ -153,10 +163,25 @@ impl Node {
         if self.paused {
             return;
         }
-        let main = delivery.local.port() == self.config.listen_port;
-        if main && is_wireguard(&delivery.bytes) {
-            if let Some(tunnel) = &mut self.tunnel {
-                tunnel.handle_datagram(delivery.remote, &delivery.bytes, now.mono);
+        let port = delivery.local.port();
+        let main = port == self.config.listen_port;
+        if self.relay.holds(port) {
+            if !is_indication(&delivery.bytes) {
+                let source = (delivery.remote, port);
+                self.relay.forward(source, &delivery.bytes, now.mono);
+            } else if let Some(overlay) = &mut self.overlay {
+                overlay.handle_datagram(
+                    SocketId::Relay(port),
+                    delivery.local,
+                    delivery.remote,
+                    &delivery.bytes,
+                    now,
+                );
+            }
+        } else if main && is_wireguard(&delivery.bytes) {
+            let remote = self.relay.alias(delivery.remote, self.config.backend);
+            if let Some((tunnel, remote)) = self.tunnel.as_mut().zip(remote) {
+                tunnel.handle_datagram(remote, &delivery.bytes, now.mono);
             }
         } else if let Some(overlay) = &mut self.overlay
             && (!main || is_binding(&delivery.bytes))
@@ -216,7 +241,7 @@ impl Node {
 
     /// Does all that the node wants; what is to leave the host.
     pub(super) fn drain(&mut self, now: Now) -> Vec<Outgoing> {
-        let mut out = Vec::new();
+        let mut out = self.relay.take();
         let mut rounds = 0;
         loop {
             rounds += 1;
@@ -240,6 +265,7 @@ impl Node {
             return false;
         }
         tunnel.apply(&plan.tunnel, now.mono);
+        self.relay.apply(plan);
         for (key, peer) in &plan.tunnel.peers {
             let moves = self.moves.entry(*key).or_default();
             if let Some(endpoint) = peer.endpoint
@@ -303,6 +329,7 @@ impl Node {
                     }
                     continue;
                 }
+                SocketId::Relay(port) => port,
                 SocketId::Extra(number) => panic!("nobody opened socket {number}"),
             };
             let unspecified = match transmit.destination {

@@ -1,0 +1,178 @@
+//! When a peer is to be met at a relay, and what becomes of the relay's address.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use mesh_types::message::RelayDistance;
+use mesh_types::{Candidate, CandidateKind, Filtering, Idx, Mapping, NatReport, PeerId};
+
+use super::PathAgent;
+use crate::api::PathKind;
+use crate::node::Node;
+use crate::remote::Remote;
+use crate::score::is_private;
+
+/// A pair of which one side lets anybody in meets directly in less: no relay is asked so soon.
+const EASY_WAIT: Duration = Duration::from_secs(1);
+
+/// Does a peer need a relay?
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Need {
+    /// It is reached directly.
+    No,
+    /// Not before this moment.
+    From(Instant),
+    /// There is no path, or the one in use does not answer.
+    Yes,
+    /// It is reached through this relay.
+    Served(PeerId),
+}
+
+impl PathAgent {
+    /// Is there a path that nobody else carries?
+    pub(crate) fn has_direct(&self) -> bool {
+        self.path().is_some_and(|path| !path.kind.is_relayed())
+    }
+
+    /// Is there a path as good as an address of this tier could give?
+    pub(super) fn has_path_like(&self, kind: PathKind) -> bool {
+        self.has_direct() || (self.path().is_some() && kind.is_relayed())
+    }
+
+    pub(crate) fn relay_need(&self, node: &Node) -> Need {
+        if self.current.is_none() {
+            return Need::No;
+        }
+        match &self.in_use {
+            None => {
+                let easy = open(&node.nat.report()) || open(&self.spec.nat) || self.is_public();
+                let wait = if easy { EASY_WAIT } else { Duration::ZERO };
+                Need::From(self.searching + wait)
+            }
+            Some(in_use) => match in_use.path.via {
+                Some(relay) if !self.is_suspect() => Need::Served(relay),
+                None if !self.has_widened() => Need::No,
+                Some(_) | None => Need::Yes,
+            },
+        }
+    }
+
+    /// May it be asked to relay?
+    pub(crate) fn reach_as_relay(&self) -> Option<(SocketAddr, Duration)> {
+        let path = self.path().filter(|path| !path.kind.is_relayed())?;
+        (self.spec.relay_capable && !self.is_suspect()).then_some((path.remote, path.rtt))
+    }
+
+    /// Its public addresses, where it relays.
+    pub(crate) fn relay_addresses(&self) -> Vec<SocketAddr> {
+        if !self.spec.relay_capable {
+            return Vec::new();
+        }
+        let announced = self.spec.candidates.iter().map(|c| c.address);
+        let in_use = self.path().filter(|path| !path.kind.is_relayed());
+        announced
+            .chain(in_use.map(|path| path.remote))
+            .filter(|address| !is_private(&address.ip()))
+            .collect()
+    }
+
+    /// What it says of its relays.
+    pub(crate) fn home_relays(&self) -> &[Idx] {
+        &self.spec.relays
+    }
+
+    /// How far it is from its relays.
+    pub(crate) fn their_relays(&self) -> &[RelayDistance] {
+        &self.their_relays
+    }
+
+    /// A member that relays has got another name.
+    pub(crate) fn rename_relay(&mut self, from: &PeerId, to: PeerId) {
+        let named = self.remotes.values_mut().map(|remote| &mut remote.relay);
+        let in_use = self.in_use.iter_mut().map(|in_use| &mut in_use.path.via);
+        for relay in named.chain(in_use) {
+            if *relay == Some(*from) {
+                *relay = Some(to);
+            }
+        }
+    }
+
+    /// Bound at a relay, which forwards from there to the peer: probes it.
+    pub(crate) fn met_at(
+        &mut self,
+        node: &mut Node,
+        relay: PeerId,
+        address: SocketAddr,
+        now: Instant,
+    ) {
+        if !self.remotes.contains_key(&address)
+            && !self.room_for(CandidateKind::PeerReflexive, node)
+        {
+            return;
+        }
+        let kind = CandidateKind::Relayed;
+        let new = || Remote::new(Candidate { kind, address }, PathKind::NodeRelay, now);
+        let remote = self.remotes.entry(address).or_insert_with(new);
+        remote.relay = Some(relay);
+        remote.kind = PathKind::NodeRelay;
+        if self.path().is_none_or(|path| path.remote != address) {
+            self.burst(&[address], false, now);
+            self.run_probes(node, now);
+        }
+    }
+
+    /// The peer is no longer met at a relay. A path through it stays until it breaks.
+    pub(crate) fn leave_relay(&mut self, relay: PeerId) {
+        let keep = self.path().map(|path| path.remote);
+        self.remotes
+            .retain(|address, remote| remote.relay != Some(relay) || Some(*address) == keep);
+    }
+
+    /// The tier of an address it is known by.
+    pub(super) fn tier(&self, address: &SocketAddr) -> PathKind {
+        let remote = self.remotes.get(address);
+        remote.map_or(PathKind::NodeRelay, |remote| remote.kind)
+    }
+
+    /// Is it an address of a relay?
+    pub(crate) fn is_relayed(&self, address: &SocketAddr) -> bool {
+        let remote = self.remotes.get(address);
+        remote.is_some_and(|remote| remote.relay.is_some())
+    }
+
+    /// Where datagrams of the peer may still come from after the path in use has left its relays.
+    pub(crate) fn late(&self) -> impl Iterator<Item = SocketAddr> + '_ {
+        let direct = self.has_direct();
+        self.remotes
+            .iter()
+            .filter(move |(_, remote)| direct && remote.relay.is_some())
+            .map(|(address, _)| *address)
+    }
+
+    /// Tier of an address that something came from, and the relay whose address it is: one that the peer
+    /// does not share. An end that has just started does not remember its binds, the relay does.
+    pub(super) fn tier_of(&self, node: &Node, candidate: &Candidate) -> (PathKind, Option<PeerId>) {
+        let ip = candidate.address.ip();
+        let learned = candidate.kind == CandidateKind::PeerReflexive;
+        let relay = node.relay_ips.get(&ip).copied();
+        let relay = relay.filter(|relay| learned && *relay != self.id);
+        let shared = || self.spec.candidates.iter().any(|c| c.address.ip() == ip);
+        match relay.filter(|_| !shared()) {
+            Some(relay) => (PathKind::NodeRelay, Some(relay)),
+            None => (node.tier(&ip), None),
+        }
+    }
+
+    /// Does it have an address of its own on the internet?
+    pub(crate) fn is_public(&self) -> bool {
+        self.spec.candidates.iter().any(|candidate| {
+            let own = matches!(candidate.kind, CandidateKind::Host | CandidateKind::Mapped);
+            own && candidate.address.is_ipv4() && !is_private(&candidate.address.ip())
+        })
+    }
+}
+
+/// Anybody may send to it.
+fn open(nat: &NatReport) -> bool {
+    nat.mapping == Mapping::EndpointIndependent && nat.filtering == Filtering::EndpointIndependent
+}

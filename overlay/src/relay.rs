@@ -1,0 +1,106 @@
+//! This node as a relay for others: whether it is one, and what that means for the host.
+//!
+//! It relays where its operator wants it to, its membership allows it, and strangers reach it: a probe that
+//! nobody asked for has arrived. Where the kernel is to forward, the host must let it.
+
+use std::collections::BTreeSet;
+
+use mesh_types::plan::Alias;
+use mesh_types::report::Backend;
+use mesh_types::{CandidateKind, Filtering, Mapping, NatReport, Now, SocketId};
+use nat_traversal::RelaySettings;
+
+use crate::control::is_global;
+use crate::overlay::Overlay;
+
+/// Do strangers reach this node?
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    Yes,
+    No,
+    /// Not told yet, or being told afresh: nothing changes.
+    Unknown,
+}
+
+impl Overlay {
+    /// Starts and stops relaying as wishes and verdicts change.
+    pub(crate) fn refresh_relay(&mut self, now: Now) {
+        let membership = self.directory.own_membership();
+        let allowed = membership.is_none_or(|signed| signed.record().may_relay);
+        let forwards = match self.config.backend {
+            Backend::Kernel => {
+                self.host.forwarding_v4
+                    && (self.host.forward_drop.is_empty() || self.config.forward_accept)
+            }
+            Backend::Userspace => true,
+        };
+        let wanted = self.config.may_relay && allowed && !self.revoked && forwards;
+        let serves = wanted
+            && match self.reachable() {
+                Verdict::Yes => true,
+                Verdict::No => false,
+                Verdict::Unknown => self.relay_serves,
+            };
+        if serves == self.relay_serves {
+            return;
+        }
+        self.relay_serves = serves;
+        let settings = RelaySettings {
+            ports: self.config.relay_ports,
+            pair_rate: self.config.pair_rate,
+        };
+        self.traversal.set_relay(serves.then_some(settings), now);
+        self.announcement_changed(now);
+        self.plan_dirty = true;
+    }
+
+    /// A stranger's probe proves it. So does an answer from a port that was never asked, where the host has an
+    /// address of the internet itself: a host's own firewall that is closed lets only the port asked answer.
+    fn reachable(&self) -> Verdict {
+        let NatReport {
+            mapping, filtering, ..
+        } = self.traversal.nat();
+        let own = || {
+            let endpoints = self.traversal.endpoints().iter();
+            let mut hosts = endpoints.filter(|own| own.kind == CandidateKind::Host);
+            hosts.any(|own| own.address.is_ipv4() && is_global(own.address.ip()))
+        };
+        match (mapping, filtering) {
+            (Mapping::AddressDependent | Mapping::AddressAndPortDependent, _)
+            | (_, Filtering::AddressAndPortDependent) => Verdict::No,
+            (Mapping::Unknown, _) | (_, Filtering::Unknown) => Verdict::Unknown,
+            (Mapping::EndpointIndependent, Filtering::EndpointIndependent) => Verdict::Yes,
+            (Mapping::EndpointIndependent, Filtering::AddressDependent) => {
+                if own() {
+                    Verdict::Yes
+                } else {
+                    Verdict::No
+                }
+            }
+        }
+    }
+
+    /// Sockets of the ports that are lent to members.
+    pub(crate) fn relay_sockets(&self) -> impl Iterator<Item = SocketId> {
+        self.traversal
+            .relay_ports()
+            .into_iter()
+            .map(SocketId::Relay)
+    }
+
+    /// Datagrams of peers that may still be on their way through relays.
+    pub(crate) fn aliases(&self) -> BTreeSet<Alias> {
+        let kernel = self.config.backend == Backend::Kernel;
+        let mut out = BTreeSet::new();
+        for (id, record) in &self.peers {
+            let path = self.traversal.path(id).map(|path| path.remote);
+            let late = self.traversal.late(id).into_iter();
+            let all = late.filter_map(|late| Some(Alias { late, path: path? }));
+            out.extend(all.filter(|alias| {
+                let drops = kernel && alias.late.is_ipv4() != alias.path.is_ipv4();
+                !drops || record.late_until.is_none()
+            }));
+        }
+        out
+    }
+}

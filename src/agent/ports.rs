@@ -1,0 +1,364 @@
+//! The sockets that plans name beside the tunnel's own: opened, lent and closed as the plan says. No policy here.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+
+use data_plane::{Adopted, ControlDatagram, Relay};
+use mesh_types::plan::{Adoption, RelayPair};
+use mesh_types::{HostPlan, SocketId, Transmit};
+use tokio::sync::mpsc;
+use tracing::{debug, warn};
+
+use super::Event;
+use super::sockets::{Binding, Datagram, Port, exhausted};
+
+/// Most sockets at once: two searches of 512, what single peers have kept, and a relay's ports.
+const OPEN_MAX: usize = 2048;
+/// Descriptors wanted beside those, for everything else.
+const FILES_BESIDE: u64 = 256;
+
+/// Those of this agent.
+#[derive(Debug)]
+pub struct Ports {
+    fwmark: u32,
+    events: mpsc::Sender<Event>,
+    open: BTreeMap<SocketId, Port>,
+    busy: BTreeSet<u16>,
+    relay: Option<Relay>,
+}
+
+impl Ports {
+    /// Opens none yet. Lets the process have as many descriptors as all of them need, where it may.
+    pub fn new(fwmark: u32, events: mpsc::Sender<Event>) -> Self {
+        allow_files(OPEN_MAX as u64 + FILES_BESIDE);
+        Self {
+            fwmark,
+            events,
+            open: BTreeMap::new(),
+            busy: BTreeSet::new(),
+            relay: None,
+        }
+    }
+
+    /// Opens what the plan names and closes what it does not. One sentence where sockets are refused; they are tried
+    /// again with the next plan.
+    pub fn converge(&mut self, sockets: &BTreeSet<SocketId>) -> Result<(), String> {
+        self.open.retain(|id, _| sockets.contains(id));
+        self.busy
+            .retain(|port| sockets.contains(&SocketId::Relay(*port)));
+        let mut refused = Vec::new();
+        for id in sockets {
+            if self.open.contains_key(id) {
+                continue;
+            }
+            let binding = match *id {
+                SocketId::Main | SocketId::Alternate | SocketId::Overlay => continue,
+                SocketId::Extra(_) => Binding::Underlay {
+                    fwmark: self.fwmark,
+                },
+                SocketId::Relay(port) => Binding::Relay {
+                    fwmark: self.fwmark,
+                    port,
+                },
+            };
+            if self.open.len() >= OPEN_MAX {
+                refused.push(format!("there are {OPEN_MAX} already"));
+                continue;
+            }
+            match (Port::open(*id, binding, self.events.clone()), id) {
+                (Ok(port), _) => {
+                    if let SocketId::Relay(port) = id {
+                        self.busy.remove(port);
+                    }
+                    self.open.insert(*id, port);
+                }
+                (Err(error), SocketId::Relay(port)) if error.kind() == io::ErrorKind::AddrInUse => {
+                    self.busy.insert(*port);
+                }
+                (Err(error), _) => {
+                    let end = exhausted(&error);
+                    refused.push(crate::config::sentence(&error));
+                    if end {
+                        break;
+                    }
+                }
+            }
+        }
+        let Some(last) = refused.last() else {
+            return Ok(());
+        };
+        let wanted = sockets.len();
+        Err(format!(
+            "cannot open all sockets that searching for a path and relaying want ({} of {wanted} are open): {last}; \
+             allow more with LimitNOFILE= in the unit, or `ulimit -n`",
+            self.open.len()
+        ))
+    }
+
+    /// Relay ports that another process holds.
+    pub fn busy(&self) -> &BTreeSet<u16> {
+        &self.busy
+    }
+
+    /// Sends from a socket of the plan; `None` where it is not open.
+    pub fn send(&self, transmit: &Transmit) -> Option<io::Result<()>> {
+        let port = self.open.get(&transmit.socket)?;
+        Some(port.send(transmit))
+    }
+
+    /// Gives adopted sockets to `lend`, and reads those again that are adopted no more.
+    pub fn lend(
+        &mut self,
+        adoptions: &BTreeSet<Adoption>,
+        lend: impl FnOnce(&[Adopted]) -> Result<(), String>,
+    ) -> Result<(), String> {
+        let mut adopted = Vec::new();
+        let mut kept = BTreeSet::new();
+        for Adoption { remote, port } in adoptions {
+            let found = self
+                .open
+                .iter_mut()
+                .find(|(id, held)| matches!(id, SocketId::Extra(_)) && held.port() == *port);
+            let Some((id, held)) = found else {
+                debug!(%remote, port, "No socket to adopt");
+                continue;
+            };
+            kept.insert(*id);
+            adopted.push(Adopted {
+                remote: *remote,
+                id: *id,
+                socket: held.lend().map_err(|error| unlent(&error))?,
+            });
+        }
+        let result = lend(&adopted);
+        for (id, port) in &mut self.open {
+            if matches!(id, SocketId::Extra(_)) && !kept.contains(id) {
+                port.take_back().map_err(|error| unlent(&error))?;
+            }
+        }
+        result
+    }
+
+    /// Relays these pairs in userspace, and reads the other relay ports again.
+    pub fn relay(&mut self, pairs: &BTreeSet<RelayPair>) -> Result<(), String> {
+        if pairs.is_empty() && self.relay.is_none() {
+            return Ok(());
+        }
+        let failed = |error: io::Error| format!("cannot relay in userspace: {error}");
+        let relay = match &self.relay {
+            Some(relay) => relay,
+            None => {
+                let events = self.events.clone();
+                let started = Relay::start(Box::new(move |datagram| pass(&events, datagram)));
+                self.relay.insert(started.map_err(failed)?)
+            }
+        };
+        let wanted: BTreeSet<u16> = pairs
+            .iter()
+            .flat_map(|pair| [pair.first.1, pair.second.1])
+            .collect();
+        let mut sockets = BTreeMap::new();
+        for port in &wanted {
+            match self.open.get_mut(&SocketId::Relay(*port)) {
+                Some(held) => {
+                    sockets.insert(*port, held.lend().map_err(failed)?);
+                }
+                None => warn!(port, "A relayed pair's port is not open"),
+            }
+        }
+        let result = relay.apply(&sockets, pairs).map_err(failed);
+        for (id, port) in &mut self.open {
+            if let SocketId::Relay(number) = id
+                && !wanted.contains(number)
+            {
+                port.take_back().map_err(failed)?;
+            }
+        }
+        result
+    }
+
+    /// Named counters, for metrics.
+    pub fn counters(&self) -> Vec<(&'static str, u64)> {
+        self.relay.as_ref().map(Relay::counters).unwrap_or_default()
+    }
+
+    /// The userspace backend's engine takes what the plan lends; kernel WireGuard gets it by packet filter.
+    pub fn lend_to(&mut self, plan: &HostPlan, engine: &data_plane::Engine) -> Result<(), String> {
+        self.lend(&plan.adoptions, |adopted| {
+            engine.lend(adopted, &plan.aliases)
+        })
+    }
+}
+
+fn unlent(error: &io::Error) -> String {
+    format!("cannot hand a socket over to the tunnel: {error}")
+}
+
+/// A full queue drops it, as a network would; what matters is repeated.
+pub fn pass(events: &mpsc::Sender<Event>, datagram: ControlDatagram) {
+    let ControlDatagram {
+        socket,
+        local,
+        remote,
+        bytes,
+    } = datagram;
+    _ = events.try_send(Event::Datagram(Datagram {
+        socket,
+        local,
+        remote,
+        bytes,
+    }));
+}
+
+/// Raises the process's own limit of descriptors, as far as the system lets it.
+fn allow_files(wanted: u64) {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let Ok((now, most)) = getrlimit(Resource::RLIMIT_NOFILE) else {
+        return;
+    };
+    if now < wanted
+        && let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, wanted.min(most), most)
+    {
+        debug!(%error, "Failed to raise the limit of descriptors");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+
+    use super::*;
+
+    fn ports() -> (Ports, mpsc::Receiver<Event>) {
+        let (events, received) = mpsc::channel(64);
+        // No mark: setting one needs rights that these tests must not need.
+        (Ports::new(0, events), received)
+    }
+
+    async fn next(received: &mut mpsc::Receiver<Event>) -> Datagram {
+        match received.recv().await {
+            Some(Event::Datagram(datagram)) => datagram,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn transmit(socket: SocketId, destination: SocketAddr) -> Transmit {
+        Transmit {
+            socket,
+            source: None,
+            destination,
+            ttl: Some(7),
+            bytes: b"hello".to_vec(),
+        }
+    }
+
+    fn binding(kind: [u8; 2]) -> Vec<u8> {
+        let mut bytes = vec![0; 20];
+        bytes[..2].copy_from_slice(&kind);
+        bytes[4..8].copy_from_slice(&0x2112_a442_u32.to_be_bytes());
+        bytes
+    }
+
+    #[tokio::test]
+    async fn hundreds_of_sockets_open_and_close_as_the_plan_names_them() {
+        let (mut ports, mut received) = ports();
+        let many: BTreeSet<SocketId> = (0..600).map(SocketId::Extra).collect();
+        ports.converge(&many).unwrap();
+        let numbers: BTreeSet<u16> = ports.open.values().map(Port::port).collect();
+        assert_eq!(numbers.len(), 600, "each has a port of its own");
+
+        let far = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let there = far.local_addr().unwrap();
+        ports
+            .send(&transmit(SocketId::Extra(599), there))
+            .unwrap()
+            .unwrap();
+        let mut buffer = [0; 64];
+        let (_, from) = far.recv_from(&mut buffer).unwrap();
+        assert_eq!(from.port(), ports.open[&SocketId::Extra(599)].port());
+        far.send_to(b"back", from).unwrap();
+        let datagram = next(&mut received).await;
+        assert_eq!(datagram.socket, SocketId::Extra(599));
+        assert_eq!(datagram.local, from);
+
+        let kept = ports.open[&SocketId::Extra(3)].port();
+        ports
+            .converge(&[SocketId::Main, SocketId::Extra(3)].into())
+            .unwrap();
+        assert_eq!(ports.open.len(), 1);
+        assert_eq!(ports.open[&SocketId::Extra(3)].port(), kept);
+        assert!(ports.send(&transmit(SocketId::Extra(599), there)).is_none());
+    }
+
+    #[tokio::test]
+    async fn more_than_the_bound_is_refused_in_one_sentence() {
+        let (mut ports, _received) = ports();
+        let many: BTreeSet<SocketId> = (0..4000).map(SocketId::Extra).collect();
+        let refused = ports.converge(&many).unwrap_err();
+        assert!(refused.contains("of 4000 are open") && refused.contains("LimitNOFILE"));
+        assert!(ports.open.len() <= OPEN_MAX);
+        ports.converge(&BTreeSet::new()).unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_relay_port_hears_indications_only_and_a_taken_one_is_told_of() {
+        let (mut ports, mut received) = ports();
+        let taken = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
+        let free = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
+        let (busy, port) = (
+            taken.local_addr().unwrap().port(),
+            free.local_addr().unwrap().port(),
+        );
+        drop(free);
+        let sockets: BTreeSet<SocketId> = [SocketId::Relay(busy), SocketId::Relay(port)].into();
+        ports.converge(&sockets).unwrap();
+        assert_eq!(ports.busy(), &[busy].into());
+
+        let far = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let there = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        far.send_to(&[4; 100], there).unwrap();
+        far.send_to(&binding([0, 1]), there).unwrap();
+        far.send_to(&binding([0, 0x11]), there).unwrap();
+        let datagram = next(&mut received).await;
+        assert_eq!(
+            (datagram.socket, datagram.local),
+            (SocketId::Relay(port), there)
+        );
+        assert_eq!(datagram.bytes, binding([0, 0x11]));
+
+        drop(taken);
+        ports.converge(&sockets).unwrap();
+        assert_eq!(ports.busy(), &BTreeSet::new(), "it is free now");
+    }
+
+    #[tokio::test]
+    async fn relayed_datagrams_go_on_and_the_ports_are_read_again_afterwards() {
+        let (mut ports, mut received) = ports();
+        let ends = [0, 1].map(|_| UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap());
+        let [first, second] = [0, 1].map(|_| {
+            let free = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
+            free.local_addr().unwrap().port()
+        });
+        let sockets = [SocketId::Relay(first), SocketId::Relay(second)].into();
+        ports.converge(&sockets).unwrap();
+        let pair = RelayPair {
+            first: (ends[0].local_addr().unwrap(), first),
+            second: (ends[1].local_addr().unwrap(), second),
+            rate: 0,
+        };
+        ports.relay(&[pair].into()).unwrap();
+        let there = SocketAddr::from((Ipv4Addr::LOCALHOST, first));
+        let mut buffer = [0; 64];
+        // The relay's thread may still be about to watch the port.
+        ends[0].send_to(&[4; 40], there).unwrap();
+        let (len, from) = ends[1].recv_from(&mut buffer).unwrap();
+        assert_eq!((len, from.port()), (40, second));
+        ends[0].send_to(&binding([0, 0x11]), there).unwrap();
+        assert_eq!(next(&mut received).await.socket, SocketId::Relay(first));
+
+        ports.relay(&BTreeSet::new()).unwrap();
+        ends[0].send_to(&binding([0, 0x11]), there).unwrap();
+        assert_eq!(next(&mut received).await.socket, SocketId::Relay(first));
+        assert!(ports.counters().contains(&("relay_forwarded", 1)));
+    }
+}
