@@ -71,6 +71,9 @@ pub struct Path {
     pub since: Instant,
     /// Both ends have agreed on it (PathReady and Ack).
     pub confirmed: bool,
+    /// The local port it leaves from where that is not the listen port: one of [`crate::Traversal::sockets`]
+    /// got through, and the tunnel's data must leave from its port ([`mesh_types::plan::Adoption`]).
+    pub local_port: Option<u16>,
 }
 
 /// Something the owner must do or know.
@@ -93,6 +96,8 @@ pub enum Event {
         /// CallMe or CallMeAck.
         message: Message,
     },
+    /// [`crate::Traversal::sockets`] changed. Once the host has opened them, [`crate::Traversal::handle_sockets`].
+    SocketsChanged,
     /// [`crate::Traversal::endpoints`] or [`crate::Traversal::nat`] changed.
     EndpointsChanged,
     /// An authenticated probe arrived under another key of the peer than its first.

@@ -59,6 +59,7 @@ mod api;
 mod budget;
 mod candidate;
 mod flood;
+mod hard;
 mod join;
 mod nat_kind;
 mod nat_test;

@@ -15,6 +15,9 @@ use crate::api::{Config, Counters, Event, PathKind};
 use crate::budget::{Admission, Budget};
 use crate::candidate;
 use crate::flood::Flood;
+use crate::hard::budget::Searches;
+use crate::hard::sampler::Samples;
+use crate::hard::sockets::Sockets;
 use crate::nat_kind::NatKind;
 use crate::probe::{Link, transaction};
 use crate::schedule::ANSWER_LIFETIME;
@@ -39,6 +42,10 @@ pub(crate) enum Purpose {
     OtherPort,
     /// To see how another port of the peer sees us.
     Mapping,
+    /// To see how the peer sees a socket that is no path.
+    Sample(u64),
+    /// To a port that the peer may have.
+    Search,
 }
 
 /// What has changed of this node, seen from outside.
@@ -56,6 +63,7 @@ pub(crate) enum Change {
 #[derive(Debug, Clone)]
 pub(crate) struct Pending {
     pub(crate) peer: PeerId,
+    pub(crate) socket: SocketId,
     pub(crate) remote: SocketAddr,
     pub(crate) sent: Instant,
     pub(crate) link: (Idx, Idx),
@@ -74,6 +82,9 @@ pub(crate) struct Node {
     pub(crate) endpoints: Vec<Candidate>,
     pub(crate) nat: NatKind,
     pub(crate) budget: Budget,
+    pub(crate) searches: Searches,
+    pub(crate) sockets: Sockets,
+    pub(crate) samples: Samples,
     pub(crate) flood: Flood,
     pub(crate) counters: Counters,
     pub(crate) transmits: VecDeque<Transmit>,
@@ -108,6 +119,9 @@ impl Node {
             endpoints: Vec::new(),
             nat: NatKind::new(),
             budget: Budget::default(),
+            searches: Searches::default(),
+            sockets: Sockets::default(),
+            samples: Samples::default(),
             flood: Flood::new(rng.next_u64()),
             counters: Counters::default(),
             transmits: VecDeque::new(),
@@ -180,14 +194,16 @@ impl Node {
         &mut self,
         peer: PeerId,
         link: &Link,
-        remote: SocketAddr,
+        (socket, remote): (SocketId, SocketAddr),
         purpose: Purpose,
         now: Instant,
     ) {
         let transaction = transaction(self.epoch, self.next_sequence());
         let data = match purpose {
             Purpose::Ready(seq) => Some(Message::from(PathReady { seq }).encode()),
-            Purpose::Check | Purpose::OtherPort | Purpose::Mapping => None,
+            // Nothing to say: the receiver takes it for no path.
+            Purpose::Sample(_) => Some(Vec::new()),
+            Purpose::Check | Purpose::OtherPort | Purpose::Mapping | Purpose::Search => None,
         };
         let bytes = Outgoing {
             transaction,
@@ -206,6 +222,7 @@ impl Node {
         }
         let pending = Pending {
             peer,
+            socket,
             remote,
             sent: now,
             link: (link.own, link.peer),
@@ -214,7 +231,13 @@ impl Node {
         self.pending.insert(transaction, pending);
         self.nat.sent(remote.ip(), !self.connected, now);
         self.counters.add("probes-sent");
-        self.transmit(SocketId::Main, None, remote, bytes);
+        self.transmit(socket, None, remote, bytes);
+    }
+
+    /// Random numbers below `limit`, which is not 0.
+    pub(crate) fn below(&mut self, limit: usize) -> usize {
+        let limit = u64::try_from(limit).unwrap_or(u64::MAX).max(1);
+        usize::try_from(self.rng.next_u64() % limit).unwrap_or_default()
     }
 
     /// Queues a datagram.

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use mesh_types::{Candidate, CandidateKind};
+use mesh_types::{Candidate, CandidateKind, SocketId};
 
 use crate::api::PathKind;
 use crate::budget::PER_ANNOUNCEMENT;
@@ -12,11 +12,20 @@ use crate::score::Score;
 /// Least time between two grants of [`Remote::grant`].
 const GRANT_EVERY: Duration = Duration::from_secs(1);
 
+/// A socket that got through to the peer, and its local port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Local {
+    pub(crate) socket: u32,
+    pub(crate) port: u16,
+}
+
 /// See the module.
 #[derive(Debug, Clone)]
 pub(crate) struct Remote {
     pub(crate) candidate: Candidate,
     pub(crate) kind: PathKind,
+    /// The socket that reaches it, where that is not the main one.
+    pub(crate) local: Option<Local>,
     /// It stands in the peer's announcement.
     pub(crate) announced: bool,
     /// An answer to a probe came from it.
@@ -43,6 +52,7 @@ impl Remote {
         Self {
             candidate,
             kind,
+            local: None,
             announced: false,
             confirmed: false,
             next: Some(now),
@@ -68,6 +78,12 @@ impl Remote {
         self.step = 0;
         self.better = 0;
         self.next = self.may_send().then_some(now);
+    }
+
+    /// Probes to it leave from here.
+    pub(crate) fn socket(&self) -> SocketId {
+        self.local
+            .map_or(SocketId::Main, |local| SocketId::Extra(local.socket))
     }
 
     /// May it be sent to at all?

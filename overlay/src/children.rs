@@ -127,6 +127,7 @@ impl Overlay {
         match event {
             nat_traversal::Event::PathChanged { peer } => self.path_changed(&peer, now),
             nat_traversal::Event::Signal { peer, message } => self.signal(&peer, &message, now),
+            nat_traversal::Event::SocketsChanged => self.plan_dirty = true,
             nat_traversal::Event::EndpointsChanged => self.announcement_changed(now),
             nat_traversal::Event::PeerKeySeen { peer, key } => {
                 self.peer_key_seen(&peer, key, now);

@@ -16,7 +16,7 @@ use sim_net::{Direction, HostId, LinkId, Network, Random};
 
 pub use build::{Access, Place, Seat};
 pub use flow::{Flow, FlowId};
-pub use node::{Disk, Node, NodeId};
+pub use node::{Disk, Node, NodeId, Port};
 
 /// Wall clock at the start of every run.
 const EPOCH: Duration = Duration::from_secs(1_800_000_000);
@@ -123,7 +123,14 @@ impl World {
     pub(crate) fn pump(&mut self, id: NodeId) {
         let clock = self.clock(id);
         let node = &mut self.nodes[id.0];
-        for (source, destination, ttl, bytes) in node.drain(clock) {
+        let outgoing = node.drain(clock);
+        for (port, wanted) in std::mem::take(&mut node.ports) {
+            match wanted {
+                Port::Open => self.net.bind(node.host, port),
+                Port::Close => self.net.unbind(node.host, port),
+            }
+        }
+        for (source, destination, ttl, bytes) in outgoing {
             // A host without an address of the family cannot send, as in reality.
             let _ = self.net.send(node.host, source, destination, bytes, ttl);
         }

@@ -87,11 +87,22 @@ impl PathAgent {
         if self.calling.at.is_none_or(|at| at > now) {
             return;
         }
+        self.send_call(node, Vec::new(), now);
+        let wanted = self.in_use.is_none() || self.is_suspect();
+        let interval = CALL[self.calling.step.min(CALL.len() - 1)];
+        self.calling.once = false;
+        self.calling.step += 1;
+        self.calling.at = wanted.then(|| now + interval);
+    }
+
+    /// Calls, with predicted ports where there are any; the call's number.
+    pub(super) fn send_call(&mut self, node: &mut Node, predicted: Vec<u16>, now: Instant) -> u64 {
+        let seq = node.next_choice();
         let message = Message::from(CallMe {
-            seq: node.next_choice(),
+            seq,
             candidates: node.endpoints.clone(),
             nat: node.nat.report(),
-            predicted: Vec::new(),
+            predicted,
             start_ms: 0,
         });
         node.counters.add("calls-sent");
@@ -99,12 +110,8 @@ impl PathAgent {
             peer: self.id,
             message,
         });
-        let wanted = self.in_use.is_none() || self.is_suspect();
-        let interval = CALL[self.calling.step.min(CALL.len() - 1)];
-        self.calling.once = false;
-        self.calling.step += 1;
         self.calling.last = Some(now);
-        self.calling.at = wanted.then(|| now + interval);
+        seq
     }
 
     /// CallMe or CallMeAck arrived.
@@ -132,10 +139,18 @@ impl PathAgent {
                     peer: self.id,
                     message: answer,
                 });
+                let words = (call.seq, named(&call.candidates), call.predicted.as_slice());
+                self.exchanged(node, words, now.mono);
             }
             Message::CallMeAck(answer) => {
                 self.spec.nat = answer.nat;
                 self.called(node, &answer.candidates, now.mono);
+                let words = (
+                    answer.seq,
+                    named(&answer.candidates),
+                    answer.predicted.as_slice(),
+                );
+                self.exchanged(node, words, now.mono);
             }
             Message::Hello(_)
             | Message::PathReady(_)
@@ -171,4 +186,9 @@ impl PathAgent {
         }
         self.run_probes(node, now);
     }
+}
+
+fn named(candidates: &[Candidate]) -> Vec<SocketAddr> {
+    let all = candidates.iter().take(CANDIDATES_MAX);
+    all.map(|candidate| candidate.address).collect()
 }

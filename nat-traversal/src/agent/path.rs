@@ -6,9 +6,9 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use mesh_types::Now;
 use mesh_types::message::{Ack, Message};
 use mesh_types::report::TunnelStats;
+use mesh_types::{Now, SocketId};
 use tracing::debug;
 
 use super::PathAgent;
@@ -78,7 +78,7 @@ impl PathAgent {
     pub(crate) fn on_answer(
         &mut self,
         node: &mut Node,
-        address: SocketAddr,
+        (socket, local_port, address): (SocketId, u16, SocketAddr),
         sent: Instant,
         answer: (Option<SocketAddr>, Option<&[u8]>),
         now: Instant,
@@ -88,6 +88,9 @@ impl PathAgent {
         self.probes_answered += 1;
         self.other = other.or(self.other);
         let rtt = now.saturating_duration_since(sent);
+        if let Some(lucky) = self.local(socket, local_port) {
+            self.found(address, lucky, now);
+        }
         let Some(remote) = self.remotes.get_mut(&address) else {
             return;
         };
@@ -184,6 +187,7 @@ impl PathAgent {
             rtt: remote.rtt.unwrap_or(FAST_INTERVAL),
             since: now,
             confirmed: false,
+            local_port: remote.local.map(|local| local.port),
         };
         debug!(peer = %self.id, remote = %path.remote, kind = path.kind.kind(), rtt = ?path.rtt, "Path in use");
         let next = if self.activity.is_active(now) {
@@ -206,6 +210,9 @@ impl PathAgent {
         });
         self.slot = None;
         self.calling.stop();
+        if !self.wants_direct() {
+            self.stop_search(node);
+        }
         self.activity.proven();
         node.events.push_back(Event::PathChanged { peer: self.id });
     }
@@ -313,6 +320,9 @@ impl PathAgent {
         node.counters.add("paths-lost");
         if let Some(address) = lost {
             node.validated.remove(&address);
+            if let Some(remote) = self.remotes.get_mut(&address) {
+                remote.local = None;
+            }
         }
         let all: Vec<_> = self.remotes.keys().copied().collect();
         self.burst(&all, false, now);

@@ -9,7 +9,7 @@ use sim_net::{Direction, Families, LinkId, Random, RouterId};
 use super::cover::Cover;
 use super::fault::{Seats, Undo, strike};
 use super::site::{Site, seat, site};
-use crate::matrix::{Class, class, must};
+use crate::matrix::{Class, class, soon};
 use crate::world::{FlowId, NodeId, Seat, World};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -129,7 +129,7 @@ impl Scene {
     /// Must this pair connect? Both with IPv6, in one LAN, or by the matrix.
     fn must(&self, a: usize, b: usize) -> bool {
         let (a, b) = (&self.members[a], &self.members[b]);
-        (a.ipv6 && b.ipv6) || (a.site == b.site && a.site != 0) || must(a.class, b.class)
+        (a.ipv6 && b.ipv6) || (a.site == b.site && a.site != 0) || soon(a.class, b.class)
     }
 
     fn pairs(&self) -> Vec<(usize, usize)> {
