@@ -84,6 +84,19 @@ impl NatKind {
         self.sampled = (allocation, busy);
     }
 
+    /// Sockets were seen under one port each, whoever looked: what seemed to differ was a lost mapping.
+    pub(crate) fn sampled_as_independent(&mut self, now: Instant) {
+        let old = |seen: &Seen| now.saturating_duration_since(seen.at) >= CLOSE;
+        self.seen.retain(|_, seen| !old(seen) || !seen.stale);
+        let newest = self.seen.values().map(|seen| seen.at).max();
+        self.seen
+            .values_mut()
+            .filter(|seen| Some(seen.at) < newest)
+            .for_each(|seen| seen.stale = true);
+        self.report.mapping = Mapping::EndpointIndependent;
+        self.unjudged = true;
+    }
+
     /// Ports a second that others take from a sequence.
     pub(crate) fn busy(&self) -> u32 {
         self.sampled.1

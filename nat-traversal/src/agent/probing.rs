@@ -125,7 +125,9 @@ impl PathAgent {
             self.send_probe(node, address, Purpose::Check, now.mono);
         }
         if let Some(slot) = &mut self.slot {
-            slot.step += 1;
+            // Where no address was known in time, what was missed is not made up for.
+            let past = |offset: &&Duration| slot.start + **offset <= now.mono;
+            slot.step = SLOT_PROBES.iter().take_while(past).count();
             if slot.step == SLOT_PROBES.len() {
                 self.slot = self.next_slot(now);
             }

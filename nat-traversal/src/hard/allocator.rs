@@ -70,18 +70,21 @@ pub(crate) fn taken_by_others(ports: &[u16], step: i16) -> usize {
         .saturating_sub(ports.len() - 1)
 }
 
-/// Steps from one port of a sequence to another, where that is no more than a few thousand.
+/// Ports that are in use by translators.
+const SPAN: i32 = 64_512;
+
+/// Steps from one port of a sequence to a later one; `None` where it lies behind.
 fn distance(from: u16, to: u16, step: i16) -> Option<usize> {
-    let apart = to.wrapping_sub(from).cast_signed();
-    let steps = apart.checked_div(step)?;
-    usize::try_from(steps).ok()
+    let apart = (i32::from(to) - i32::from(from)) * i32::from(step.signum());
+    let ahead = apart.rem_euclid(SPAN);
+    let steps = ahead.checked_div(i32::from(step).abs())?;
+    (ahead < SPAN / 2).then(|| usize::try_from(steps).unwrap_or_default())
 }
 
 /// The port `count` steps on; sequences start over below the highest port.
 pub(crate) fn advance(port: u16, step: i16, count: i32) -> u16 {
-    let span = i32::from(u16::MAX - PORT_MIN) + 1;
     let offset = i32::from(port) - i32::from(PORT_MIN) + i32::from(step) * count;
-    PORT_MIN + u16::try_from(offset.rem_euclid(span)).unwrap_or_default()
+    PORT_MIN + u16::try_from(offset.rem_euclid(SPAN)).unwrap_or_default()
 }
 
 /// The ports that come next, in order.

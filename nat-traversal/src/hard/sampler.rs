@@ -18,6 +18,8 @@ use crate::node::{Node, Purpose};
 use crate::probe::Link;
 use crate::stun::{Class, Outgoing};
 
+/// Sockets that must each show one port to all, before that is believed against what was seen earlier.
+const INDEPENDENT: usize = 3;
 /// Samples whose answers are waited for, of all that ask.
 const WAITING_MAX: usize = 64;
 
@@ -164,9 +166,26 @@ struct Run {
     /// What is still to be asked, the next one last.
     open: Vec<(u32, usize)>,
     /// Samples by the order in which they were asked for, and of whom.
-    asked: Vec<(u64, usize)>,
+    asked: Vec<(u64, u32, usize)>,
     started: Option<Instant>,
     next: Instant,
+}
+
+impl Run {
+    /// Did each of several sockets show one port to all who looked?
+    fn is_independent(&self, node: &Node) -> bool {
+        let mut ports: BTreeMap<u32, Vec<u16>> = BTreeMap::new();
+        for (token, socket, _) in &self.asked {
+            if let Some(port) = node.samples.port(*token) {
+                ports.entry(*socket).or_default().push(port);
+            }
+        }
+        let several = ports.values().filter(|ports| ports.len() > 1).count() >= INDEPENDENT;
+        several
+            && ports
+                .values()
+                .all(|ports| ports.iter().all(|port| *port == ports[0]))
+    }
 }
 
 impl Sampler {
@@ -183,7 +202,7 @@ impl Sampler {
                 .for_each(|socket| node.sockets.release(*socket));
             run.asked
                 .iter()
-                .for_each(|(token, _)| node.samples.forget(*token));
+                .for_each(|(token, ..)| node.samples.forget(*token));
         }
     }
 
@@ -207,7 +226,7 @@ impl Sampler {
             && run
                 .asked
                 .iter()
-                .all(|(token, _)| node.samples.port(*token).is_some());
+                .all(|(token, ..)| node.samples.port(*token).is_some());
         if run.started.is_none() {
             run.started = Some(now);
             run.next = now;
@@ -217,7 +236,7 @@ impl Sampler {
         }
         if let Some((socket, index)) = run.open.pop() {
             if let Some(token) = node.sample_at(socket, index, now) {
-                run.asked.push((token, index));
+                run.asked.push((token, socket, index));
             }
             let last = run.open.is_empty();
             run.next = now
@@ -276,18 +295,24 @@ impl Sampler {
         let ports: Vec<u16> = run
             .asked
             .iter()
-            .filter_map(|(token, _)| port(token))
+            .filter_map(|(token, ..)| port(token))
             .collect();
         let answered = |index: usize| {
-            let mut of_it = run.asked.iter().filter(|(_, asked)| *asked == index);
-            of_it.any(|(token, _)| port(token).is_some())
+            let mut of_it = run.asked.iter().filter(|(.., asked)| *asked == index);
+            of_it.any(|(token, ..)| port(token).is_some())
         };
         let silent: Vec<usize> = run
             .asked
             .iter()
-            .map(|(_, index)| *index)
+            .map(|(.., index)| *index)
             .filter(|index| !answered(*index))
             .collect();
+        if run.is_independent(node) {
+            node.nat.sampled_as_independent(now);
+            self.stop(node);
+            self.due = None;
+            return;
+        }
         let verdict = allocator::judge(&ports);
         let taken = match verdict {
             Allocation::Sequential(step) => allocator::taken_by_others(&ports, step),
