@@ -39,9 +39,18 @@ pub fn must(a: Class, b: Class) -> bool {
     MUST[a as usize][b as usize]
 }
 
-/// Must they connect within seconds? Block against block goes by rounds of 33 s, each of which may fail.
+/// Must they connect within seconds? Not block against block, which goes by rounds of 33 s, each of which may
+/// fail; nor a mapping by address, which nobody can tell who is seen by a single neighbour.
 pub fn soon(a: Class, b: Class) -> bool {
-    must(a, b) && !(a == Class::Blk && b == Class::Blk)
+    let pair = (a.min(b), a.max(b));
+    must(a, b) && pair != (Class::Blk, Class::Blk) && pair != (Class::Apdf, Class::Adm)
+}
+
+/// Must they connect again within seconds however often they were torn apart? Not where that takes a search: its
+/// budget is for ten minutes.
+pub fn again(a: Class, b: Class) -> bool {
+    let searched = |class| matches!(class, Class::Blk | Class::Rand);
+    soon(a, b) && (a.min(b) < Class::Apdf || !searched(a.max(b)))
 }
 
 /// The class of a node: the strictest of what lies before it.

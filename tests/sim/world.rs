@@ -7,6 +7,7 @@
 mod build;
 mod flow;
 mod node;
+mod noise;
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -17,6 +18,7 @@ use sim_net::{Direction, HostId, LinkId, Network, Random};
 pub use build::{Access, Place, Seat};
 pub use flow::{Flow, FlowId};
 pub use node::{Disk, Node, NodeId, Port};
+pub use noise::Noise;
 
 /// Wall clock at the start of every run.
 const EPOCH: Duration = Duration::from_secs(1_800_000_000);
@@ -30,6 +32,7 @@ pub struct World {
     pub authority: IdentitySecret,
     pub nodes: Vec<Node>,
     pub flows: Vec<Flow>,
+    pub noise: Vec<Noise>,
     by_host: BTreeMap<HostId, NodeId>,
     sites: u8,
 }
@@ -45,6 +48,7 @@ impl World {
             random,
             nodes: Vec::new(),
             flows: Vec::new(),
+            noise: Vec::new(),
             by_host: BTreeMap::new(),
             sites: 0,
         }
@@ -76,8 +80,10 @@ impl World {
         loop {
             let wakes = self.nodes.iter().filter_map(|node| node.wake);
             let flows = self.flows.iter().filter_map(|flow| flow.next);
+            let noise = self.noise.iter().map(|noise| noise.next);
             let due = wakes
                 .chain(flows)
+                .chain(noise)
                 .chain(self.net.next_event_at())
                 .min()
                 .filter(|at| *at <= end);
@@ -102,6 +108,9 @@ impl World {
                 }
             }
             self.send_flows(now);
+            for noise in &mut self.noise {
+                noise.send(&mut self.net, now);
+            }
             if holds(self) {
                 return true;
             }

@@ -3,10 +3,10 @@
 
 use std::time::Duration;
 
-use sim_net::{Allocator, Filtering, LinkSpec, Mapping, NatSpec};
+use sim_net::{Allocator, Families, Filtering, LinkSpec, Mapping, NatSpec};
 
 use super::meeting::Meeting;
-use crate::world::{Access, NodeId, Seat, World};
+use crate::world::{Access, NodeId, Noise, Seat, World};
 
 const SECOND: Duration = Duration::from_secs(1);
 const STRICT: Access = Access::Nat(NatSpec::cone(Filtering::AddressAndPortDependent));
@@ -139,6 +139,82 @@ fn two_blocks_meet_in_some_rounds() {
     }
 }
 
+#[test]
+fn other_hosts_that_move_the_sequence_on_do_not_prevent_a_meeting() {
+    for (name, first, second, ports) in [
+        ("sequential, 20 ports/s of others", STRICT, SEQUENCE, 20),
+        ("sequential, 100 ports/s of others", STRICT, SEQUENCE, 100),
+        (
+            "sequential with sequential, 10 ports/s of others each",
+            SEQUENCE,
+            SEQUENCE,
+            10,
+        ),
+        (
+            "sequential with sequential, 25 ports/s of others each",
+            SEQUENCE,
+            sequence(2),
+            25,
+        ),
+    ] {
+        let trial = Trial {
+            seeds: 5,
+            others: ports,
+            ..Trial::new(first, second)
+        };
+        let rate = Rate::of(name, &trial);
+        assert_eq!(rate.met(), 10, "{rate}");
+        assert!(rate.at(80) < 8 * SECOND, "{rate}");
+    }
+}
+
+#[test]
+fn it_does_not_matter_who_starts_first_and_when() {
+    for ms in [0, 30, 300, 1_000, 2_500, 20_000] {
+        for hard in [SEQUENCE, BLOCK, RANDOM] {
+            let trial = Trial {
+                seeds: 2,
+                skew: Duration::from_millis(ms),
+                ..Trial::new(STRICT, hard)
+            };
+            let rate = Rate::of(&format!("{ms} ms apart"), &trial);
+            assert_eq!(rate.met(), 4, "{rate}");
+        }
+        let trial = Trial {
+            seeds: 2,
+            skew: Duration::from_millis(ms),
+            ..Trial::new(SEQUENCE, SEQUENCE)
+        };
+        let rate = Rate::of(&format!("both sequential, {ms} ms apart"), &trial);
+        assert_eq!(rate.met(), 4, "{rate}");
+    }
+}
+
+#[test]
+fn lossy_and_slow_links_delay_a_search_and_do_not_prevent_it() {
+    let link = LinkSpec {
+        loss: 30_000,
+        jitter: Duration::from_millis(3),
+        latency: Duration::from_millis(60),
+        ..LinkSpec::UPLINK
+    };
+    for (name, first, second) in [
+        ("sequential", STRICT, SEQUENCE),
+        ("block", STRICT, BLOCK),
+        ("random", STRICT, RANDOM),
+        ("both sequential", SEQUENCE, SEQUENCE),
+    ] {
+        let trial = Trial {
+            seeds: 4,
+            link,
+            lossy: true,
+            ..Trial::new(first, second)
+        };
+        let rate = Rate::of(&format!("{name}, 3 % lost, 240 ms round trip"), &trial);
+        assert_eq!(rate.met(), 8, "{rate}");
+    }
+}
+
 /// Two ways to start a pair, at many seeds.
 struct Trial {
     easy: Access,
@@ -146,6 +222,10 @@ struct Trial {
     seeds: u64,
     most: Duration,
     link: LinkSpec,
+    /// Some pings are lost.
+    lossy: bool,
+    /// Ports a second that a host beside each node takes.
+    others: u32,
     /// Public nodes that both know in the end.
     neighbours: usize,
     /// The second node starts so long after the first.
@@ -160,6 +240,8 @@ impl Trial {
             seeds: 5,
             most: 60 * SECOND,
             link: LinkSpec::UPLINK,
+            lossy: false,
+            others: 0,
             neighbours: 1,
             skew: 5 * SECOND,
         }
@@ -194,9 +276,22 @@ impl Rate {
                     world.boot(id);
                 }
                 rate.tries += 1;
+                let beside = [a, b].map(|place| {
+                    let (segment, link) = (place.segment, LinkSpec::LAN);
+                    world.net.add_host("other", segment, Families::V4, link)
+                });
+                if trial.others > 0 {
+                    let every = SECOND / trial.others;
+                    world.noise = beside
+                        .map(|host| Noise::new(host, every, world.net.now()))
+                        .into();
+                }
                 if let Some(took) = start(&mut world, &meeting, trial) {
                     rate.took.push(took);
-                    stays(&mut world, &meeting);
+                    world.noise.clear();
+                    if !trial.lossy {
+                        stays(&mut world, &meeting);
+                    }
                 } else {
                     println!("seed {seed}: {}", world.describe());
                 }
