@@ -74,6 +74,8 @@ pub struct Path {
     /// The local port it leaves from where that is not the listen port: one of [`crate::Traversal::sockets`]
     /// got through, and the tunnel's data must leave from its port ([`mesh_types::plan::Adoption`]).
     pub local_port: Option<u16>,
+    /// A search has found it: the other end may be about to lend its tunnel a port, and hears no tunnel before.
+    pub searched: bool,
 }
 
 /// Something the owner must do or know.

@@ -16,6 +16,10 @@ use crate::overlay::{Overlay, RESOLVE_AGAIN};
 use crate::peer::{Greeting, PeerRecord, SECOND_SIDE_DELAY};
 use crate::snapshot::PeerState;
 
+/// How long the host of the other end may take to lend its tunnel the port that a search has found. A handshake
+/// that comes before is lost, and the next one is five seconds later.
+const ADOPTION: Duration = Duration::from_millis(150);
+
 impl Overlay {
     pub(crate) fn handle_directory(&mut self, event: &peer_discovery::Event, now: Now) {
         match *event {
@@ -144,7 +148,11 @@ impl Overlay {
     }
 
     fn path_changed(&mut self, id: &PeerId, now: Now) {
-        let remote = self.traversal.path(id).map(|path| path.remote);
+        let path = self.traversal.path(id);
+        let remote = path.map(|path| path.remote);
+        let ready = path
+            .filter(|path| path.searched)
+            .map_or(Duration::ZERO, |path| path.rtt * 2 + ADOPTION);
         let own = self.identity.key.public().idx();
         let seq = self.rng.next_u64().max(1);
         let Some(record) = self.peers.get_mut(id) else {
@@ -165,7 +173,7 @@ impl Overlay {
                     } else {
                         SECOND_SIDE_DELAY
                     };
-                    record.open_at = Some(now.mono + wait);
+                    record.open_at = Some(now.mono + ready + wait);
                 }
                 let records = fresh || record.greeting.is_some_and(|greeting| greeting.records);
                 // On an old connection the words only force a packet onto the new path.

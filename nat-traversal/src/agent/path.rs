@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use mesh_types::message::{Ack, Message};
 use mesh_types::report::TunnelStats;
-use mesh_types::{Now, SocketId};
+use mesh_types::{CandidateKind, Now, SocketId};
 use tracing::debug;
 
 use super::PathAgent;
@@ -177,6 +177,7 @@ impl PathAgent {
     }
 
     pub(super) fn take(&mut self, node: &mut Node, address: SocketAddr, now: Instant) {
+        let searched = self.searched_lately(now);
         let Some(remote) = self.remotes.get_mut(&address) else {
             return;
         };
@@ -188,6 +189,8 @@ impl PathAgent {
             since: now,
             confirmed: false,
             local_port: remote.local.map(|local| local.port),
+            searched: searched && remote.candidate.kind == CandidateKind::PeerReflexive
+                || remote.local.is_some(),
         };
         debug!(peer = %self.id, remote = %path.remote, kind = path.kind.kind(), rtt = ?path.rtt, "Path in use");
         let next = if self.activity.is_active(now) {
