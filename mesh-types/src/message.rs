@@ -6,7 +6,7 @@
 //! share a neighbour (L1) it travels sealed in [`Message::Forward`]; before any session, in the DATA
 //! attribute of an authenticated Binding message.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 
 use minicbor::{Decode, Decoder, Encode, Encoder};
 
@@ -291,6 +291,10 @@ pub struct Forward {
     /// [`crate::sealed`]; associated data are both ids, epoch and sequence.
     #[cbor(n(5), with = "minicbor::bytes")]
     pub sealed: Vec<u8>,
+    /// The external address at which the node that passes this on reaches the sender. A third node's word,
+    /// outside the seal: it lets the receiver search for a port there.
+    #[cbor(n(6), with = "wire::ipv4", has_nil)]
+    pub seen: Option<Ipv4Addr>,
 }
 
 impl Forward {

@@ -3,7 +3,7 @@
 //! [`run`](PathAgent::run) does what is due; [`wake`](PathAgent::wake) says when something will be. The
 //! parts: `agent/probing.rs` sends probes to candidate addresses, `agent/path.rs` takes, watches and
 //! loses the path in use, `agent/choice.rs` agrees on it, `agent/calling.rs` exchanges candidates through others,
-//! `agent/relaying.rs` says when a relay is needed.
+//! `agent/relaying.rs` says when a relay is needed, `agent/searching.rs` finds ports that nobody can name.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use mesh_types::consts::CANDIDATES_MAX;
 use mesh_types::message::RelayDistance;
-use mesh_types::{Candidate, CandidateKind, Idx, Now, PeerId, WgKey, WgSecret};
+use mesh_types::{Candidate, CandidateKind, Filtering, Idx, Now, PeerId, WgKey, WgSecret};
 
 use crate::activity::Activity;
 use crate::api::{Path, PeerSpec};
@@ -27,12 +27,14 @@ mod path;
 mod probing;
 mod relaying;
 mod report;
+mod searching;
 
 use calling::Calling;
 use choice::Nomination;
 use path::InUse;
 use probing::Slot;
 pub(crate) use relaying::Need;
+use searching::Search;
 
 /// Of the announced candidates so many are taken; the rest of [`CANDIDATES_MAX`] is for what is learned.
 const ANNOUNCED_MAX: usize = 16;
@@ -59,6 +61,7 @@ pub(crate) struct PathAgent {
     slot: Option<Slot>,
     calling: Calling,
     calls: Calls,
+    search: Search,
     activity: Activity,
     tunnel_endpoint: Option<SocketAddr>,
     key_seen: Option<WgKey>,
@@ -93,6 +96,7 @@ impl PathAgent {
             slot: None,
             calling: Calling::default(),
             calls: Calls::default(),
+            search: Search::default(),
             activity: Activity::default(),
             tunnel_endpoint: None,
             key_seen: None,
@@ -307,6 +311,7 @@ impl PathAgent {
 
     /// The host has moved or has slept: nothing that was learned of paths holds.
     pub(crate) fn moved(&mut self, node: &mut Node, now: Now) {
+        self.stop_search(node);
         for remote in self.remotes.values_mut() {
             remote.restart(true, now.mono);
             if remote.relay.is_none() {
@@ -347,7 +352,28 @@ impl PathAgent {
             self.run_probes(node, now.mono);
             self.run_slot(node, now);
             self.run_calling(node, now.mono);
+            self.run_search(node, now.mono);
         }
+    }
+
+    /// What is told of the own translators has changed, not the addresses: whoever is sought must know.
+    pub(crate) fn verdict_changed(&mut self, node: &mut Node, now: Instant) {
+        if self.current.is_some() && self.in_use.is_none() {
+            self.recall(now);
+            self.run_calling(node, now);
+        }
+    }
+
+    /// Where it can be asked how it sees a new socket: what it has at public addresses, or lets all in.
+    pub(crate) fn observes(&self) -> Option<(&Link, SocketAddr, Option<SocketAddr>)> {
+        let remote = self.shows_nat()?;
+        let public =
+            self.spec.candidates.iter().any(|candidate| {
+                candidate.address == remote && candidate.kind <= CandidateKind::Host
+            });
+        let open = self.spec.nat.filtering == Filtering::EndpointIndependent;
+        let other = self.other.filter(|other| other.ip() == remote.ip());
+        (remote.is_ipv4() && (public || open)).then_some((self.link()?, remote, other))
     }
 
     /// Computes [`Self::wake`]; after every change.
@@ -367,6 +393,7 @@ impl PathAgent {
                 self.nomination.as_ref().map(|n| (n.next, "nomination")),
                 self.slot_deadline(),
                 self.calling.at.map(|at| (at, "call")),
+                self.search_deadline(),
             ]
             .into_iter()
             .flatten()

@@ -94,6 +94,11 @@ pub struct Path {
     pub confirmed: bool,
     /// The relay that carries it.
     pub via: Option<PeerId>,
+    /// The local port it leaves from where that is not the listen port: one of [`crate::Traversal::sockets`]
+    /// got through, and the tunnel's data must leave from its port ([`mesh_types::plan::Adoption`]).
+    pub local_port: Option<u16>,
+    /// A search has found it: the other end may be about to lend its tunnel a port, and hears no tunnel before.
+    pub searched: bool,
 }
 
 /// Something the owner must do or know.
@@ -118,6 +123,8 @@ pub enum Event {
         /// CallMe, CallMeAck or RelayOffer.
         message: Message,
     },
+    /// [`crate::Traversal::sockets`] changed. Once the host has opened them, [`crate::Traversal::handle_sockets`].
+    SocketsChanged,
     /// [`crate::Traversal::endpoints`], [`crate::Traversal::nat`] or [`crate::Traversal::home_relays`] changed.
     EndpointsChanged,
     /// An authenticated probe arrived under another key of the peer than its first.

@@ -19,6 +19,13 @@
 //! receiver probes at once and answers with its own. Where nothing connects the two, both burst in the
 //! same three seconds of every thirty, by the wall clock.
 //!
+//! **Hard translators** give each destination another port. Once peers' views differ, sixteen samples from
+//! new sockets tell how ports are allocated ([`Allocation`](mesh_types::Allocation)): in sequence, in a block, or at random.
+//! What follows depends on both sides, and is told in calls: ports are predicted between two samples, or
+//! searched for at random by the side whose own port is one for all, while the other opens many sockets
+//! ([`Traversal::sockets`]); two sequences try each other's next ports, two blocks each other's blocks. The
+//! socket that gets through stays with the path, and the tunnel leaves from its port ([`Path::local_port`]).
+//!
 //! **Choosing.** The first address that answers is used at once, by either side. The side with the lower
 //! idx is the controlling one: it tells the other by PathReady in the DATA of a probe on the path itself,
 //! the other follows and says Ack in the answer. Later changes are the controlling side's alone, by tier
@@ -47,6 +54,9 @@
 //! - An address that never answered gets 7 packets per announcement or call (calls are limited to 6 and
 //!   one more in 10 s), 3 per wall-clock slot, 20 a second together with all others at its IP address; all
 //!   of them together get 500 a second. At most 24 addresses per peer are tried.
+//! - Ports that nobody named are searched only at an address that the peer names and a third node has seen
+//!   ([`Traversal::handle_seen`]), within 10 s after a call of the peer: 1000 a second, two peers at once, per
+//!   peer and ten minutes 2,048 probes, 9,000 block against block.
 //! - A datagram causes at most one answer, to its source, and none to unknown senders.
 //! - [`Traversal::poll_timeout`] is later than the `now` of the last [`Traversal::handle_timeout`].
 //! - Equal seeds and equal inputs give equal outputs.
@@ -65,6 +75,7 @@ mod api;
 mod budget;
 mod candidate;
 mod flood;
+mod hard;
 mod join;
 mod nat_kind;
 mod nat_test;

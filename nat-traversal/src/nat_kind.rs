@@ -50,6 +50,8 @@ pub(crate) struct NatKind {
     silent: BTreeSet<IpAddr>,
     silent_since: Option<Instant>,
     report: NatReport,
+    /// How ports are allocated, as samples say, and how many a second others take.
+    sampled: (Allocation, u32),
     /// Something here has changed since it was last judged.
     pub(crate) unjudged: bool,
 }
@@ -62,6 +64,7 @@ impl NatKind {
             silent: BTreeSet::new(),
             silent_since: None,
             report: NatReport::default(),
+            sampled: (Allocation::Unknown, 0),
             unjudged: true,
         }
     }
@@ -73,6 +76,38 @@ impl NatKind {
     /// The host has moved, or is asked to learn all anew: nothing known holds.
     pub(crate) fn reset(&mut self) {
         *self = Self::new();
+    }
+
+    /// Sixteen sockets were seen from outside: how ports are allocated, and how many a second others take.
+    pub(crate) fn sampled(&mut self, allocation: Allocation, busy: u32) {
+        self.unjudged |= self.sampled.0 != allocation;
+        self.sampled = (allocation, busy);
+    }
+
+    /// Sockets were seen under one port each, whoever looked: what seemed to differ was a lost mapping.
+    pub(crate) fn sampled_as_independent(&mut self, now: Instant) {
+        let old = |seen: &Seen| now.saturating_duration_since(seen.at) >= CLOSE;
+        self.seen.retain(|_, seen| !old(seen) || !seen.stale);
+        let newest = self.seen.values().map(|seen| seen.at).max();
+        self.seen
+            .values_mut()
+            .filter(|seen| Some(seen.at) < newest)
+            .for_each(|seen| seen.stale = true);
+        self.report.mapping = Mapping::EndpointIndependent;
+        self.unjudged = true;
+    }
+
+    /// Ports a second that others take from a sequence.
+    pub(crate) fn busy(&self) -> u32 {
+        self.sampled.1
+    }
+
+    /// Does each destination see another port, or each address?
+    pub(crate) fn is_hard(&self) -> bool {
+        match self.report.mapping {
+            Mapping::AddressDependent | Mapping::AddressAndPortDependent => true,
+            Mapping::EndpointIndependent | Mapping::Unknown => false,
+        }
     }
 
     /// Are the mapping or the filtering still to be told?
@@ -194,11 +229,12 @@ impl NatKind {
             } else {
                 Mapping::AddressAndPortDependent
             };
-            self.report.allocation = Allocation::Unknown;
         } else if agree > 0 {
             self.report.mapping = Mapping::EndpointIndependent;
         }
-        if !differ && let Some((_, seen)) = seen.iter().max_by_key(|(_, seen)| seen.at) {
+        if self.is_hard() {
+            self.report.allocation = self.sampled.0;
+        } else if let Some((_, seen)) = seen.iter().max_by_key(|(_, seen)| seen.at) {
             self.report.allocation = if seen.mapped.port() == port {
                 Allocation::Preserving
             } else {

@@ -6,7 +6,7 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use mesh_types::PeerId;
+use mesh_types::{PeerId, SocketId};
 
 use crate::node::{Node, Purpose};
 use crate::probe::Link;
@@ -114,7 +114,7 @@ impl NatTest {
             Phase::Filtering => (running.remote, Purpose::OtherPort),
             Phase::Mapping => (running.other, Purpose::Mapping),
         };
-        node.probe(running.peer, link, remote, purpose, now);
+        node.probe(running.peer, link, (SocketId::Main, remote), purpose, now);
     }
 
     /// An answer to one of these probes came, from the port asked or from another.
@@ -138,7 +138,9 @@ impl NatTest {
                 | Purpose::Mapping
                 | Purpose::Check
                 | Purpose::Ready(_)
-                | Purpose::Bind(_),
+                | Purpose::Bind(_)
+                | Purpose::Sample(_)
+                | Purpose::Search,
                 Some(_) | None,
             ) => {}
         }

@@ -15,6 +15,9 @@ use crate::api::{Config, Counters, Event, PathKind};
 use crate::budget::{Admission, Budget};
 use crate::candidate;
 use crate::flood::Flood;
+use crate::hard::budget::Searches;
+use crate::hard::sampler::Samples;
+use crate::hard::sockets::Sockets;
 use crate::nat_kind::NatKind;
 use crate::probe::{Link, transaction};
 use crate::schedule::ANSWER_LIFETIME;
@@ -41,6 +44,10 @@ pub(crate) enum Purpose {
     Mapping,
     /// To bind to the peer's port for this other one.
     Bind(PeerId),
+    /// To see how the peer sees a socket that is no path.
+    Sample(u64),
+    /// To a port that the peer may have.
+    Search,
 }
 
 /// What has changed of this node, seen from outside.
@@ -58,6 +65,7 @@ pub(crate) enum Change {
 #[derive(Debug, Clone)]
 pub(crate) struct Pending {
     pub(crate) peer: PeerId,
+    pub(crate) socket: SocketId,
     pub(crate) remote: SocketAddr,
     pub(crate) sent: Instant,
     pub(crate) link: (Idx, Idx),
@@ -76,6 +84,9 @@ pub(crate) struct Node {
     pub(crate) endpoints: Vec<Candidate>,
     pub(crate) nat: NatKind,
     pub(crate) budget: Budget,
+    pub(crate) searches: Searches,
+    pub(crate) sockets: Sockets,
+    pub(crate) samples: Samples,
     pub(crate) flood: Flood,
     pub(crate) counters: Counters,
     pub(crate) transmits: VecDeque<Transmit>,
@@ -116,6 +127,9 @@ impl Node {
             endpoints: Vec::new(),
             nat: NatKind::new(),
             budget: Budget::default(),
+            searches: Searches::default(),
+            sockets: Sockets::default(),
+            samples: Samples::default(),
             flood: Flood::new(rng.next_u64()),
             counters: Counters::default(),
             transmits: VecDeque::new(),
@@ -191,14 +205,20 @@ impl Node {
         &mut self,
         peer: PeerId,
         link: &Link,
-        remote: SocketAddr,
+        (socket, remote): (SocketId, SocketAddr),
         purpose: Purpose,
         now: Instant,
     ) {
         let transaction = transaction(self.epoch, self.next_sequence());
         let data = match purpose {
             Purpose::Ready(seq) => Some(Message::from(PathReady { seq }).encode()),
-            Purpose::Check | Purpose::OtherPort | Purpose::Mapping | Purpose::Bind(_) => None,
+            // Nothing to say: the receiver takes it for no path.
+            Purpose::Sample(_) => Some(Vec::new()),
+            Purpose::Check
+            | Purpose::OtherPort
+            | Purpose::Mapping
+            | Purpose::Bind(_)
+            | Purpose::Search => None,
         };
         let bytes = Outgoing {
             transaction,
@@ -211,8 +231,8 @@ impl Node {
         .encode(Class::Request);
         self.nat.sent(remote.ip(), !self.connected, now);
         self.counters.add("probes-sent");
-        self.await_answer(transaction, peer, link, remote, purpose, now);
-        self.transmit(SocketId::Main, None, remote, bytes);
+        self.await_answer((transaction, socket), peer, link, remote, purpose, now);
+        self.transmit(socket, None, remote, bytes);
     }
 
     /// Asks a relay for a peer.
@@ -234,13 +254,14 @@ impl Node {
         }
         .encode(Class::Indication);
         self.counters.add("relay-binds-sent");
-        self.await_answer(transaction, relay, link, remote, Purpose::Bind(peer), now);
+        let sent = (transaction, SocketId::Main);
+        self.await_answer(sent, relay, link, remote, Purpose::Bind(peer), now);
         self.transmit(SocketId::Main, None, remote, bytes);
     }
 
     fn await_answer(
         &mut self,
-        transaction: [u8; 12],
+        (transaction, socket): ([u8; 12], SocketId),
         peer: PeerId,
         link: &Link,
         remote: SocketAddr,
@@ -255,12 +276,19 @@ impl Node {
         }
         let pending = Pending {
             peer,
+            socket,
             remote,
             sent: now,
             link: (link.own, link.peer),
             purpose,
         };
         self.pending.insert(transaction, pending);
+    }
+
+    /// Random numbers below `limit`, which is not 0.
+    pub(crate) fn below(&mut self, limit: usize) -> usize {
+        let limit = u64::try_from(limit).unwrap_or(u64::MAX).max(1);
+        usize::try_from(self.rng.next_u64() % limit).unwrap_or_default()
     }
 
     /// Queues a datagram.

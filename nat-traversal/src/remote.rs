@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use mesh_types::{Candidate, CandidateKind, PeerId};
+use mesh_types::{Candidate, CandidateKind, PeerId, SocketId};
 
 use crate::api::PathKind;
 use crate::budget::PER_ANNOUNCEMENT;
@@ -12,6 +12,13 @@ use crate::score::Score;
 /// Least time between two grants of [`Remote::grant`].
 const GRANT_EVERY: Duration = Duration::from_secs(1);
 
+/// A socket that got through to the peer, and its local port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Local {
+    pub(crate) socket: u32,
+    pub(crate) port: u16,
+}
+
 /// See the module.
 #[derive(Debug, Clone)]
 pub(crate) struct Remote {
@@ -19,6 +26,8 @@ pub(crate) struct Remote {
     pub(crate) kind: PathKind,
     /// The relay whose port it is.
     pub(crate) relay: Option<PeerId>,
+    /// The socket that reaches it, where that is not the main one.
+    pub(crate) local: Option<Local>,
     /// It stands in the peer's announcement.
     pub(crate) announced: bool,
     /// An answer to a probe came from it.
@@ -46,6 +55,7 @@ impl Remote {
             candidate,
             kind,
             relay: None,
+            local: None,
             announced: false,
             confirmed: false,
             next: Some(now),
@@ -71,6 +81,12 @@ impl Remote {
         self.step = 0;
         self.better = 0;
         self.next = self.may_send().then_some(now);
+    }
+
+    /// Probes to it leave from here.
+    pub(crate) fn socket(&self) -> SocketId {
+        self.local
+            .map_or(SocketId::Main, |local| SocketId::Extra(local.socket))
     }
 
     /// May it be sent to at all?

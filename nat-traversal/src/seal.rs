@@ -27,6 +27,7 @@ pub(crate) fn seal(node: &mut Node, link: &Link, message: &Message) -> Option<Fo
         epoch,
         sequence,
         sealed,
+        seen: None,
     };
     (Message::Forward(forward.clone()).encode().len() <= MESSAGE_MAX).then_some(forward)
 }

@@ -1,18 +1,20 @@
 //! The node's side of it all: one [`Traversal`] per node.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Instant;
 
+use mesh_types::WgSecret;
 use mesh_types::message::Forward;
 use mesh_types::report::{HostAddress, TunnelStats};
 use mesh_types::token::{TicketId, TicketKeys};
-use mesh_types::{Candidate, Idx, IpNet, Message, NatReport, Now, PeerId, Transmit, WgSecret};
+use mesh_types::{Candidate, Idx, IpNet, Message, NatReport, Now, PeerId, SocketId, Transmit};
 
 use crate::agent::PathAgent;
 use crate::api::{Config, Counters, Event, JoinRequest, Path, PeerReport, PeerSpec, Refused};
 use crate::budget::Bucket;
 use crate::candidate;
+use crate::hard::sampler::Sampler;
 use crate::join::Joins;
 use crate::nat_test::NatTest;
 use crate::node::{Node, Purpose};
@@ -38,6 +40,7 @@ pub struct Traversal {
     servers: Servers,
     joins: Joins,
     nat_test: NatTest,
+    sampler: Sampler,
     refreshes: Bucket,
     client: Client,
     server: Server,
@@ -65,6 +68,7 @@ impl Traversal {
             servers: Servers::default(),
             joins: Joins::default(),
             nat_test: NatTest::default(),
+            sampler: Sampler::default(),
             refreshes: Bucket::default(),
             client: Client::default(),
             server,
@@ -171,10 +175,16 @@ impl Traversal {
                 .get(&to)
                 .is_some_and(|known| known.path().is_some());
         self.by_idx.retain(|_, peer| peer != from);
-        if !keep_old {
+        if keep_old {
+            agent.close(&mut self.node);
+        } else {
             self.by_idx.extend(names.into_iter().map(|name| (name, to)));
-            self.agents.insert(to, agent);
+            if let Some(mut other) = self.agents.insert(to, agent) {
+                other.close(&mut self.node);
+            }
         }
+        self.node.searches.end(from);
+        self.tell_sockets();
         for pending in self.node.pending.values_mut() {
             if pending.peer == *from {
                 pending.peer = to;
@@ -201,7 +211,10 @@ impl Traversal {
 
     /// Forgets a peer.
     pub fn remove_peer(&mut self, id: &PeerId) {
-        self.agents.remove(id);
+        if let Some(mut agent) = self.agents.remove(id) {
+            agent.close(&mut self.node);
+            self.tell_sockets();
+        }
         self.by_idx.retain(|_, peer| peer != id);
         self.node.pending.retain(|_, pending| pending.peer != *id);
         self.forget_meetings(id);
@@ -216,6 +229,35 @@ impl Traversal {
         self.with(from, now, |agent, node| {
             agent.on_message(node, message, now);
         });
+    }
+
+    /// A third node, whom this message came through, says at which address it reaches a peer. Searches go to
+    /// addresses that were seen so, and to no others.
+    pub fn handle_seen(&mut self, id: &PeerId, ip: Ipv4Addr) {
+        if let Some(agent) = self.agents.get_mut(id) {
+            agent.vouched(ip);
+        }
+    }
+
+    /// The sockets of [`Self::sockets`] that the host has opened.
+    pub fn handle_sockets(&mut self, open: &BTreeSet<SocketId>, now: Now) {
+        self.check_suspended(now);
+        self.node.sockets.opened(open);
+        for agent in self
+            .agents
+            .values_mut()
+            .filter(|agent| agent.waits_for_sockets())
+        {
+            agent.run(&mut self.node, now);
+            agent.rearm();
+        }
+        self.settle(now);
+    }
+
+    /// Sockets wanted beside the main and the alternate one, all of them [`SocketId::Extra`]: for searches, and
+    /// those that paths leave from. A number is never used for two sockets.
+    pub fn sockets(&self) -> impl Iterator<Item = SocketId> + '_ {
+        self.node.sockets.wanted()
     }
 
     /// What the tunnel knows of a peer: where it sends, what it moves.
@@ -273,7 +315,11 @@ impl Traversal {
 
     /// What is known of the attempts to reach a peer.
     pub fn peer_report(&self, id: &PeerId) -> Option<PeerReport> {
-        Some(self.agents.get(id)?.report(self.latest))
+        Some(
+            self.agents
+                .get(id)?
+                .report(self.node.nat.report(), self.latest),
+        )
     }
 
     /// Numbers by name: what was sent, what was refused and why.
@@ -362,6 +408,7 @@ impl Traversal {
         self.node.nat.reset();
         self.servers.refresh(now.mono);
         self.nat_test.restart(now.mono);
+        self.sampler.restart(&mut self.node);
         for agent in self.agents.values_mut() {
             agent.heartbeat(&mut self.node, now.mono);
             agent.rearm();
@@ -376,6 +423,7 @@ impl Traversal {
         self.node.validated.clear();
         self.servers.refresh(now.mono);
         self.nat_test.restart(now.mono);
+        self.sampler.restart(&mut self.node);
         for agent in self.agents.values_mut() {
             agent.moved(&mut self.node, now);
             agent.run(&mut self.node, now);

@@ -16,6 +16,10 @@ use crate::overlay::{Overlay, RESOLVE_AGAIN};
 use crate::peer::{Greeting, LATE, PeerRecord, SECOND_SIDE_DELAY};
 use crate::snapshot::PeerState;
 
+/// How long the host of the other end may take to lend its tunnel the port that a search has found. A handshake
+/// that comes before is lost, and the next one is five seconds later.
+const ADOPTION: Duration = Duration::from_millis(150);
+
 impl Overlay {
     pub(crate) fn handle_directory(&mut self, event: &peer_discovery::Event, now: Now) {
         match *event {
@@ -134,7 +138,9 @@ impl Overlay {
                 self.refresh_relay(now);
                 self.announcement_changed(now);
             }
-            nat_traversal::Event::RelayChanged => self.plan_dirty = true,
+            nat_traversal::Event::RelayChanged | nat_traversal::Event::SocketsChanged => {
+                self.plan_dirty = true;
+            }
             nat_traversal::Event::PeerKeySeen { peer, key } => {
                 self.peer_key_seen(&peer, key, now);
             }
@@ -153,6 +159,9 @@ impl Overlay {
         let path = self.traversal.path(id);
         let relayed = path.is_some_and(|path| path.kind.is_relayed());
         let remote = path.map(|path| path.remote);
+        let ready = path
+            .filter(|path| path.searched)
+            .map_or(Duration::ZERO, |path| path.rtt * 2 + ADOPTION);
         let own = self.identity.key.public().idx();
         let seq = self.rng.next_u64().max(1);
         let Some(record) = self.peers.get_mut(id) else {
@@ -178,7 +187,7 @@ impl Overlay {
                     } else {
                         SECOND_SIDE_DELAY
                     };
-                    record.open_at = Some(now.mono + wait);
+                    record.open_at = Some(now.mono + ready + wait);
                 }
                 let records = fresh || record.greeting.is_some_and(|greeting| greeting.records);
                 // On an old connection the words only force a packet onto the new path.

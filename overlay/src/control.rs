@@ -13,7 +13,7 @@ use mesh_types::message::{Ack, Echo, Forward, Hello, MessageError};
 use mesh_types::record::Features;
 use mesh_types::{Candidate, CandidateKind, Filtering, Mapping, Message, NatReport, Now, PeerId};
 use mesh_types::{SocketId, Source, Transmit};
-use nat_traversal::Refused;
+use nat_traversal::{PathKind, Refused};
 use peer_discovery::Peer;
 use tracing::debug;
 
@@ -117,6 +117,11 @@ impl Overlay {
                     sender,
                     message @ (Message::CallMe(_) | Message::CallMeAck(_) | Message::RelayOffer(_)),
                 )) => {
+                    if let Some(ip) = forward.seen
+                        && sender != *from
+                    {
+                        self.traversal.handle_seen(&sender, ip);
+                    }
                     self.traversal.handle_message(&sender, &message, now);
                 }
                 Ok(_) => self.count("forward-misplaced"),
@@ -148,12 +153,30 @@ impl Overlay {
         let Some(target) = target.filter(|id| self.connected(id, now)) else {
             return self.count("forward-no-way");
         };
+        let first = self
+            .peers
+            .get(from)
+            .is_some_and(|record| record.idx == forward.from);
+        let seen = if first {
+            self.seen_at(from)
+        } else {
+            forward.seen
+        };
         let passed = Forward {
             ttl: forward.ttl - 1,
+            seen,
             ..forward
         };
         self.send_message(&target, &passed.into());
         self.count("forwarded");
+    }
+
+    /// The external address at which this node reaches a peer: what it vouches for to others.
+    fn seen_at(&self, id: &PeerId) -> Option<Ipv4Addr> {
+        match self.traversal.path(id)?.remote.ip() {
+            IpAddr::V4(ip) if is_global(IpAddr::V4(ip)) => Some(ip),
+            IpAddr::V4(_) | IpAddr::V6(_) => None,
+        }
     }
 
     /// Delivers a signal inside the tunnel; where the path is gone or in doubt, by neighbours too. Copies on
@@ -171,7 +194,12 @@ impl Overlay {
         if session || sound {
             self.send_message(peer, message);
         }
-        if session && sound {
+        // A neighbour's word on where this node is goes with what it passes on; a search needs it.
+        let direct = self
+            .traversal
+            .path(peer)
+            .is_some_and(|path| path.kind <= PathKind::Ipv4);
+        if session && sound && direct {
             return;
         }
         let neighbours = self.neighbours(peer, now);

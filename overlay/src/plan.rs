@@ -15,7 +15,8 @@ use mesh_types::address::mesh_prefix;
 use mesh_types::consts::{
     BLACKHOLE_METRIC, PERSISTENT_KEEPALIVE, ROUTE_METRIC, ROUTE_TABLE, RULE_PRIORITY,
 };
-use mesh_types::plan::{DevicePlan, Route, RouteKind, Rule, TunnelPeer, TunnelPlan, host_prefix};
+use mesh_types::plan::host_prefix;
+use mesh_types::plan::{Adoption, DevicePlan, Route, RouteKind, Rule, TunnelPeer, TunnelPlan};
 use mesh_types::{HostPlan, Now, PeerId, SocketId, WgKey};
 use peer_discovery::Peer;
 use tracing::debug;
@@ -113,15 +114,27 @@ impl Overlay {
             sockets: [SocketId::Main, SocketId::Alternate, SocketId::Overlay]
                 .into_iter()
                 .chain(self.relay_sockets())
+                .chain(self.traversal.sockets())
                 .collect(),
             mss_clamp: true,
             forward_accept: self.config.forward_accept,
-            adoptions: BTreeSet::new(),
+            adoptions: self.adoptions(),
             relay_pairs: self.traversal.relay_pairs(),
             aliases: self.aliases(),
             proxies: BTreeSet::new(),
             filters: BTreeSet::new(),
         }
+    }
+
+    /// Paths that a socket of a search has found: the tunnel's packets leave from its port.
+    fn adoptions(&self) -> BTreeSet<Adoption> {
+        let paths = self.peers.keys().filter_map(|id| self.traversal.path(id));
+        paths
+            .filter_map(|path| {
+                let (remote, port) = (path.remote, path.local_port?);
+                Some(Adoption { remote, port })
+            })
+            .collect()
     }
 
     fn tunnel_peers(&self, ipv6: bool, now: Now) -> BTreeMap<WgKey, TunnelPeer> {

@@ -165,6 +165,7 @@ pub(crate) fn messages() -> Vec<Message> {
             epoch: 9,
             sequence: 10,
             sealed: vec![7; 80],
+            seen: Some([203, 0, 113, 9].into()),
         }
         .into(),
         RelayBind {

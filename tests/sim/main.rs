@@ -5,6 +5,7 @@ mod property;
 mod world;
 
 mod scenarios {
+    mod hard;
     mod healing;
     mod meeting;
     mod quiet;

@@ -23,20 +23,34 @@ pub enum Class {
     Rand,
 }
 
-/// Row and column by class; what must connect without port prediction or a birthday search.
+/// Row and column by class; what must connect without a relay.
 const MUST: [[bool; 7]; 7] = [
     [true, true, true, true, true, true, true],
     [true, true, true, true, true, true, true],
+    [true, true, true, true, true, true, true],
     [true, true, true, false, false, false, false],
-    [true, true, false, false, false, false, false],
-    [true, true, false, false, false, false, false],
-    [true, true, false, false, false, false, false],
-    [true, true, false, false, false, false, false],
+    [true, true, true, false, true, false, false],
+    [true, true, true, false, false, true, false],
+    [true, true, true, false, false, false, false],
 ];
 
 /// Must two nodes of these classes, at different sites, connect?
 pub fn must(a: Class, b: Class) -> bool {
     MUST[a as usize][b as usize]
+}
+
+/// Must they connect within seconds? Not block against block, which goes by rounds of 33 s, each of which may
+/// fail; nor a mapping by address, which nobody can tell who is seen by a single neighbour.
+pub fn soon(a: Class, b: Class) -> bool {
+    let pair = (a.min(b), a.max(b));
+    must(a, b) && pair != (Class::Blk, Class::Blk) && pair != (Class::Apdf, Class::Adm)
+}
+
+/// Must they connect again within seconds however often they were torn apart? Not where that takes a search: its
+/// budget is for ten minutes.
+pub fn again(a: Class, b: Class) -> bool {
+    let searched = |class| matches!(class, Class::Blk | Class::Rand);
+    soon(a, b) && (a.min(b) < Class::Apdf || !searched(a.max(b)))
 }
 
 /// The class of a node: the strictest of what lies before it.

@@ -7,6 +7,7 @@
 mod build;
 mod flow;
 mod node;
+mod noise;
 mod relay;
 
 use std::collections::BTreeMap;
@@ -17,7 +18,8 @@ use sim_net::{Direction, HostId, LinkId, Network, Random};
 
 pub use build::{Access, Place, Seat};
 pub use flow::{Flow, FlowId};
-pub use node::{Disk, Node, NodeId};
+pub use node::{Disk, Node, NodeId, Port};
+pub use noise::Noise;
 
 /// Wall clock at the start of every run.
 const EPOCH: Duration = Duration::from_secs(1_800_000_000);
@@ -33,6 +35,7 @@ pub struct World {
     pub flows: Vec<Flow>,
     /// Nodes added from now on relay where they can.
     pub relays: bool,
+    pub noise: Vec<Noise>,
     by_host: BTreeMap<HostId, NodeId>,
     sites: u8,
 }
@@ -49,6 +52,7 @@ impl World {
             nodes: Vec::new(),
             flows: Vec::new(),
             relays: false,
+            noise: Vec::new(),
             by_host: BTreeMap::new(),
             sites: 0,
         }
@@ -80,8 +84,10 @@ impl World {
         loop {
             let wakes = self.nodes.iter().filter_map(|node| node.wake);
             let flows = self.flows.iter().filter_map(|flow| flow.next);
+            let noise = self.noise.iter().map(|noise| noise.next);
             let due = wakes
                 .chain(flows)
+                .chain(noise)
                 .chain(self.net.next_event_at())
                 .min()
                 .filter(|at| *at <= end);
@@ -106,6 +112,9 @@ impl World {
                 }
             }
             self.send_flows(now);
+            for noise in &mut self.noise {
+                noise.send(&mut self.net, now);
+            }
             if holds(self) {
                 return true;
             }
@@ -136,6 +145,12 @@ impl World {
             self.net.bind(host, port);
         }
         let node = &mut self.nodes[id.0];
+        for (port, wanted) in std::mem::take(&mut node.ports) {
+            match wanted {
+                Port::Open => self.net.bind(host, port),
+                Port::Close => self.net.unbind(host, port),
+            }
+        }
         for (source, destination, ttl, bytes) in outgoing {
             // A host without an address of the family cannot send, as in reality.
             let _ = self.net.send(node.host, source, destination, bytes, ttl);

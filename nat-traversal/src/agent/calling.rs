@@ -95,20 +95,7 @@ impl PathAgent {
         if self.calling.at.is_none_or(|at| at > now) {
             return;
         }
-        let message = Message::from(CallMe {
-            seq: node.next_choice(),
-            candidates: node.endpoints.clone(),
-            nat: node.nat.report(),
-            predicted: Vec::new(),
-            start_ms: 0,
-            relays: node.relays.clone(),
-            relay: self.proposal.filter(|_| self.controlling()),
-        });
-        node.counters.add("calls-sent");
-        node.events.push_back(Event::Signal {
-            peer: self.id,
-            message,
-        });
+        self.send_call(node, Vec::new(), now);
         let wanted = !self.has_direct() || self.is_suspect();
         let schedule: &[_] = if self.in_use.is_some() && !self.is_suspect() {
             &CALL_RELAYED
@@ -118,8 +105,28 @@ impl PathAgent {
         let interval = schedule[self.calling.step.min(schedule.len() - 1)];
         self.calling.once = false;
         self.calling.step += 1;
-        self.calling.last = Some(now);
         self.calling.at = wanted.then(|| now + interval);
+    }
+
+    /// Calls, with predicted ports where there are any; the call's number.
+    pub(super) fn send_call(&mut self, node: &mut Node, predicted: Vec<u16>, now: Instant) -> u64 {
+        let seq = node.next_choice();
+        let message = Message::from(CallMe {
+            seq,
+            candidates: node.endpoints.clone(),
+            nat: node.nat.report(),
+            predicted,
+            start_ms: 0,
+            relays: node.relays.clone(),
+            relay: self.proposal.filter(|_| self.controlling()),
+        });
+        node.counters.add("calls-sent");
+        node.events.push_back(Event::Signal {
+            peer: self.id,
+            message,
+        });
+        self.calling.last = Some(now);
+        seq
     }
 
     /// CallMe or CallMeAck arrived.
@@ -149,11 +156,19 @@ impl PathAgent {
                     peer: self.id,
                     message: answer,
                 });
+                let words = (call.seq, named(&call.candidates), call.predicted.as_slice());
+                self.exchanged(node, words, now.mono);
             }
             Message::CallMeAck(answer) => {
                 self.spec.nat = answer.nat;
                 self.told_relays(node, &answer.relays, None);
                 self.called(node, &answer.candidates, now.mono);
+                let words = (
+                    answer.seq,
+                    named(&answer.candidates),
+                    answer.predicted.as_slice(),
+                );
+                self.exchanged(node, words, now.mono);
             }
             Message::Hello(_)
             | Message::PathReady(_)
@@ -209,4 +224,9 @@ impl PathAgent {
         }
         self.run_probes(node, now);
     }
+}
+
+fn named(candidates: &[Candidate]) -> Vec<SocketAddr> {
+    let all = candidates.iter().take(CANDIDATES_MAX);
+    all.map(|candidate| candidate.address).collect()
 }

@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use super::PathAgent;
 use crate::node::{Node, Purpose};
+use crate::remote::Local;
 use crate::schedule::{NOMINATE_RETRY, NOMINATE_TRIES};
 
 /// A choice of the controlling side on its way to the other.
@@ -75,12 +76,18 @@ impl PathAgent {
     pub(super) fn on_ready(
         &mut self,
         node: &mut Node,
-        address: SocketAddr,
+        (address, lucky): (SocketAddr, Option<Local>),
         seq: u64,
         now: Instant,
     ) -> bool {
         if self.controlling() || seq < self.last_ready {
             return false;
+        }
+        if let Some(remote) = self.remotes.get_mut(&address)
+            && lucky.is_some()
+        {
+            // Of the sockets that got through the other side has chosen this one.
+            remote.local = lucky;
         }
         self.last_ready = seq;
         if self.remotes.get(&address).is_some_and(|r| r.confirmed) {
@@ -98,7 +105,12 @@ impl PathAgent {
         if seq < self.last_ready {
             return;
         }
-        if self.path().is_none_or(|path| path.remote != address) {
+        let local = self.remotes.get(&address).and_then(|remote| remote.local);
+        let port = local.map(|local| local.port);
+        if self
+            .path()
+            .is_none_or(|path| path.remote != address || path.local_port != port)
+        {
             self.take(node, address, now);
         }
         if let Some(in_use) = &mut self.in_use {

@@ -6,9 +6,9 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use mesh_types::Now;
 use mesh_types::message::{Ack, Message};
 use mesh_types::report::TunnelStats;
+use mesh_types::{CandidateKind, Now, SocketId};
 use tracing::debug;
 
 use super::PathAgent;
@@ -79,7 +79,7 @@ impl PathAgent {
     pub(crate) fn on_answer(
         &mut self,
         node: &mut Node,
-        address: SocketAddr,
+        (socket, local_port, address): (SocketId, u16, SocketAddr),
         sent: Instant,
         answer: (Option<SocketAddr>, Option<&[u8]>),
         now: Instant,
@@ -91,6 +91,9 @@ impl PathAgent {
             self.other = other.or(self.other);
         }
         let rtt = now.saturating_duration_since(sent);
+        if let Some(lucky) = self.local(socket, local_port) {
+            self.found(address, lucky, now);
+        }
         let Some(remote) = self.remotes.get_mut(&address) else {
             return;
         };
@@ -182,6 +185,7 @@ impl PathAgent {
     }
 
     pub(super) fn take(&mut self, node: &mut Node, address: SocketAddr, now: Instant) {
+        let searched = self.searched_lately(now);
         let Some(remote) = self.remotes.get_mut(&address) else {
             return;
         };
@@ -193,6 +197,9 @@ impl PathAgent {
             since: now,
             confirmed: false,
             via: remote.relay,
+            local_port: remote.local.map(|local| local.port),
+            searched: searched && remote.candidate.kind == CandidateKind::PeerReflexive
+                || remote.local.is_some(),
         };
         debug!(peer = %self.id, remote = %path.remote, kind = path.kind.kind(), rtt = ?path.rtt, "Path in use");
         let next = if self.activity.is_active(now) {
@@ -217,6 +224,7 @@ impl PathAgent {
         self.slot = None;
         if direct {
             self.calling.stop();
+            self.stop_search(node);
         } else {
             self.calling.relayed(now);
         }
@@ -333,6 +341,9 @@ impl PathAgent {
         node.counters.add("paths-lost");
         if let Some(address) = lost {
             node.validated.remove(&address);
+            if let Some(remote) = self.remotes.get_mut(&address) {
+                remote.local = None;
+            }
         }
         let all: Vec<_> = self.remotes.keys().copied().collect();
         self.burst(&all, false, now);

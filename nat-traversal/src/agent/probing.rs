@@ -4,12 +4,12 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use mesh_types::message::{Ack, Message, PathReady};
-use mesh_types::{Candidate, CandidateKind, Now, WgKey};
+use mesh_types::{Candidate, CandidateKind, Now, SocketId, WgKey};
 
 use super::PathAgent;
 use crate::api::Event;
 use crate::node::{Node, Purpose};
-use crate::remote::Remote;
+use crate::remote::{Local, Remote};
 use crate::schedule::{BURST, SLOT_LAZY_AFTER, SLOT_PROBES, next_slot};
 
 /// Budgets refuse for a moment only.
@@ -41,7 +41,11 @@ impl PathAgent {
         let Some(link) = self.current.and_then(|names| self.links.get(&names)) else {
             return true;
         };
-        node.probe(self.id, link, address, purpose, now);
+        let socket = self
+            .remotes
+            .get(&address)
+            .map_or(SocketId::Main, Remote::socket);
+        node.probe(self.id, link, (socket, address), purpose, now);
         self.probes_sent += 1;
         if let Some(remote) = self.remotes.get_mut(&address) {
             remote.sent(now);
@@ -122,7 +126,9 @@ impl PathAgent {
             self.send_probe(node, address, Purpose::Check, now.mono);
         }
         if let Some(slot) = &mut self.slot {
-            slot.step += 1;
+            // Where no address was known in time, what was missed is not made up for.
+            let past = |offset: &&Duration| slot.start + **offset <= now.mono;
+            slot.step = SLOT_PROBES.iter().take_while(past).count();
             if slot.step == SLOT_PROBES.len() {
                 self.slot = self.next_slot(now);
             }
@@ -133,7 +139,7 @@ impl PathAgent {
     pub(crate) fn on_request(
         &mut self,
         node: &mut Node,
-        address: SocketAddr,
+        (socket, local_port, address): (SocketId, u16, SocketAddr),
         key: &WgKey,
         data: Option<&[u8]>,
         now: Instant,
@@ -146,16 +152,24 @@ impl PathAgent {
                 key: *key,
             });
         }
+        if data.is_some_and(<[u8]>::is_empty) {
+            return None;
+        }
         let known = self.remotes.contains_key(&address);
         let kind = CandidateKind::PeerReflexive;
         if !self.learn(node, Candidate { kind, address }, now) {
             return None;
         }
+        let lucky = self.local(socket, local_port);
+        if let Some(lucky) = lucky {
+            self.found(address, lucky, now);
+        }
         if let Some(remote) = self.remotes.get_mut(&address) {
             remote.grant(now);
         }
         let on_path = self.path().is_some_and(|path| path.remote == address);
-        if !known && self.has_direct() && !self.is_relayed(&address) {
+        let steady = self.has_direct() && !self.searched_lately(now);
+        if !known && steady && !self.is_relayed(&address) {
             // The peer's mapping may have changed: does it still answer at the old one?
             self.suspect(node, now);
         }
@@ -166,9 +180,21 @@ impl PathAgent {
         }
         match data.map(Message::decode) {
             Some(Ok(Message::PathReady(PathReady { seq }))) => self
-                .on_ready(node, address, seq, now)
+                .on_ready(node, (address, lucky), seq, now)
                 .then(|| Message::from(Ack { seq }).encode()),
             Some(_) | None => None,
+        }
+    }
+
+    /// A socket of a search got through to an address of the peer.
+    pub(super) fn found(&mut self, address: SocketAddr, lucky: Local, now: Instant) {
+        let direct = !self.wants_direct();
+        if let Some(remote) = self.remotes.get_mut(&address)
+            && !direct
+            && remote.local != Some(lucky)
+        {
+            remote.local = Some(lucky);
+            remote.restart(true, now);
         }
     }
 

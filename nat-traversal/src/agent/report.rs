@@ -2,13 +2,16 @@
 
 use std::time::{Duration, Instant};
 
+use mesh_types::NatReport;
+
 use super::PathAgent;
 use super::path::InUse;
 use crate::api::{CandidateReport, PeerReport};
+use crate::hard::Method;
 
 impl PathAgent {
     /// For status.
-    pub(crate) fn report(&self, now: Instant) -> PeerReport {
+    pub(crate) fn report(&self, nat: NatReport, now: Instant) -> PeerReport {
         let mut candidates: Vec<_> = self
             .remotes
             .values()
@@ -34,15 +37,16 @@ impl PathAgent {
             loss: self.in_use.as_ref().map_or(0, InUse::loss),
             last_heard: self.last_heard,
             connect: self.connect,
-            error: self.error(),
+            error: self.error(nat),
         }
     }
 
-    fn error(&self) -> Option<String> {
+    fn error(&self, nat: NatReport) -> Option<String> {
         if self.in_use.is_some() {
             return None;
         }
         let addresses = self.remotes.len() as u64;
+        let hopeless = Method::hopeless(nat, self.spec.nat);
         Some(if self.current.is_none() {
             "not tried: its WireGuard key makes no shared secret with ours; check the key"
                 .to_owned()
@@ -53,6 +57,13 @@ impl PathAgent {
             format!(
                 "about to probe {}",
                 count(addresses, "address", "addresses")
+            )
+        } else if hopeless && self.last_heard.is_none() {
+            format!(
+                "both sides are behind address translators that give each destination another port ({} here, {} there), which \
+                 no probe can foretell; give one of them a port mapping, or a relay that both reach",
+                nat.allocation.kind(),
+                self.spec.nat.allocation.kind()
             )
         } else if self.last_heard.is_none() {
             format!(

@@ -7,7 +7,7 @@ use mesh_types::{Idx, Message, Now, PeerId, SocketId};
 use super::Traversal;
 use crate::api::{Event, JoinRequest};
 use crate::nat_kind::Witness;
-use crate::node::Purpose;
+use crate::node::{Node, Purpose};
 use crate::probe::{parse_transaction, parse_username};
 use crate::replay::Verdict;
 use crate::stun::{self, Class, Header, Incoming, Outgoing, Password, STALE_EPOCH};
@@ -94,7 +94,7 @@ impl Traversal {
         self.node.nat.heard();
         let data = agent.on_request(
             &mut self.node,
-            remote,
+            (arrival.socket, local.port(), remote),
             &key,
             caller.message.data.as_deref(),
             now.mono,
@@ -239,7 +239,9 @@ impl Traversal {
         header: Header,
         bytes: &[u8],
     ) -> Result<(), &'static str> {
-        let Arrival { remote, now, .. } = arrival;
+        let Arrival {
+            local, remote, now, ..
+        } = arrival;
         let Self {
             servers,
             joins,
@@ -249,6 +251,7 @@ impl Traversal {
         } = self;
         let Some(pending) = node.pending.get(&header.transaction).cloned() else {
             return if servers.answer(node, header.transaction, remote, bytes, now.mono)
+                || sample_of_server(node, header.transaction, remote, bytes)
                 || joins.answer(node, header.transaction, remote, bytes)
             {
                 Ok(())
@@ -288,14 +291,24 @@ impl Traversal {
         if let Some(mapped) = message.mapped
             && same_port
             && !agent.is_relayed(&remote)
+            && pending.socket == SocketId::Main
             && node.nat.observe(remote, mapped, Witness::Peer, now.mono)
         {
             node.refresh = true;
         }
         match pending.purpose {
-            Purpose::Check | Purpose::Ready(_) => {
+            Purpose::Check | Purpose::Ready(_) | Purpose::Search => {
                 let content = (message.other, message.data.as_deref());
-                agent.on_answer(node, remote, pending.sent, content, now.mono);
+                if pending.purpose == Purpose::Search {
+                    agent.hit(node, remote, now.mono);
+                }
+                let way = (pending.socket, local.port(), remote);
+                agent.on_answer(node, way, pending.sent, content, now.mono);
+            }
+            Purpose::Sample(token) => {
+                if let Some(mapped) = message.mapped {
+                    node.samples.answered(token, mapped);
+                }
             }
             Purpose::OtherPort | Purpose::Mapping | Purpose::Bind(_) => {
                 self.nat_test
@@ -332,6 +345,17 @@ struct Caller {
     name: Idx,
     password: Password,
     message: Incoming,
+}
+
+/// A STUN server's answer to a sample.
+fn sample_of_server(node: &mut Node, id: [u8; 12], remote: SocketAddr, bytes: &[u8]) -> bool {
+    let Some(token) = node.samples.of_server(id, remote) else {
+        return false;
+    };
+    if let Some(mapped) = stun::parse(bytes).and_then(|message| message.mapped) {
+        node.samples.answered(token, mapped);
+    }
+    true
 }
 
 /// What to answer.

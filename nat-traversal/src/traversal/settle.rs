@@ -8,10 +8,13 @@ use super::Traversal;
 use crate::agent::PathAgent;
 use crate::api::Event;
 use crate::budget::Rate;
+use crate::hard::sampler::Observer;
 use crate::node::Change;
 
 /// Peers asked how they see us, when somebody must know.
 const REFRESH_PEERS: usize = 2;
+/// Observers remembered; four are asked, the others stand in for those that do not answer.
+const OBSERVERS_MAX: usize = 8;
 /// A translator whose mappings never rest must not make us ask for ever.
 const REFRESHES: Rate = Rate::every(Duration::from_secs(2), 4);
 
@@ -33,16 +36,38 @@ impl Traversal {
         self.begin_nat_test(now.mono);
         self.run_nat_test(now.mono);
         let homes = self.run_relays(now);
+        self.refresh_observers();
+        self.sampler.run(&mut self.node, now.mono);
+        if std::mem::take(&mut self.node.samples.news) {
+            for agent in self
+                .agents
+                .values_mut()
+                .filter(|agent| agent.waits_for_samples())
+            {
+                agent.run(&mut self.node, now);
+                agent.rearm();
+            }
+        }
         let change = self.node.update_endpoints(now.mono);
         if change != Change::Nothing || homes {
             self.node.events.push_back(Event::EndpointsChanged);
         }
-        if change == Change::Endpoints {
-            for agent in self.agents.values_mut() {
-                agent.endpoints_changed(&mut self.node, now.mono);
-                agent.rearm();
+        match change {
+            Change::Nothing => {}
+            Change::Verdict => {
+                for agent in self.agents.values_mut() {
+                    agent.verdict_changed(&mut self.node, now.mono);
+                    agent.rearm();
+                }
+            }
+            Change::Endpoints => {
+                for agent in self.agents.values_mut() {
+                    agent.endpoints_changed(&mut self.node, now.mono);
+                    agent.rearm();
+                }
             }
         }
+        self.tell_sockets();
         self.wake = self
             .agents
             .values()
@@ -51,8 +76,57 @@ impl Traversal {
             .chain(self.joins.deadline())
             .chain(self.nat_test.deadline())
             .chain(self.relay_deadline())
+            .chain(self.sampler.deadline())
             .chain(self.node.nat.deadline().map(|at| (at, "udp-blocked")))
             .min();
+    }
+
+    pub(super) fn tell_sockets(&mut self) {
+        if self.node.sockets.take_changed() {
+            self.node.events.push_back(Event::SocketsChanged);
+        }
+    }
+
+    /// Who can tell how new sockets appear: peers' main ports, STUN servers, peers' alternate ports.
+    fn refresh_observers(&mut self) {
+        if !self.node.nat.is_hard() {
+            return;
+        }
+        let peers = self.agents.iter().filter_map(|(id, agent)| {
+            let (link, remote, other) = agent.observes()?;
+            Some((*id, link, remote, other))
+        });
+        let peers: Vec<_> = peers.take(OBSERVERS_MAX).collect();
+        let servers = self
+            .node
+            .config
+            .stun
+            .iter()
+            .filter(|server| server.is_ipv4());
+        let mains = peers
+            .iter()
+            .map(|(id, link, remote, _)| (*remote, Some((*id, *link))));
+        let others = peers
+            .iter()
+            .filter_map(|(id, link, _, other)| Some(((*other)?, Some((*id, *link)))));
+        let all: Vec<_> = mains
+            .chain(servers.map(|server| (*server, None)))
+            .chain(others)
+            .take(OBSERVERS_MAX)
+            .collect();
+        let addresses: Vec<_> = all.iter().map(|(address, _)| *address).collect();
+        if self.node.samples.observes_from(&addresses) {
+            return;
+        }
+        let observers = all
+            .into_iter()
+            .map(|(address, peer)| Observer {
+                address,
+                peer: peer.map(|(id, link)| (id, link.clone())),
+                answers: true,
+            })
+            .collect();
+        self.node.samples.set_observers(observers);
     }
 
     /// Asks up to two good paths, those heard last, and the servers, how they see us now.

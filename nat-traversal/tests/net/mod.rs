@@ -17,6 +17,8 @@ use nat_traversal::{Config, Event, PeerSpec, Traversal};
 
 /// One way across the internet.
 pub const DELAY: Duration = Duration::from_millis(20);
+/// Local ports of further sockets.
+const EXTRA_PORTS: u16 = 50_000;
 /// One way inside a site.
 pub const LAN_DELAY: Duration = Duration::from_millis(1);
 const MAPPING_LIFETIME: Duration = Duration::from_secs(60);
@@ -340,7 +342,8 @@ impl Net {
         let port = match transmit.socket {
             SocketId::Main => node.port,
             SocketId::Alternate => node.port + 10_000,
-            SocketId::Overlay | SocketId::Extra(_) | SocketId::Relay(_) => unreachable!("not used"),
+            SocketId::Extra(number) => EXTRA_PORTS + u16::try_from(number % 10_000).unwrap(),
+            SocketId::Overlay | SocketId::Relay(_) => unreachable!("not used"),
         };
         self.send(
             index,
@@ -431,7 +434,8 @@ impl Net {
             node.up
                 && node.site == site
                 && node.ip == destination.ip()
-                && [node.port, node.port + 10_000].contains(&destination.port())
+                && ([node.port, node.port + 10_000].contains(&destination.port())
+                    || destination.port() >= EXTRA_PORTS)
         })?;
         Some((node, destination.port()))
     }
@@ -446,6 +450,9 @@ impl Net {
             Payload::Control(bytes) => {
                 let (socket, local) = if port == node.port {
                     (SocketId::Main, SocketAddr::new(node.ip, port))
+                } else if port >= EXTRA_PORTS {
+                    let number = u32::from(port - EXTRA_PORTS);
+                    (SocketId::Extra(number), SocketAddr::new(node.ip, port))
                 } else {
                     (SocketId::Alternate, SocketAddr::new(node.ip, port))
                 };
@@ -494,6 +501,10 @@ impl Net {
             }
             Event::Signal { peer, message } if self.signals => self.signal(index, peer, &message),
             Event::Signal { .. } => {}
+            Event::SocketsChanged => {
+                let sockets = node.traversal.sockets().collect();
+                node.traversal.handle_sockets(&sockets, self.now);
+            }
             Event::EndpointsChanged
             | Event::PeerKeySeen { .. }
             | Event::JoinRequest(_)

@@ -9,7 +9,7 @@ use sim_net::{Direction, Families, LinkId, Random, RouterId};
 use super::cover::Cover;
 use super::fault::{Seats, Undo, strike};
 use super::site::{Site, seat, site};
-use crate::matrix::{Class, class, must};
+use crate::matrix::{Class, again, class, soon};
 use crate::world::{FlowId, NodeId, Seat, World};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -57,6 +57,8 @@ struct Scene {
     flows: BTreeMap<(usize, usize), FlowId>,
     cover: Cover,
     last_sent: Vec<u64>,
+    /// Faults have begun.
+    torn: bool,
 }
 
 impl Scene {
@@ -124,13 +126,15 @@ impl Scene {
             members,
             flows: BTreeMap::new(),
             cover,
+            torn: false,
         }
     }
 
     /// Must this pair connect directly? Both with IPv6, in one LAN, or by the matrix. The introducer relays all others.
     fn direct(&self, a: usize, b: usize) -> bool {
         let (a, b) = (&self.members[a], &self.members[b]);
-        (a.ipv6 && b.ipv6) || (a.site == b.site && a.site != 0) || must(a.class, b.class)
+        let by_ipv4 = if self.torn { again } else { soon };
+        (a.ipv6 && b.ipv6) || (a.site == b.site && a.site != 0) || by_ipv4(a.class, b.class)
     }
 
     fn pairs(&self) -> Vec<(usize, usize)> {
@@ -242,6 +246,7 @@ impl Scene {
     }
 
     fn faults(&mut self, random: &mut Random) -> Result<(), String> {
+        self.torn = true;
         let others: Vec<NodeId> = self.members.iter().skip(1).map(|m| m.id).collect();
         let routers: Vec<(RouterId, LinkId)> = self
             .members

@@ -1,6 +1,6 @@
 //! One node: what the shell does around [`overlay::Overlay`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
@@ -50,9 +50,26 @@ pub struct Node {
     pub(super) paused: bool,
     pub(super) pod: IpAddr,
     pub(super) epoch: Instant,
+    /// Sockets beside the main and alternate one that the plan names, and their local ports.
+    extras: BTreeMap<u32, u16>,
+    next_extra: u16,
+    /// All numbers below were open once.
+    opened: u32,
+    /// Ports to open and to close.
+    pub(super) ports: Vec<(u16, Port)>,
     report_at: Option<Instant>,
     commands: CommandId,
 }
+
+/// What is to become of a port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Port {
+    Open,
+    Close,
+}
+
+/// First local port of further sockets: below those the nodes listen on, in no translator's block.
+const EXTRA_PORTS: u16 = 5_000;
 
 pub(super) type Outgoing = (SocketAddr, SocketAddr, Option<u8>, Vec<u8>);
 
@@ -85,6 +102,10 @@ impl Node {
             paused: false,
             pod,
             epoch,
+            extras: BTreeMap::new(),
+            next_extra: EXTRA_PORTS,
+            opened: 0,
+            ports: Vec::new(),
             report_at: None,
             commands: 0,
         }
@@ -130,6 +151,7 @@ impl Node {
     pub(super) fn kill(&mut self) {
         self.overlay = None;
         self.report_at = None;
+        self.close_extras();
         match self.config.backend {
             Backend::Kernel => {}
             Backend::Userspace => self.power_off(),
@@ -145,9 +167,62 @@ impl Node {
         self.relay.clear();
         self.overlay = None;
         self.tunnel = None;
+        self.close_extras();
         self.wake = None;
         self.report_at = None;
         self.applied = None;
+    }
+
+    fn close_extras(&mut self) {
+        for port in std::mem::take(&mut self.extras).into_values() {
+            self.ports.push((port, Port::Close));
+        }
+    }
+
+    /// Opens and closes sockets as the plan names them.
+    fn converge_sockets(&mut self, sockets: &BTreeSet<SocketId>) {
+        let wanted: BTreeSet<u32> = sockets
+            .iter()
+            .filter_map(|socket| match socket {
+                SocketId::Extra(number) => Some(*number),
+                SocketId::Main | SocketId::Alternate | SocketId::Overlay | SocketId::Relay(_) => {
+                    None
+                }
+            })
+            .collect();
+        let idle: Vec<u32> = self
+            .extras
+            .keys()
+            .filter(|n| !wanted.contains(n))
+            .copied()
+            .collect();
+        for port in idle
+            .into_iter()
+            .filter_map(|number| self.extras.remove(&number))
+        {
+            self.ports.push((port, Port::Close));
+        }
+        for number in wanted {
+            if !self.extras.contains_key(&number) {
+                self.next_extra = match self.next_extra {
+                    20_000.. => EXTRA_PORTS,
+                    port => port + 1,
+                };
+                self.extras.insert(number, self.next_extra);
+                self.opened = self.opened.max(number + 1);
+                self.ports.push((self.next_extra, Port::Open));
+            }
+        }
+    }
+
+    /// The local port from which the tunnel's packets to `remote` leave.
+    fn tunnel_port(&self, remote: SocketAddr) -> u16 {
+        let adoptions = self.applied.iter().flat_map(|plan| &plan.adoptions);
+        adoptions
+            .filter(|adoption| adoption.remote == remote)
+            .map(|adoption| adoption.port)
+            .next()
+            .unwrap_or(self.config.listen_port)
     }
 
     pub fn command(&mut self, command: Command, now: Now) -> CommandId {
@@ -165,6 +240,12 @@ impl Node {
         }
         let port = delivery.local.port();
         let main = port == self.config.listen_port;
+        let extra = self
+            .extras
+            .iter()
+            .find(|(_, local)| **local == port)
+            .map(|(n, _)| *n);
+        let tunnel = port == self.tunnel_port(delivery.remote) || main;
         if self.relay.holds(port) {
             if !is_indication(&delivery.bytes) {
                 let source = (delivery.remote, port);
@@ -178,7 +259,7 @@ impl Node {
                     now,
                 );
             }
-        } else if main && is_wireguard(&delivery.bytes) {
+        } else if tunnel && is_wireguard(&delivery.bytes) {
             let remote = self.relay.alias(delivery.remote, self.config.backend);
             if let Some((tunnel, remote)) = self.tunnel.as_mut().zip(remote) {
                 tunnel.handle_datagram(remote, &delivery.bytes, now.mono);
@@ -186,10 +267,10 @@ impl Node {
         } else if let Some(overlay) = &mut self.overlay
             && (!main || is_binding(&delivery.bytes))
         {
-            let socket = if main {
-                SocketId::Main
-            } else {
-                SocketId::Alternate
+            let socket = match extra {
+                Some(number) => SocketId::Extra(number),
+                None if main => SocketId::Main,
+                None => SocketId::Alternate,
             };
             overlay.handle_datagram(
                 socket,
@@ -265,7 +346,9 @@ impl Node {
             return false;
         }
         tunnel.apply(&plan.tunnel, now.mono);
-        self.relay.apply(plan);
+        let plan = plan.clone();
+        self.relay.apply(&plan);
+        self.converge_sockets(&plan.sockets);
         for (key, peer) in &plan.tunnel.peers {
             let moves = self.moves.entry(*key).or_default();
             if let Some(endpoint) = peer.endpoint
@@ -275,12 +358,14 @@ impl Node {
             }
         }
         let generation = plan.generation;
-        self.applied = Some(plan.clone());
+        self.applied = Some(plan);
         let applied = Applied {
             generation,
             failures: Vec::new(),
         };
-        overlay.handle_applied(applied, now);
+        if let Some(overlay) = &mut self.overlay {
+            overlay.handle_applied(applied, now);
+        }
         true
     }
 
@@ -330,7 +415,12 @@ impl Node {
                     continue;
                 }
                 SocketId::Relay(port) => port,
-                SocketId::Extra(number) => panic!("nobody opened socket {number}"),
+                SocketId::Extra(number) => match self.extras.get(&number) {
+                    Some(port) => *port,
+                    // Closed since; one that the plan never named would be a fault.
+                    None if number < self.opened => continue,
+                    None => panic!("{}: socket {number} was never open", self.name),
+                },
             };
             let unspecified = match transmit.destination {
                 SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
@@ -344,15 +434,14 @@ impl Node {
 
     fn drain_tunnel(&mut self, now: Now, out: &mut Vec<Outgoing>) -> bool {
         let mut moved = false;
-        let Some(tunnel) = &mut self.tunnel else {
-            return false;
-        };
-        while let Some((destination, bytes)) = tunnel.poll_transmit() {
+        while let Some(tunnel) = &mut self.tunnel
+            && let Some((destination, bytes)) = tunnel.poll_transmit()
+        {
             let unspecified = match destination {
                 SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
                 SocketAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
             };
-            let source = SocketAddr::new(unspecified, self.config.listen_port);
+            let source = SocketAddr::new(unspecified, self.tunnel_port(destination));
             out.push((source, destination, None, bytes));
             moved = true;
         }

@@ -1,0 +1,342 @@
+//! Samples: under which external port does a socket that was never used before appear?
+//!
+//! Whoever sees this node from outside is an [`Observer`]: connected peers at public addresses, on both
+//! their ports, and STUN servers. A sample to a peer is a probe with empty DATA: it is answered like any
+//! other, and is no path.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use mesh_types::{Allocation, Mapping, PeerId, SocketId};
+
+use super::{
+    SAMPLE_AGAIN, SAMPLE_DESTINATIONS, SAMPLE_PATIENCE, SAMPLE_RETRY, SAMPLE_SPACING, SAMPLES,
+    allocator,
+};
+use crate::node::{Node, Purpose};
+use crate::probe::Link;
+use crate::stun::{Class, Outgoing};
+
+/// Sockets that must each show one port to all, before that is believed against what was seen earlier.
+const INDEPENDENT: usize = 3;
+/// Samples whose answers are waited for, of all that ask.
+const WAITING_MAX: usize = 64;
+
+/// Somebody who tells how he sees us.
+#[derive(Debug, Clone)]
+pub(crate) struct Observer {
+    pub(crate) address: SocketAddr,
+    /// Whose address it is; `None` is a STUN server.
+    pub(crate) peer: Option<(PeerId, Link)>,
+    /// It has answered a sample, or has not been asked.
+    pub(crate) answers: bool,
+}
+
+/// A sample under way.
+#[derive(Debug, Clone, Copy)]
+struct Waiting {
+    /// Of a request to a STUN server, and where it went.
+    server: Option<([u8; 12], SocketAddr)>,
+    mapped: Option<SocketAddr>,
+}
+
+/// Observers and samples of a node.
+#[derive(Debug, Default)]
+pub(crate) struct Samples {
+    observers: Vec<Observer>,
+    waiting: BTreeMap<u64, Waiting>,
+    next: u64,
+    /// An answer has come that nobody has looked at.
+    pub(crate) news: bool,
+}
+
+impl Samples {
+    /// Who can be asked now, the best first. What is known of them stays known.
+    pub(crate) fn set_observers(&mut self, mut observers: Vec<Observer>) {
+        for observer in &mut observers {
+            observer.answers = self
+                .observers
+                .iter()
+                .find(|known| known.address == observer.address)
+                .is_none_or(|known| known.answers);
+        }
+        self.observers = observers;
+    }
+
+    /// Are the observers these already?
+    pub(crate) fn observes_from(&self, addresses: &[SocketAddr]) -> bool {
+        self.observers.len() == addresses.len()
+            && self
+                .observers
+                .iter()
+                .zip(addresses)
+                .all(|(o, a)| o.address == *a)
+    }
+
+    /// Those that answer, as far as is known.
+    fn usable(&self, limit: usize) -> Vec<usize> {
+        let all = self.observers.iter().enumerate();
+        let usable = all.filter(|(_, observer)| observer.answers);
+        usable.map(|(index, _)| index).take(limit).collect()
+    }
+
+    /// A peer has answered.
+    pub(crate) fn answered(&mut self, token: u64, mapped: SocketAddr) {
+        if let Some(waiting) = self.waiting.get_mut(&token) {
+            waiting.mapped = Some(mapped);
+            self.news = true;
+        }
+    }
+
+    /// The sample that a STUN server's answer belongs to.
+    pub(crate) fn of_server(&self, transaction: [u8; 12], remote: SocketAddr) -> Option<u64> {
+        self.waiting
+            .iter()
+            .find(|(_, waiting)| waiting.server == Some((transaction, remote)))
+            .map(|(token, _)| *token)
+    }
+
+    /// The external port that a sample has shown.
+    pub(crate) fn port(&self, token: u64) -> Option<u16> {
+        Some(self.waiting.get(&token)?.mapped?.port())
+    }
+
+    /// Nobody waits for it any longer.
+    pub(crate) fn forget(&mut self, token: u64) {
+        self.waiting.remove(&token);
+    }
+}
+
+impl Node {
+    /// Asks an observer how it sees a socket; `None` where there is nobody to ask.
+    pub(crate) fn sample(&mut self, socket: u32, now: Instant) -> Option<u64> {
+        let index = self.samples.usable(1).first().copied()?;
+        self.sample_at(socket, index, now)
+    }
+
+    fn sample_at(&mut self, socket: u32, index: usize, now: Instant) -> Option<u64> {
+        let observer = self.samples.observers.get(index)?.clone();
+        if self.samples.waiting.len() >= WAITING_MAX {
+            return None;
+        }
+        let token = self.samples.next;
+        self.samples.next += 1;
+        let socket = SocketId::Extra(socket);
+        self.counters.add("samples-sent");
+        let server = if let Some((peer, link)) = &observer.peer {
+            self.probe(
+                *peer,
+                link,
+                (socket, observer.address),
+                Purpose::Sample(token),
+                now,
+            );
+            None
+        } else {
+            let transaction = self.random();
+            let bytes = Outgoing {
+                transaction,
+                ..Outgoing::default()
+            }
+            .encode(Class::Request);
+            self.transmit(socket, None, observer.address, bytes);
+            Some((transaction, observer.address))
+        };
+        let waiting = Waiting {
+            server,
+            mapped: None,
+        };
+        self.samples.waiting.insert(token, waiting);
+        Some(token)
+    }
+}
+
+/// Learns how the own translator chooses ports.
+#[derive(Debug, Default)]
+pub(crate) struct Sampler {
+    running: Option<Run>,
+    /// Not before.
+    due: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct Run {
+    sockets: Vec<u32>,
+    /// What is still to be asked, the next one last.
+    open: Vec<(u32, usize)>,
+    /// Samples by the order in which they were asked for, and of whom.
+    asked: Vec<(u64, u32, usize)>,
+    started: Option<Instant>,
+    next: Instant,
+}
+
+impl Run {
+    /// Did each of several sockets show one port to all who looked?
+    fn is_independent(&self, node: &Node) -> bool {
+        let mut ports: BTreeMap<u32, Vec<u16>> = BTreeMap::new();
+        for (token, socket, _) in &self.asked {
+            if let Some(port) = node.samples.port(*token) {
+                ports.entry(*socket).or_default().push(port);
+            }
+        }
+        let several = ports.values().filter(|ports| ports.len() > 1).count() >= INDEPENDENT;
+        several
+            && ports
+                .values()
+                .all(|ports| ports.iter().all(|port| *port == ports[0]))
+    }
+}
+
+impl Sampler {
+    /// Learns afresh.
+    pub(crate) fn restart(&mut self, node: &mut Node) {
+        self.stop(node);
+        self.due = None;
+    }
+
+    fn stop(&mut self, node: &mut Node) {
+        if let Some(run) = self.running.take() {
+            run.sockets
+                .iter()
+                .for_each(|socket| node.sockets.release(*socket));
+            run.asked
+                .iter()
+                .for_each(|(token, ..)| node.samples.forget(*token));
+        }
+    }
+
+    /// Begins, asks the next, or judges.
+    pub(crate) fn run(&mut self, node: &mut Node, now: Instant) {
+        if self.running.is_none() {
+            self.begin(node, now);
+        }
+        let Some(run) = &mut self.running else {
+            return;
+        };
+        if !node.sockets.are_open(&run.sockets) {
+            if run.next <= now {
+                // The host does not open them.
+                self.stop(node);
+                self.due = Some(now + SAMPLE_RETRY);
+            }
+            return;
+        }
+        let complete = run.open.is_empty()
+            && run
+                .asked
+                .iter()
+                .all(|(token, ..)| node.samples.port(*token).is_some());
+        if run.started.is_none() {
+            run.started = Some(now);
+            run.next = now;
+        }
+        if !complete && run.next > now {
+            return;
+        }
+        if let Some((socket, index)) = run.open.pop() {
+            if let Some(token) = node.sample_at(socket, index, now) {
+                run.asked.push((token, socket, index));
+            }
+            let last = run.open.is_empty();
+            run.next = now
+                + if last {
+                    SAMPLE_PATIENCE
+                } else {
+                    SAMPLE_SPACING
+                };
+        } else {
+            self.judge(node, now);
+        }
+    }
+
+    fn begin(&mut self, node: &mut Node, now: Instant) {
+        let wanted = match node.nat.report().mapping {
+            Mapping::AddressAndPortDependent => self.due.is_none_or(|due| due <= now),
+            // One port an address: the allocator shows only over many addresses, and nothing follows from it.
+            Mapping::AddressDependent | Mapping::EndpointIndependent | Mapping::Unknown => false,
+        };
+        if !wanted {
+            return;
+        }
+        let observers = node.samples.usable(SAMPLE_DESTINATIONS);
+        if observers.is_empty() {
+            // Perhaps those that were silent answer the next time.
+            node.samples
+                .observers
+                .iter_mut()
+                .for_each(|observer| observer.answers = true);
+            return;
+        }
+        let count = SAMPLES.div_ceil(observers.len());
+        let Some(sockets) = node.sockets.request(count) else {
+            return;
+        };
+        let mut open: Vec<_> = sockets
+            .iter()
+            .flat_map(|socket| observers.iter().map(|index| (*socket, *index)))
+            .take(SAMPLES)
+            .collect();
+        open.reverse();
+        self.running = Some(Run {
+            sockets,
+            open,
+            asked: Vec::new(),
+            started: None,
+            next: now + SAMPLE_RETRY,
+        });
+    }
+
+    fn judge(&mut self, node: &mut Node, now: Instant) {
+        let Some(run) = &self.running else {
+            return;
+        };
+        let port = |token: &u64| node.samples.port(*token);
+        let ports: Vec<u16> = run
+            .asked
+            .iter()
+            .filter_map(|(token, ..)| port(token))
+            .collect();
+        let answered = |index: usize| {
+            let mut of_it = run.asked.iter().filter(|(.., asked)| *asked == index);
+            of_it.any(|(token, ..)| port(token).is_some())
+        };
+        let silent: Vec<usize> = run
+            .asked
+            .iter()
+            .map(|(.., index)| *index)
+            .filter(|index| !answered(*index))
+            .collect();
+        if run.is_independent(node) {
+            node.nat.sampled_as_independent(now);
+            self.stop(node);
+            self.due = None;
+            return;
+        }
+        let verdict = allocator::judge(&ports);
+        let taken = match verdict {
+            Allocation::Sequential(step) => allocator::taken_by_others(&ports, step),
+            Allocation::Block(..)
+            | Allocation::Random
+            | Allocation::Unknown
+            | Allocation::Preserving => 0,
+        };
+        let took = SAMPLE_SPACING.as_millis() * run.asked.len().max(1) as u128;
+        let busy = u32::try_from(taken as u128 * 1000 / took).unwrap_or(u32::MAX);
+        for index in silent {
+            if let Some(observer) = node.samples.observers.get_mut(index) {
+                observer.answers = false;
+            }
+        }
+        let known = verdict != Allocation::Unknown;
+        node.nat.sampled(verdict, busy);
+        node.counters.add("allocator-verdicts");
+        self.stop(node);
+        self.due = Some(now + if known { SAMPLE_AGAIN } else { SAMPLE_RETRY });
+    }
+
+    pub(crate) fn deadline(&self) -> Option<(Instant, &'static str)> {
+        let run = self.running.as_ref()?;
+        Some((run.next, "samples"))
+    }
+}
