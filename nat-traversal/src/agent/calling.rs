@@ -110,6 +110,8 @@ impl PathAgent {
             message,
         });
         let wanted = !self.has_direct() || self.is_suspect();
+        // Who calls in vain may stand in its own candidates wrongly.
+        node.refresh |= wanted && self.calling.step > CALL_EAGER;
         let schedule: &[_] = if self.in_use.is_some() && !self.is_suspect() {
             &CALL_RELAYED
         } else {
