@@ -478,6 +478,9 @@ impl Traversal {
         (source, port): (SocketAddr, Option<u16>),
         now: Instant,
     ) -> Result<Vec<u8>, Refusal> {
+        if !self.server.is_on() {
+            return Err(Refusal::Off);
+        }
         let to = *self.by_idx.get(&bind.peer).ok_or(Refusal::Peer)?;
         let path = self.agents.get(&to).and_then(|agent| agent.path());
         let at = path.filter(|path| !path.kind.is_relayed());
@@ -495,10 +498,7 @@ impl Traversal {
         let (port, nonce) = match answer {
             Ok(Answer::Come(port, nonce)) => (port, Some(nonce)),
             Ok(Answer::Bound(port)) => (port, None),
-            Err(refusal) => {
-                self.node.counters.add(refusal.kind());
-                return Err(refusal);
-            }
+            Err(refusal) => return Err(refusal),
         };
         let offer = at.and_then(|path| self.server.offer(from, to, path.remote.ip(), now));
         if let Some((port, nonce)) = offer {
