@@ -8,7 +8,7 @@ use mesh_types::consts::DATAGRAM_MAX;
 use mesh_types::report::HostAddress;
 use mesh_types::sealed::SealKey;
 use mesh_types::{Candidate, CandidateKind, Message, Now, PeerId, SocketId, Transmit};
-use nat_traversal::{Config, PeerSpec, Traversal};
+use nat_traversal::{Config, PeerSpec, RelaySettings, Traversal};
 use sha2::{Digest as _, Sha256};
 
 use crate::harness::{Clock, Random, fuzz};
@@ -17,6 +17,8 @@ use crate::samples;
 const INTEGRITY: u16 = 0x001c;
 const FINGERPRINT: u16 = 0x8028;
 const EPOCH: u32 = 1000;
+/// A port that is lent.
+const RELAY: u16 = 28_672;
 /// Inputs one node gets.
 const STEPS: u64 = 32;
 
@@ -46,6 +48,11 @@ fn traversal(own: u8, other: u8, clock: Clock) -> Traversal {
         ..PeerSpec::default()
     };
     out.upsert_peer(PeerId::Key(samples::wg(other)), spec, now);
+    let relay = RelaySettings {
+        ports: (RELAY, RELAY + 8),
+        pair_rate: 0,
+    };
+    out.set_relay(Some(relay), now);
     out.handle_timeout(now);
     out
 }
@@ -98,7 +105,8 @@ fn datagrams_of_strangers_do_no_harm_and_get_at_most_one_answer() {
         for step in 0..STEPS {
             let host = random.below(250) as u8;
             let remote: SocketAddr = ([203, 0, 113, host], 1 + random.below(60_000) as u16).into();
-            let socket = *random.pick(&[SocketId::Main, SocketId::Alternate]);
+            let sockets = [SocketId::Main, SocketId::Alternate, SocketId::Relay(RELAY)];
+            let socket = *random.pick(&sockets);
             let bytes = random.input(&wire);
             let now = clock.at(step * 20);
             node.handle_datagram(socket, samples::endpoint(1), remote, &bytes, now);
@@ -135,6 +143,10 @@ fn an_authenticated_peer_that_went_mad_does_no_harm() {
         let mut answered = false;
         for step in 0..STEPS {
             let mut request = random.pick(&requests).clone();
+            if random.below(3) == 0 {
+                // Binding indications are how a relay is asked.
+                request[1] = 0x11;
+            }
             request[8..12].copy_from_slice(&EPOCH.to_be_bytes());
             request[12..20].copy_from_slice(&(step + (1 << 32)).to_be_bytes());
             let mut attributes = attributes(&request);
@@ -145,7 +157,8 @@ fn an_authenticated_peer_that_went_mad_does_no_harm() {
             let bytes = signed(&request[..20], &attributes, &password);
             let now = clock.at(step * 20);
             let (local, remote) = (samples::endpoint(1), samples::endpoint(2));
-            node.handle_datagram(SocketId::Main, local, remote, &bytes, now);
+            let socket = *random.pick(&[SocketId::Main, SocketId::Main, SocketId::Relay(RELAY)]);
+            node.handle_datagram(socket, local, remote, &bytes, now);
             answered |= drain(&mut node)
                 .iter()
                 .any(|t| t.bytes.get(8..20) == bytes.get(8..20));

@@ -97,6 +97,8 @@ impl PathAgent {
         }
         self.send_call(node, Vec::new(), now);
         let wanted = !self.has_direct() || self.is_suspect();
+        // Who calls in vain may stand in its own candidates wrongly.
+        node.refresh |= wanted && self.calling.step > CALL_EAGER;
         let schedule: &[_] = if self.in_use.is_some() && !self.is_suspect() {
             &CALL_RELAYED
         } else {

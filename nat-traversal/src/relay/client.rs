@@ -21,6 +21,8 @@ const RETRY: [Duration; 5] = [
     Duration::from_millis(800),
     Duration::from_millis(1600),
 ];
+/// Of these to a relay port that does not answer, before the main port is asked again.
+const PORT_TRIES: usize = 2;
 /// Three attempts in the lifetime at the relay.
 const REFRESH: Duration = Duration::from_secs(100);
 /// Nonces taken in a row without being bound: one suffices unless the own address changes meanwhile.
@@ -246,6 +248,10 @@ impl Client {
             };
             bind.tries += 1;
             bind.next = now + *wait;
+            if bind.tries > PORT_TRIES {
+                // It may lend the peer another port by now.
+                bind.nonce = None;
+            }
             let destination = bind.address().filter(|_| bind.nonce.is_some());
             self.requests.push_back(Request {
                 relay: *relay,

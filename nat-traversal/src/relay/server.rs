@@ -139,6 +139,10 @@ impl Server {
         self.changed = true;
     }
 
+    pub(crate) fn is_on(&self) -> bool {
+        self.settings.is_some()
+    }
+
     /// Ports that somebody else on this host holds. Their members get others; their pairs bind anew.
     pub(crate) fn set_busy(&mut self, busy: &BTreeSet<u16>) {
         self.busy.extend(busy);

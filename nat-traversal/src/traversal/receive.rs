@@ -137,7 +137,10 @@ impl Traversal {
                 other: None,
                 change_port: false,
             },
-            Err(refusal) => Reply::Refused(refusal.code()),
+            Err(refusal) => {
+                self.node.counters.add(refusal.kind());
+                Reply::Refused(refusal.code())
+            }
         };
         self.respond(arrival, header, &caller.password, &reply);
         Ok(())

@@ -19,9 +19,9 @@ use crate::relay::server::{Answer, Refusal, Request};
 
 /// A relay at which the peer did not show up for so long is given up for now.
 const PATIENCE: Duration = Duration::from_secs(4);
-/// For this long at first, doubled each time.
-const AGAIN: Duration = Duration::from_secs(5);
-const AGAIN_DOUBLINGS: u32 = 6;
+/// For this long at first, doubled each time: one of two that start together is often not there yet.
+const AGAIN: Duration = Duration::from_millis(500);
+const AGAIN_DOUBLINGS: u32 = 9;
 /// A pair that is direct again keeps its relays for this long, in case it was too soon.
 const KEEP: Duration = Duration::from_secs(30);
 /// Home relays announced.
@@ -142,7 +142,13 @@ impl Traversal {
     /// Who relays, and how far they are.
     fn update_reach(&mut self, reach: &[Reach], now: Instant) -> bool {
         let names: Vec<PeerId> = reach.iter().map(|relay| relay.id).collect();
-        let fresh = reach.iter().any(|relay| !self.in_reach.contains(&relay.id));
+        let mut fresh = false;
+        for relay in reach.iter().filter(|r| !self.in_reach.contains(&r.id)) {
+            fresh = true;
+            for meeting in self.meetings.values_mut() {
+                meeting.excluded.remove(&relay.id);
+            }
+        }
         if names.len() != self.in_reach.len() || fresh {
             self.in_reach = names.into_iter().collect();
             self.node.relay_ips = self
@@ -472,6 +478,9 @@ impl Traversal {
         (source, port): (SocketAddr, Option<u16>),
         now: Instant,
     ) -> Result<Vec<u8>, Refusal> {
+        if !self.server.is_on() {
+            return Err(Refusal::Off);
+        }
         let to = *self.by_idx.get(&bind.peer).ok_or(Refusal::Peer)?;
         let path = self.agents.get(&to).and_then(|agent| agent.path());
         let at = path.filter(|path| !path.kind.is_relayed());
@@ -489,10 +498,7 @@ impl Traversal {
         let (port, nonce) = match answer {
             Ok(Answer::Come(port, nonce)) => (port, Some(nonce)),
             Ok(Answer::Bound(port)) => (port, None),
-            Err(refusal) => {
-                self.node.counters.add(refusal.kind());
-                return Err(refusal);
-            }
+            Err(refusal) => return Err(refusal),
         };
         let offer = at.and_then(|path| self.server.offer(from, to, path.remote.ip(), now));
         if let Some((port, nonce)) = offer {

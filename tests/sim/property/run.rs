@@ -19,7 +19,7 @@ const MEET_WITHIN: Duration = Duration::from_secs(20);
 const HEAL_WITHIN: Duration = Duration::from_secs(10);
 /// Endpoints that a plan may give one peer in the quiet minute at the end.
 const MOVES_MAX: usize = 2;
-/// Packets a node may send in a second, all peers together.
+/// Packets of its own that a node may send in a second, all peers together.
 const RATE_MAX: u64 = 600;
 
 pub fn run(seed: u64) -> Result<Cover, String> {
@@ -158,7 +158,8 @@ impl Scene {
             self.flows.insert((a, b), flow);
         }
         for (index, member) in self.members.iter().enumerate() {
-            self.last_sent[index] = self.world.sent(member.id);
+            let relayed = self.world.nodes[member.id.0].relay.packets;
+            self.last_sent[index] = self.world.sent(member.id).saturating_sub(relayed);
         }
     }
 
@@ -365,7 +366,8 @@ impl Scene {
         let seconds = time.as_secs() + 1;
         for index in 0..self.members.len() {
             let id = self.members[index].id;
-            let sent = self.world.sent(id);
+            let relayed = self.world.nodes[id.0].relay.packets;
+            let sent = self.world.sent(id).saturating_sub(relayed);
             let rate = sent - self.last_sent[index];
             self.last_sent[index] = sent;
             if rate > RATE_MAX * seconds {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use mesh_types::report::Backend;
 use overlay::{PathKind, PeerSnapshot, PeerState};
-use sim_net::{Allocator, Direction, Families, Filtering, Mapping, NatSpec};
+use sim_net::{Allocator, Direction, Families, Filtering, LinkSpec, Mapping, NatSpec};
 
 use crate::matrix::{class, must};
 use crate::world::{Access, FlowId, NodeId, Place, Seat, World};
@@ -120,6 +120,70 @@ fn where_a_relay_dies_another_one_takes_over() {
             trio.world.seconds(60);
         }
     }
+}
+
+#[test]
+fn of_two_relays_the_one_nearer_to_both_is_used() {
+    for seed in 0..8 {
+        let mut world = World::new(525 + seed);
+        let places = [0, 1].map(|_| world.place(Access::Nat(HARD), false));
+        let mut trio = Trio::of(world, (places[0], Seat::V4), (places[1], Seat::V4), 2);
+        let far = trio.world.links(trio.relays[0])[0];
+        let slow = LinkSpec {
+            latency: Duration::from_millis(80),
+            ..trio.world.net.link(far)
+        };
+        trio.world.net.set_link(far, slow);
+        trio.start_and_meet();
+        let flow = trio.flow(Duration::from_millis(50));
+        trio.world.seconds(30);
+        let now = trio.world.net.now();
+        let near = trio.relays[1];
+        assert_eq!(trio.via(trio.a, trio.b), near, "{}", trio.world.describe());
+        assert_eq!(trio.via(trio.b, trio.a), near);
+        let lost = trio.world.flows[flow.0].lost(trio.world.start, now);
+        assert_eq!(lost, 0, "{}", trio.world.describe());
+    }
+}
+
+#[test]
+fn ports_that_another_program_takes_are_replaced() {
+    let mut world = World::new(535);
+    let places = [0, 1].map(|_| world.place(Access::Nat(HARD), false));
+    let mut trio = Trio::of(world, (places[0], Seat::V4), (places[1], Seat::V4), 1);
+    trio.start_and_meet();
+    let flow = trio.flow(Duration::from_millis(50));
+    trio.world.seconds(20);
+    let ports = |trio: &Trio| -> std::collections::BTreeSet<u16> {
+        let pairs = trio.pairs();
+        pairs.iter().flat_map(|p| [p.first.1, p.second.1]).collect()
+    };
+    let (busy, since, relay) = (ports(&trio), trio.world.net.now(), trio.relays[0]);
+    trio.world.nodes[relay.0].host_report.busy_ports = busy.clone();
+    trio.world.report_host(relay);
+    trio.world.seconds(30);
+    assert!(!busy.is_empty() && ports(&trio).is_disjoint(&busy));
+    let gap = trio.world.flows[flow.0].longest_gap(since);
+    assert!(gap < 4 * SECOND, "{gap:?}\n{}", trio.world.describe());
+}
+
+#[test]
+fn an_idle_relayed_pair_is_quiet_and_keeps_its_path() {
+    let mut world = World::new(545);
+    let places = [0, 1].map(|_| world.place(Access::Nat(HARD), false));
+    let mut trio = Trio::of(world, (places[0], Seat::V4), (places[1], Seat::V4), 1);
+    trio.start_and_meet();
+    trio.world.seconds(60);
+    let ids = [trio.a, trio.b];
+    let (since, before) = (trio.world.net.now(), ids.map(|id| trio.world.sent(id)));
+    trio.world.seconds(3_600);
+    for (id, before) in ids.into_iter().zip(before) {
+        let sent = trio.world.sent(id) - before;
+        assert!(sent <= 2 * 3_600, "{sent} packets to two peers in an hour");
+    }
+    assert_eq!(trio.moves_since(trio.a, trio.b, since), 0);
+    let took = trio.world.meet(trio.a, trio.b, 10 * SECOND);
+    assert!(took.is_some_and(|took| took < SECOND), "{took:?}");
 }
 
 #[test]

@@ -25,6 +25,8 @@ pub struct Relay {
     out: Vec<Outgoing>,
     /// Bytes of data that were forwarded, those that exceeded a rate, datagrams from anybody else.
     pub forwarded: u64,
+    /// Datagrams that were forwarded, probes included.
+    pub packets: u64,
     pub exceeded: u64,
     pub foreign: u64,
 }
@@ -111,6 +113,7 @@ impl Relay {
             SocketAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
         };
         let source = SocketAddr::new(unspecified, port);
+        self.packets += 1;
         self.out.push((source, to, None, bytes.to_vec()));
     }
 

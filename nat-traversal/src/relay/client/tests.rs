@@ -101,6 +101,19 @@ fn a_relay_that_never_answers_is_asked_five_times_and_given_up() {
 }
 
 #[test]
+fn where_a_relay_port_is_silent_the_main_port_is_asked_for_another() {
+    let now = start();
+    let mut client = bound(now);
+    client.renew(PEER, RELAY, now);
+    let requests = run(&mut client, now + Duration::from_secs(1));
+    let (last, rest) = requests.split_last().expect("requests");
+    assert_eq!(*last, (main_port(), None));
+    assert!(rest.iter().any(|(to, _)| *to == at(3000)));
+    client.handle_answer(PEER, RELAY, main_port(), &offer(3001, Some(9)), now);
+    assert_eq!(sent(&mut client), [(at(3001), Some(vec![9; 16]))]);
+}
+
+#[test]
 fn a_relay_that_gives_nonce_after_nonce_is_given_up() {
     let now = start();
     let mut client = Client::default();
