@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use mesh_types::report::Backend;
+use mesh_types::report::{Backend, PortMapping};
 use mesh_types::{Candidate, DomainId, IdentityKey, NatReport, Source, WgKey};
 
 /// Everything `farspan status` shows.
@@ -194,6 +194,8 @@ pub struct NetcheckSnapshot {
     pub endpoints: Vec<Candidate>,
     /// Configured STUN servers: name, and the addresses it resolved to.
     pub stun: Vec<(String, Vec<SocketAddr>)>,
+    /// What came of asking the gateway for a port, once it is known.
+    pub port_mapping: Option<PortMapping>,
     /// Has the host IPv6 with a default route?
     pub ipv6: bool,
     /// MTU of the overlay device, bytes.

@@ -150,6 +150,7 @@ impl Overlay {
                 .iter()
                 .map(|(name, addresses)| (name.clone(), addresses.clone()))
                 .collect(),
+            port_mapping: self.port_mapping.clone(),
             ipv6: !self.host.ipv6_off && self.host.default_route_v6,
             mtu: self.config.mtu,
             findings: self
