@@ -28,6 +28,7 @@ pub mod clock;
 mod commands;
 pub mod control;
 pub mod names;
+pub mod portmap;
 pub mod sockets;
 pub mod state;
 pub mod status;
@@ -36,6 +37,7 @@ pub mod tunnel;
 use clock::{Alarm, Clock};
 use control::{Asked, Server};
 use names::Names;
+use portmap::Portmap;
 use sockets::{Binding, Datagram, Port};
 use state::Store;
 use tunnel::{Done, PortWish, Tunnel};
@@ -73,6 +75,8 @@ pub enum Event {
         /// Its addresses, or why there are none.
         found: Result<Vec<SocketAddr>, String>,
     },
+    /// The gateway was asked for a port.
+    PortMapped(portmap::Answer),
     /// SIGHUP.
     Reload,
     /// SIGTERM or SIGINT: stop, and leave what can go on without us.
@@ -102,6 +106,7 @@ struct Agent {
     last_command: CommandId,
     unwritten_key: Option<WgSecret>,
     names: Names,
+    portmap: Portmap,
     due: Due,
     converged: Option<u64>,
     findings: BTreeMap<&'static str, Finding>,
@@ -306,6 +311,7 @@ impl Agent {
         names.set(config.names.clone(), now.mono);
         pass_on(host.changes(), events.clone());
         signals(&events)?;
+        let portmap = Portmap::new(config.port_mapping, &config.state_dir, events.clone());
         let agent = Self {
             clock,
             overlay,
@@ -318,6 +324,7 @@ impl Agent {
             last_command: 0,
             unwritten_key: None,
             names,
+            portmap,
             due: Due {
                 converge: now.mono,
                 tunnel_report: now.mono,
@@ -387,6 +394,7 @@ impl Agent {
                     self.overlay.handle_observation(observation, now);
                 }
             }
+            Event::PortMapped(answer) => self.portmap.handle_answer(answer, now.mono),
             Event::Reload => {
                 if let Err(error) = self.reload(None) {
                     warn!("{error}");
@@ -418,6 +426,7 @@ impl Agent {
             self.persist();
         }
         self.look_up_names();
+        self.map_port();
         self.drain();
         let now = self.clock.now();
         if self.converged != Some(self.overlay.host_plan().generation) {
@@ -446,7 +455,7 @@ impl Agent {
         if let Some((timeout, _why)) = self.overlay.poll_timeout() {
             at = at.min(timeout);
         }
-        if let Some(due) = self.names.due() {
+        for due in self.names.due().into_iter().chain(self.portmap.due()) {
             at = at.min(due);
         }
         // A deadline that the core does not move on must not spin.
@@ -523,6 +532,10 @@ impl Agent {
         let mut report = self.host.report().await;
         let now = self.clock.now();
         report.port_moved = self.tunnel.as_ref().and_then(Tunnel::port_moved);
+        let port = report
+            .port_moved
+            .unwrap_or(self.overlay.host_plan().tunnel.listen_port);
+        self.portmap.handle_host(&report, port, now.mono);
         self.overlay.handle_host(report, now);
         self.due.host_report = now.mono + HOST_REPORT_EVERY;
     }
