@@ -30,6 +30,7 @@ mod commands;
 pub mod control;
 pub mod names;
 mod persist;
+pub mod portmap;
 pub mod ports;
 pub mod sockets;
 pub mod state;
@@ -39,6 +40,7 @@ pub mod tunnel;
 use clock::{Alarm, Clock};
 use control::{Asked, Server};
 use names::Names;
+use portmap::Portmap;
 use ports::Ports;
 use sockets::{Binding, Datagram, Port};
 use state::Store;
@@ -77,6 +79,8 @@ pub enum Event {
     },
     /// Somebody connected inside the tunnel, to measure.
     Visitor(bench::Visitor),
+    /// The gateway was asked for a port.
+    PortMapped(portmap::Answer),
     /// SIGHUP.
     Reload,
     /// SIGTERM or SIGINT: stop, and leave what can go on without us.
@@ -108,6 +112,7 @@ struct Agent {
     last_command: CommandId,
     unwritten_key: Option<WgSecret>,
     names: Names,
+    portmap: Portmap,
     due: Due,
     converged: Option<u64>,
     findings: BTreeMap<&'static str, Finding>,
@@ -314,6 +319,7 @@ impl Agent {
         names.set(config.names.clone(), now.mono);
         pass_on(host.changes(), events.clone());
         signals(&events)?;
+        let portmap = Portmap::new(config.port_mapping, &config.state_dir, events.clone());
         let agent = Self {
             clock,
             overlay,
@@ -328,6 +334,7 @@ impl Agent {
             last_command: 0,
             unwritten_key: None,
             names,
+            portmap,
             due: Due {
                 converge: now.mono,
                 tunnel_report: now.mono,
@@ -401,6 +408,7 @@ impl Agent {
                 let name = self.overlay.speaker(visitor.remote.ip());
                 self.bench.serve(visitor, name, now.mono);
             }
+            Event::PortMapped(answer) => self.portmap.handle_answer(answer, now.mono),
             Event::Reload => {
                 if let Err(error) = self.reload(None) {
                     warn!("{error}");
@@ -432,6 +440,7 @@ impl Agent {
             self.persist();
         }
         self.look_up_names();
+        self.map_port();
         self.drain();
         let now = self.clock.now();
         if self.converged != Some(self.overlay.host_plan().generation) {
@@ -460,7 +469,7 @@ impl Agent {
         if let Some((timeout, _why)) = self.overlay.poll_timeout() {
             at = at.min(timeout);
         }
-        if let Some(due) = self.names.due() {
+        for due in self.names.due().into_iter().chain(self.portmap.due()) {
             at = at.min(due);
         }
         // A deadline that the core does not move on must not spin.
@@ -565,6 +574,10 @@ impl Agent {
         let now = self.clock.now();
         report.port_moved = self.tunnel.as_ref().and_then(Tunnel::port_moved);
         report.busy_ports.clone_from(self.ports.busy());
+        let port = report
+            .port_moved
+            .unwrap_or(self.overlay.host_plan().tunnel.listen_port);
+        self.portmap.handle_host(&report, port, now.mono);
         self.overlay.handle_host(report, now);
         self.due.host_report = now.mono + HOST_REPORT_EVERY;
     }

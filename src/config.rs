@@ -78,6 +78,8 @@ pub struct Config {
     pub authority_key_file: PathBuf,
     /// STUN servers, `host:port`.
     pub stun: Vec<String>,
+    /// Ask the gateway for a port that leads here.
+    pub port_mapping: bool,
     /// Mark and mask of outer packets.
     pub fwmark: (u32, u32),
     /// Insert an accept rule into the host's own filters.
@@ -363,6 +365,11 @@ impl Source<'_> {
                 .as_ref()
                 .map_or_else(|| state_dir.join("authority.key"), path_of),
             stun: self.each("stun", &file.nat.stun, value::server)?,
+            port_mapping: file
+                .nat
+                .port_mapping
+                .as_ref()
+                .is_none_or(|on| *on.get_ref()),
             fwmark: match &file.host.fwmark {
                 Some(text) => self.text("fwmark", text, value::fwmark(text.get_ref()))?,
                 None => (consts::FWMARK, consts::FWMARK_MASK),
@@ -406,9 +413,6 @@ impl Source<'_> {
                 env!("CARGO_PKG_VERSION")
             ));
         };
-        if let Some(key) = &file.nat.port_mapping {
-            without_effect("port-mapping", key.span());
-        }
         if let Some(key) = &file.nat.birthday_search {
             without_effect("birthday-search", key.span());
         }

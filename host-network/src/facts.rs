@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 
 use ipnet::IpNet;
-use mesh_types::report::{HostAddress, HostReport};
+use mesh_types::report::{Gateway, HostAddress, HostReport};
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::route::{RouteHeader, RouteType};
 
@@ -51,6 +51,7 @@ pub(crate) async fn report(
 
     let mut uplinks = BTreeSet::new();
     let mut foreign = BTreeSet::new();
+    let mut gateways = BTreeSet::new();
     for message in &main {
         let link = route::outgoing(message).and_then(|index| links.get(&index));
         let (Some(prefix), Some(link)) = (route::destination(message), link) else {
@@ -66,6 +67,10 @@ pub(crate) async fn report(
             continue;
         }
         report.uplinks.insert(link.name.clone());
+        if let Some(ip) = route::gateway(message) {
+            let interface = link.name.clone();
+            gateways.insert((route::metric(message), Gateway { interface, ip }));
+        }
         if message.header.address_family == AddressFamily::Inet6 {
             report.default_route_v6 = true;
         } else {
@@ -73,6 +78,7 @@ pub(crate) async fn report(
             uplinks.insert(link.name.clone());
         }
     }
+    report.gateways = gateways.into_iter().map(|(_, gateway)| gateway).collect();
     report.foreign_routes = foreign.into_iter().collect();
     report.strict_rp_filter = uplinks.into_iter().filter(|name| is_strict(name)).collect();
     if let Some(tables) = tables {

@@ -173,6 +173,24 @@ pub(crate) fn outgoing(message: &RouteMessage) -> Option<u32> {
         })
 }
 
+/// The next hop of a route, where it has one of its own family.
+pub(crate) fn gateway(message: &RouteMessage) -> Option<IpAddr> {
+    message
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            RouteAttribute::Gateway(address) => ip(address),
+            RouteAttribute::MultiPath(hops) => {
+                let mut attributes = hops.first()?.attributes.iter();
+                attributes.find_map(|attribute| match attribute {
+                    RouteAttribute::Gateway(address) => ip(address),
+                    _ => None,
+                })
+            }
+            _ => None,
+        })
+}
+
 /// The routes of a table, both families, whoever made them.
 pub(crate) async fn list(routing: &Routing, table: u32) -> Result<Vec<RouteMessage>, HostError> {
     let mut routes = Vec::new();
@@ -193,7 +211,8 @@ pub(crate) async fn list(routing: &Routing, table: u32) -> Result<Vec<RouteMessa
     Ok(routes)
 }
 
-fn metric(message: &RouteMessage) -> u32 {
+/// The lower, the more it is preferred.
+pub(crate) fn metric(message: &RouteMessage) -> u32 {
     message
         .attributes
         .iter()

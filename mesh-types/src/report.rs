@@ -1,6 +1,7 @@
 //! What the edges see and tell the core.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -60,6 +61,8 @@ pub struct HostReport {
     pub default_route_v6: bool,
     /// Interfaces with a default route, of either family.
     pub uplinks: BTreeSet<String>,
+    /// Next hops of the default routes, those of the preferred routes first.
+    pub gateways: Vec<Gateway>,
     /// `net.ipv4.ip_forward`.
     pub forwarding_v4: bool,
     /// `net.ipv6.conf.all.forwarding`.
@@ -91,6 +94,15 @@ pub struct HostAddress {
     pub stable: bool,
 }
 
+/// Next hop of a default route.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Gateway {
+    /// The interface it is reached through.
+    pub interface: String,
+    /// Its address.
+    pub ip: IpAddr,
+}
+
 /// What converging a plan came to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Applied {
@@ -110,4 +122,60 @@ pub enum Answer {
         /// Its addresses; empty where there are none, or the resolver failed.
         addresses: Vec<SocketAddr>,
     },
+    /// The gateway was asked for a port that leads to ours. Comes unasked, at start and with every change.
+    PortMapping(PortMapping),
+}
+
+/// A port of the gateway that leads to this node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PortMapping {
+    /// Switched off by the configuration.
+    Off,
+    /// The gateway has been asked and has not answered yet.
+    Asking,
+    /// There is one.
+    Mapped {
+        /// By which protocol.
+        by: MappingProtocol,
+        /// Where strangers reach this node, as the gateway says.
+        external: SocketAddr,
+    },
+    /// There is none.
+    Unmapped {
+        /// Why, one clause without a full stop.
+        reason: String,
+    },
+}
+
+/// How a gateway is asked for a port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum MappingProtocol {
+    /// Port Control Protocol (RFC 6887).
+    Pcp,
+    /// NAT Port Mapping Protocol (RFC 6886).
+    NatPmp,
+    /// UPnP Internet Gateway Device (WANIPConnection).
+    Upnp,
+}
+
+impl MappingProtocol {
+    /// The word in JSON and files.
+    pub fn kind(self) -> &'static str {
+        match self {
+            Self::Pcp => "pcp",
+            Self::NatPmp => "nat-pmp",
+            Self::Upnp => "upnp",
+        }
+    }
+}
+
+impl fmt::Display for PortMapping {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Off => f.write_str("off"),
+            Self::Asking => f.write_str("asking"),
+            Self::Mapped { by, external } => write!(f, "{} {external}", by.kind()),
+            Self::Unmapped { reason } => write!(f, "none: {reason}"),
+        }
+    }
 }

@@ -37,20 +37,24 @@ fn is_underlay(interface: &str) -> bool {
             .any(|prefix| *prefix != "lo" && interface.starts_with(prefix))
 }
 
-/// Host and reflexive candidates, sorted, the best kinds kept; an address counts once.
+/// Mapped, host and reflexive candidates, sorted, the best kinds kept; an address counts once.
 pub(crate) fn endpoints(
+    mapped: Option<SocketAddr>,
     hosts: &[HostAddress],
     port: u16,
     reflexive: &[SocketAddr],
 ) -> Vec<Candidate> {
     let mut all: Vec<Candidate> = Vec::new();
+    let mapped = mapped
+        .into_iter()
+        .map(|address| (CandidateKind::Mapped, address));
     let host = hosts
         .iter()
         .map(|host| (CandidateKind::Host, SocketAddr::new(host.ip, port)));
     let reflexive = reflexive
         .iter()
         .map(|address| (CandidateKind::ServerReflexive, *address));
-    for (kind, address) in host.chain(reflexive) {
+    for (kind, address) in mapped.chain(host).chain(reflexive) {
         if address.port() != 0 && all.iter().all(|known| known.address != address) {
             all.push(Candidate { kind, address });
         }
@@ -104,10 +108,21 @@ mod tests {
     fn a_reflexive_address_that_is_the_hosts_own_counts_once() {
         let hosts = [host("eth0", "192.0.2.5", true)];
         let reflexive = ["192.0.2.5:22000", "203.0.113.9:1024"].map(|a| a.parse().unwrap());
-        let all = endpoints(&hosts, 22000, &reflexive);
+        let all = endpoints(None, &hosts, 22000, &reflexive);
         assert_eq!(
             all.iter().map(ToString::to_string).collect::<Vec<_>>(),
             ["192.0.2.5:22000/host", "203.0.113.9:1024/srflx"]
+        );
+    }
+
+    #[test]
+    fn a_mapped_address_comes_first_and_is_not_told_as_reflexive_again() {
+        let hosts = [host("eth0", "192.168.1.5", true)];
+        let mapped: SocketAddr = "203.0.113.9:22000".parse().unwrap();
+        let all = endpoints(Some(mapped), &hosts, 22000, &[mapped]);
+        assert_eq!(
+            all.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            ["203.0.113.9:22000/mapped", "192.168.1.5:22000/host"]
         );
     }
 }

@@ -81,6 +81,8 @@ pub(crate) struct Node {
     pub(crate) alternate_port: Option<u16>,
     pub(crate) admission: Admission,
     pub(crate) hosts: Vec<HostAddress>,
+    /// A port of the gateway that leads here.
+    pub(crate) mapped: Option<SocketAddr>,
     pub(crate) endpoints: Vec<Candidate>,
     pub(crate) nat: NatKind,
     pub(crate) budget: Budget,
@@ -124,6 +126,7 @@ impl Node {
             alternate_port: None,
             admission,
             hosts: Vec::new(),
+            mapped: None,
             endpoints: Vec::new(),
             nat: NatKind::new(),
             budget: Budget::default(),
@@ -345,7 +348,9 @@ impl Node {
             .filter(|address| self.admission.admits(address))
             .map(|address| self.settled(address))
             .collect();
-        let endpoints = candidate::endpoints(&self.hosts, self.config.listen_port, &reflexive);
+        let mapped = self.mapped.filter(|address| self.admission.admits(address));
+        let endpoints =
+            candidate::endpoints(mapped, &self.hosts, self.config.listen_port, &reflexive);
         let change = if endpoints != self.endpoints {
             Change::Endpoints
         } else if self.nat.report() != self.reported_nat {

@@ -124,6 +124,15 @@ impl Traversal {
         }
     }
 
+    /// Sets where the gateway has mapped a port of its own to ours, as it says. Peers hear of it, and of its end.
+    pub fn set_mapped(&mut self, mapped: Option<SocketAddr>, now: Now) {
+        if mapped != self.node.mapped {
+            self.node.mapped = mapped;
+            self.node.nat.unjudged = true;
+            self.settle(now);
+        }
+    }
+
     /// Sets mesh, pod and service ranges: never candidates, ours or theirs. Those of peers go at once, a
     /// path in use excepted; own ones with the next call that has a `now`.
     pub fn set_excluded(&mut self, ranges: Vec<IpNet>) {

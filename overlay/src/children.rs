@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use mesh_types::plan::host_prefix;
-use mesh_types::report::HostAddress;
+use mesh_types::report::{HostAddress, PortMapping};
 use mesh_types::{HostReport, Idx, IpNet, Now, PeerId, TunnelReport};
 use nat_traversal::PeerSpec;
 use rand_core::Rng as _;
@@ -423,6 +423,30 @@ impl Overlay {
         }
         self.stun.insert(name, usable);
         self.tell_stun(now);
+    }
+
+    /// A gateway behind another translator gives an address that strangers do not reach.
+    pub(crate) fn take_port_mapping(&mut self, mapping: PortMapping, now: Now) {
+        let mapping = match mapping {
+            PortMapping::Mapped { by, external } if !is_global(external.ip()) => {
+                PortMapping::Unmapped {
+                    reason: format!(
+                        "the gateway gave {external} ({}), which is not public: another NAT lies before it",
+                        by.kind()
+                    ),
+                }
+            }
+            PortMapping::Mapped { .. }
+            | PortMapping::Unmapped { .. }
+            | PortMapping::Asking
+            | PortMapping::Off => mapping,
+        };
+        let mapped = match &mapping {
+            PortMapping::Mapped { external, .. } => Some(*external),
+            PortMapping::Unmapped { .. } | PortMapping::Asking | PortMapping::Off => None,
+        };
+        self.port_mapping = Some(mapping);
+        self.traversal.set_mapped(mapped, now);
     }
 
     pub(crate) fn resolve_due(&mut self, now: Now) {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use mesh_types::command::{Command, CommandId};
 use mesh_types::observation::Fact;
-use mesh_types::report::Answer;
+use mesh_types::report::{Answer, PortMapping};
 use mesh_types::{
     Applied, HostPlan, HostReport, Message, NodeKey, Now, Observation, PeerId, SocketId, Source,
     State, Transmit, TunnelReport, WgSecret,
@@ -53,6 +53,8 @@ pub struct Overlay {
     pub(crate) revocations: Vec<Revocation>,
     pub(crate) pending: Pending,
     pub(crate) host: HostReport,
+    /// What came of asking the gateway for a port, once it is known.
+    pub(crate) port_mapping: Option<PortMapping>,
     pub(crate) host_known: bool,
     pub(crate) applied: Option<Applied>,
     /// Configured STUN servers and what they resolved to.
@@ -142,6 +144,7 @@ impl Overlay {
             revocations: Vec::new(),
             pending: Pending::default(),
             host: HostReport::default(),
+            port_mapping: None,
             host_known: false,
             applied: None,
             stun: BTreeMap::new(),
@@ -259,6 +262,7 @@ impl Overlay {
     pub fn handle_answer(&mut self, answer: Answer, now: Now) {
         match answer {
             Answer::Resolved { name, addresses } => self.take_resolved(name, addresses, now),
+            Answer::PortMapping(mapping) => self.take_port_mapping(mapping, now),
         }
         self.settle(now);
     }

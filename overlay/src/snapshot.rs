@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::doctor::Reach;
 use ipnet::IpNet;
-use mesh_types::report::Backend;
+use mesh_types::report::{Backend, PortMapping};
 use mesh_types::{Candidate, DomainId, IdentityKey, NatReport, Source, WgKey};
 
 /// Everything `farspan status` shows.
@@ -221,6 +221,8 @@ pub struct NetcheckSnapshot {
     pub stun: Vec<(String, Vec<SocketAddr>)>,
     /// Members in reach that relay, and their round trip times, nearest first.
     pub relays: Vec<(String, Duration)>,
+    /// What came of asking the gateway for a port, once it is known.
+    pub port_mapping: Option<PortMapping>,
     /// Has the host IPv6 with a default route?
     pub ipv6: bool,
     /// MTU of the overlay device, bytes.

@@ -185,6 +185,7 @@ impl Overlay {
                 .into_iter()
                 .map(|(id, rtt)| (self.peer_name(&id), rtt))
                 .collect(),
+            port_mapping: self.port_mapping.clone(),
             ipv6: !self.host.ipv6_off && self.host.default_route_v6,
             mtu: self.config.mtu,
             reach: self.networks_reached(),

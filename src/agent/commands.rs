@@ -287,6 +287,7 @@ impl Agent {
             forward_accept: new.forward_accept,
             authority: key,
         };
+        self.portmap.set_on(new.port_mapping, now.mono);
         self.config = new;
         self.last_command += 1;
         self.overlay
@@ -358,7 +359,7 @@ impl Agent {
         self.overlay_port = None;
         self.bench.close();
         let failed = |error: String| (StatusCode::INTERNAL_SERVER_ERROR, error);
-        let mut removed = Vec::new();
+        let mut removed = Vec::from_iter(self.portmap.release().await);
         if let Some(super::Tunnel::Userspace { engine, .. }) = self.tunnel.take()
             && engine.is_some()
         {

@@ -39,7 +39,10 @@ pub fn netcheck(snapshot: &NetcheckSnapshot) -> api::Netcheck {
                 rtt_ms: Some(milliseconds(*rtt)),
             })
             .collect(),
-        port_mapping: "none".to_owned(),
+        port_mapping: snapshot
+            .port_mapping
+            .as_ref()
+            .map_or_else(|| "asking".to_owned(), ToString::to_string),
         ipv6: snapshot.ipv6,
         mtu: snapshot.mtu,
         reach: api::Reach {

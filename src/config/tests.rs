@@ -70,10 +70,20 @@ fn the_documented_file_is_understood() {
         Some(Duration::from_secs(25))
     );
     assert!(
-        config.warnings.iter().any(|w| w.contains("port-mapping")),
+        config
+            .warnings
+            .iter()
+            .any(|w| w.contains("birthday-search")),
         "{:?}",
         config.warnings
     );
+}
+
+#[test]
+fn the_gateway_is_asked_for_a_port_unless_told_not_to() {
+    assert!(parse("").unwrap().port_mapping);
+    assert!(parse("[nat]\nport-mapping = true\n").unwrap().port_mapping);
+    assert!(!parse("[nat]\nport-mapping = false\n").unwrap().port_mapping);
 }
 
 #[test]

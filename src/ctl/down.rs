@@ -7,6 +7,7 @@ use serde_json::json;
 
 use super::client::Client;
 use super::{must_be_root, print, service};
+use crate::agent::portmap;
 use crate::api;
 use crate::cli::{AgentArgs, Global};
 use crate::config::Config;
@@ -38,7 +39,11 @@ pub fn remove(config: &Config) -> Result<Vec<String>> {
             .enable_all()
             .build()
             .context("Failed to start the runtime")?
-            .block_on(crate::agent::tunnel::remove(&config.interface));
+            .block_on(async {
+                let mut removed = crate::agent::tunnel::remove(&config.interface).await?;
+                removed.extend(portmap::release_left(&config.state_dir).await);
+                Ok(removed)
+            });
     }
     let answer: api::Done = agent.post("/down", &json!({}))?;
     let mut left = STOP_WITHIN;

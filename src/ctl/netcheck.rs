@@ -19,7 +19,7 @@ fn table(netcheck: &api::Netcheck) -> String {
         endpoints,
         stun,
         relays,
-        port_mapping: _,
+        port_mapping,
         ipv6,
         mtu,
         reach,
@@ -54,6 +54,11 @@ fn table(netcheck: &api::Netcheck) -> String {
             "passes"
         }
     );
+    _ = writeln!(
+        out,
+        "Port mapping   {}",
+        port_mapping_in_words(port_mapping)
+    );
     _ = writeln!(out, "IPv6           {}", if *ipv6 { "yes" } else { "no" });
     _ = writeln!(out, "MTU            {mtu}");
     for (at, endpoint) in endpoints.iter().enumerate() {
@@ -84,4 +89,37 @@ fn table(netcheck: &api::Netcheck) -> String {
     }
     out.push_str(&status::findings(findings, status::terminal_width()));
     out
+}
+
+/// The JSON's word and what follows it, for people.
+fn port_mapping_in_words(text: &str) -> String {
+    let (word, rest) = text.split_once(' ').unwrap_or((text, ""));
+    let by = match word {
+        "pcp" => "PCP",
+        "nat-pmp" => "NAT-PMP",
+        "upnp" => "UPnP",
+        "off" => return "off (`port-mapping = false`)".to_owned(),
+        "asking" => return "the gateway is being asked".to_owned(),
+        _ => return text.to_owned(),
+    };
+    format!("{rest} by {by}: strangers reach this node there")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_gateway_said_is_told_in_words() {
+        let told = |text| port_mapping_in_words(text);
+        assert_eq!(
+            told("nat-pmp 203.0.113.9:22514"),
+            "203.0.113.9:22514 by NAT-PMP: strangers reach this node there"
+        );
+        assert_eq!(
+            told("none: there is no gateway"),
+            "none: there is no gateway"
+        );
+        assert_eq!(told("off"), "off (`port-mapping = false`)");
+    }
 }

@@ -13,6 +13,7 @@ mod membership;
 mod nats;
 mod paths;
 mod plain;
+mod portmap;
 mod refusals;
 mod rotation;
 mod scene;

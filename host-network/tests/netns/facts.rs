@@ -17,6 +17,7 @@ fn addresses_routes_and_sysctls_are_reported() {
         run("ip link set eth0 up; ip link set eth1 up");
         run("ip addr add 192.0.2.77/24 dev eth1");
         run("ip route add default via 192.0.2.254 dev eth0");
+        run("ip route add default via 192.0.2.253 dev eth0 metric 5");
         run("ip route add 10.77.3.0/24 dev eth1");
         run("ip route add 10.201.1.0/24 dev eth1");
         run("echo 1 >/proc/sys/net/ipv4/conf/eth0/rp_filter");
@@ -39,6 +40,19 @@ fn addresses_routes_and_sysctls_are_reported() {
         assert!(of("2001:db8::1").unwrap().stable);
         assert!(!of("2001:db8::2").unwrap().stable, "deprecated");
         assert!(report.default_route_v4 && !report.default_route_v6);
+        let gateways: Vec<_> = report
+            .gateways
+            .iter()
+            .map(|gateway| (gateway.interface.as_str(), gateway.ip.to_string()))
+            .collect();
+        assert_eq!(
+            gateways,
+            [
+                ("eth0", "192.0.2.254".to_owned()),
+                ("eth0", "192.0.2.253".to_owned())
+            ],
+            "the preferred route's first"
+        );
         assert!(!report.ipv6_off && !report.forwarding_v4 && !report.forwarding_v6);
         assert_eq!(report.strict_rp_filter, ["eth0"]);
         assert_eq!(

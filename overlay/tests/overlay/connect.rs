@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use mesh_types::command::{Command, Reload};
 use mesh_types::message::Hello;
-use mesh_types::report::{Answer, HostAddress};
-use mesh_types::{HostReport, Message, State};
+use mesh_types::record::{Announcement, Signed};
+use mesh_types::report::{Answer, HostAddress, MappingProtocol, PortMapping};
+use mesh_types::{CandidateKind, HostReport, Message, State};
 use overlay::{Config, Event, Reply};
 
 use crate::net::{Net, config, entry, identity, net};
@@ -16,6 +17,12 @@ fn listed(n: u8, others: &[u8]) -> Config {
         peers: others.iter().map(|other| entry(*other)).collect(),
         ..config(n)
     }
+}
+
+fn tell(world: &mut Net, n: u8, mapping: PortMapping) {
+    let now = world.now;
+    let overlay = &mut world.machine(n).overlay;
+    overlay.handle_answer(Answer::PortMapping(mapping), now);
 }
 
 fn pair() -> Net {
@@ -312,4 +319,55 @@ fn addresses_of_carried_ranges_are_candidates_only_where_the_host_has_its_way_ou
     };
     assert_eq!(candidates(&["eth0"]), ["192.168.7.2"]);
     assert_eq!(candidates(&[]), ["10.244.1.1", "192.168.7.2"]);
+}
+
+#[test]
+fn a_port_that_the_gateway_gave_is_announced_to_peers_until_it_is_taken_back() {
+    let mut world = pair();
+    let external = "198.51.100.9:22514".parse().expect("an address");
+    let by = MappingProtocol::Pcp;
+    tell(&mut world, 1, PortMapping::Mapped { by, external });
+    world.run(Duration::from_secs(5));
+    let announced = |world: &mut Net| {
+        let state = world.machine(2).overlay.state();
+        let of_one = |signed: &&Signed<Announcement>| {
+            signed.record().identity == identity(1).node.identity()
+        };
+        let endpoints = state.announcements.iter().find(of_one).map(|signed| {
+            let endpoints = signed.record().endpoints.iter();
+            endpoints
+                .filter(|candidate| candidate.kind == CandidateKind::Mapped)
+                .map(|candidate| candidate.address)
+                .collect::<Vec<_>>()
+        });
+        endpoints.expect("node 2 has node 1's announcement")
+    };
+    assert_eq!(announced(&mut world), [external]);
+    let reason = "the gateway is gone".to_owned();
+    tell(&mut world, 1, PortMapping::Unmapped { reason });
+    world.run(Duration::from_secs(5));
+    assert_eq!(announced(&mut world), []);
+}
+
+#[test]
+fn a_gateway_behind_another_translator_gives_no_address_that_is_worth_announcing() {
+    let mut world = pair();
+    let external = "100.64.1.2:22514".parse().expect("an address");
+    let by = MappingProtocol::NatPmp;
+    tell(&mut world, 1, PortMapping::Mapped { by, external });
+    let now = world.now;
+    let endpoints = world.machine(1).overlay.snapshot(now).node.endpoints;
+    assert!(
+        endpoints
+            .iter()
+            .all(|candidate| candidate.address != external)
+    );
+    let Reply::Netcheck(netcheck) = world.command(1, Command::Netcheck).expect("netcheck") else {
+        panic!("not a netcheck");
+    };
+    let told = netcheck
+        .port_mapping
+        .map(|mapping| mapping.to_string())
+        .unwrap_or_default();
+    assert!(told.contains("another NAT lies before it"), "{told}");
 }
