@@ -101,6 +101,41 @@ fn a_relayed_pair_goes_direct_without_loss_and_comes_back_when_that_way_dies() {
 }
 
 #[test]
+fn a_relayed_pair_goes_direct_over_the_same_family_without_losing_a_packet() {
+    for backend in [Backend::Userspace, Backend::Kernel] {
+        for seed in 590..594 {
+            let mut world = World::new(seed);
+            let home = world.place(Access::Nat(HARD), false);
+            let open = world.place(Access::Public, false);
+            let seat = Seat {
+                backend,
+                ..Seat::V4
+            };
+            let closed = Seat {
+                firewall: true,
+                ..seat
+            };
+            let mut trio = Trio::of(world, (home, seat), (open, closed), 1);
+            trio.start_and_meet();
+            let flow = trio.flow(Duration::from_millis(10));
+            trio.world.seconds(10);
+            assert_eq!(trio.shown(trio.a, trio.b).state, PeerState::Relayed);
+
+            let since = trio.world.net.now();
+            let host = trio.world.nodes[trio.b.0].host;
+            trio.world.net.set_host_firewall(host, None);
+            trio.world.seconds(70);
+            let now = trio.world.net.now();
+            let lost = trio.world.flows[flow.0].lost(since, now);
+            assert_eq!(lost, 0, "{backend:?}\n{}", trio.world.describe());
+            assert_eq!(trio.shown(trio.a, trio.b).state, PeerState::Direct);
+            assert_eq!(trio.shown(trio.b, trio.a).state, PeerState::Direct);
+            trio.assert_off_relay();
+        }
+    }
+}
+
+#[test]
 fn the_first_packet_is_answered_through_the_relay_within_a_third_of_a_second() {
     let accesses = hard();
     for (row, (first, a)) in accesses.iter().enumerate() {
