@@ -238,6 +238,22 @@ fn of_two_relays_the_one_nearer_to_both_is_used() {
 }
 
 #[test]
+fn a_relay_that_has_no_room_is_passed_over() {
+    for seed in 0..6 {
+        let mut world = World::new(630 + seed);
+        let places = [0, 1].map(|_| world.place(Access::Nat(HARD), false));
+        let mut trio = Trio::of(world, (places[0], Seat::V4), (places[1], Seat::V4), 2);
+        let full = trio.relays[0];
+        trio.world.nodes[full.0].config.relay_ports = (28_672, 28_672);
+        let took = trio.start_and_meet();
+        assert!(took < SECOND, "{took:?}\n{}", trio.world.describe());
+        trio.world.seconds(60);
+        assert_eq!(trio.via(trio.a, trio.b), trio.relays[1]);
+        assert!(trio.pairs().is_empty());
+    }
+}
+
+#[test]
 fn ports_that_another_program_takes_are_replaced() {
     let mut world = World::new(535);
     let places = [0, 1].map(|_| world.place(Access::Nat(HARD), false));
