@@ -148,6 +148,8 @@ impl Traversal {
             fresh = true;
             for meeting in self.meetings.values_mut() {
                 meeting.excluded.remove(&relay.id);
+                // It may not have found the peer yet.
+                meeting.attempts = 0;
             }
         }
         if names.len() != self.in_reach.len() || fresh {
