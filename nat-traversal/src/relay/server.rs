@@ -22,8 +22,14 @@ pub(crate) const MEMBER_PAIRS_MAX: usize = 256;
 /// A nonce is taken for this long to twice as long.
 const NONCE_PERIOD: Duration = Duration::from_secs(30);
 const NONCE: usize = 16;
-/// The other end is told again after this.
+/// Who asks again makes the other end be told again after this.
 const OFFER_EVERY: Duration = Duration::from_millis(500);
+/// An end that was told and does not come is told again after these, one after the other: the message may be lost.
+const OFFER_AGAIN: [Duration; 3] = [
+    Duration::from_millis(200),
+    Duration::from_millis(400),
+    Duration::from_millis(800),
+];
 
 /// Why a bind is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,6 +99,22 @@ struct End {
     until: Instant,
 }
 
+/// An end was told of the other's wish.
+#[derive(Debug, Clone, Copy)]
+struct Told {
+    /// The last time.
+    at: Instant,
+    /// How often.
+    times: usize,
+}
+
+impl Told {
+    fn again(&self) -> Option<Instant> {
+        let wait = OFFER_AGAIN.get(self.times.checked_sub(1)?)?;
+        Some(self.at + *wait)
+    }
+}
+
 /// Lower id first.
 type Names = (PeerId, PeerId);
 
@@ -106,8 +128,8 @@ pub(crate) struct Server {
     ports: BTreeMap<PeerId, Port>,
     busy: BTreeSet<u16>,
     pairs: BTreeMap<Names, [Option<End>; 2]>,
-    /// When an end was last told of the other's wish.
-    offers: BTreeMap<(PeerId, PeerId), Instant>,
+    /// By who wishes, then who was told.
+    offers: BTreeMap<(PeerId, PeerId), Told>,
     changed: bool,
 }
 
@@ -217,23 +239,50 @@ impl Server {
         at: IpAddr,
         now: Instant,
     ) -> Option<(u16, Vec<u8>)> {
-        let names = names(from, to);
-        let side = usize::from(to != names.0);
-        let bound = self
-            .pairs
-            .get(&names)
-            .is_some_and(|ends| ends[side].is_some());
-        let just = |at: &Instant| now.saturating_duration_since(*at) < OFFER_EVERY;
-        if bound || self.offers.get(&(from, to)).is_some_and(just) {
+        let just = |told: &Told| now.saturating_duration_since(told.at) < OFFER_EVERY;
+        if self.is_bound(to, from) || self.offers.get(&(from, to)).is_some_and(just) {
             return None;
         }
-        self.offers.retain(|_, at| just(at));
         if self.offers.len() >= PAIRS_MAX {
             return None;
         }
-        self.offers.insert((from, to), now);
+        self.offers.insert((from, to), Told { at: now, times: 1 });
         let port = self.port(from, now)?;
         Some((port, self.nonce(to, from, at, now)))
+    }
+
+    /// Who wishes, and who was told and did not come yet.
+    pub(crate) fn offers_due(&self, now: Instant) -> Vec<(PeerId, PeerId)> {
+        let due = |told: &Told| told.again().is_some_and(|at| at <= now);
+        let offers = self.offers.iter().filter(|(_, told)| due(told));
+        offers.map(|(names, _)| *names).collect()
+    }
+
+    /// The same as [`Self::offer`] for one that is due; `at` is `None` where the end is out of reach.
+    pub(crate) fn offer_again(
+        &mut self,
+        from: PeerId,
+        to: PeerId,
+        at: Option<IpAddr>,
+        now: Instant,
+    ) -> Option<(u16, Vec<u8>)> {
+        let waits = self.is_bound(from, to) && !self.is_bound(to, from);
+        let Some(at) = at.filter(|_| waits) else {
+            self.offers.remove(&(from, to));
+            return None;
+        };
+        let told = self.offers.get_mut(&(from, to))?;
+        told.at = now;
+        told.times += 1;
+        let port = self.port(from, now)?;
+        Some((port, self.nonce(to, from, at, now)))
+    }
+
+    /// Is an end of a pair bound?
+    fn is_bound(&self, end: PeerId, other: PeerId) -> bool {
+        let names = names(end, other);
+        let ends = self.pairs.get(&names);
+        ends.is_some_and(|ends| ends[usize::from(end != names.0)].is_some())
     }
 
     fn has_room(&self, from: PeerId, to: PeerId) -> bool {
@@ -300,6 +349,8 @@ impl Server {
 
     /// Forgets what has expired.
     pub(crate) fn handle_timeout(&mut self, now: Instant) {
+        self.offers
+            .retain(|_, told| told.again().is_some() || told.at + OFFER_EVERY > now);
         for ends in self.pairs.values_mut() {
             for end in ends {
                 self.changed |= end.take_if(|end| end.until <= now).is_some();
@@ -323,7 +374,9 @@ impl Server {
             .iter()
             .filter(|(member, _)| !in_pairs.contains(member))
             .map(|(_, port)| port.used + LIFETIME);
-        ends.chain(ports).min().map(|at| (at, "relay"))
+        let offers = self.offers.values().filter_map(Told::again);
+        let all = ends.chain(ports).chain(offers);
+        all.min().map(|at| (at, "relay"))
     }
 
     /// Has what the host must hold changed since this was last asked?

@@ -118,6 +118,7 @@ impl Traversal {
         let changed = self.update_reach(&reach, now.mono);
         self.client.handle_timeout(now.mono);
         self.server.handle_timeout(now.mono);
+        self.tell_again(now.mono);
         let due = |meeting: &Meeting| {
             let times = [meeting.next, meeting.leave];
             times.into_iter().flatten().any(|at| at <= now.mono)
@@ -147,6 +148,8 @@ impl Traversal {
             fresh = true;
             for meeting in self.meetings.values_mut() {
                 meeting.excluded.remove(&relay.id);
+                // It may not have found the peer yet.
+                meeting.attempts = 0;
             }
         }
         if names.len() != self.in_reach.len() || fresh {
@@ -501,17 +504,8 @@ impl Traversal {
             Err(refusal) => return Err(refusal),
         };
         let offer = at.and_then(|path| self.server.offer(from, to, path.remote.ip(), now));
-        if let Some((port, nonce)) = offer {
-            let message = RelayOffer {
-                peer: own_name,
-                port,
-                nonce: Some(nonce),
-            };
-            self.node.counters.add("relay-offers");
-            self.node.events.push_back(Event::Signal {
-                peer: to,
-                message: message.into(),
-            });
+        if let Some(offer) = offer {
+            self.tell(to, own_name, offer);
         }
         let answer = RelayOffer {
             peer: bind.peer,
@@ -519,6 +513,34 @@ impl Traversal {
             nonce,
         };
         Ok(Message::from(answer).encode())
+    }
+
+    /// Tells an end that another one waits for it here.
+    fn tell(&mut self, to: PeerId, waits: Idx, (port, nonce): (u16, Vec<u8>)) {
+        let message = RelayOffer {
+            peer: waits,
+            port,
+            nonce: Some(nonce),
+        };
+        self.node.counters.add("relay-offers");
+        self.node.events.push_back(Event::Signal {
+            peer: to,
+            message: message.into(),
+        });
+    }
+
+    /// Tells those again that did not come.
+    fn tell_again(&mut self, now: Instant) {
+        for (from, to) in self.server.offers_due(now) {
+            let path = self.agents.get(&to).and_then(|agent| agent.path());
+            let path = path.filter(|path| !path.kind.is_relayed());
+            let at = path.map(|path| path.remote.ip());
+            let names = self.agents.get(&from).and_then(|agent| agent.names());
+            let offer = self.server.offer_again(from, to, at, now);
+            if let Some(((_, waits), offer)) = names.zip(offer) {
+                self.tell(to, waits, offer);
+            }
+        }
     }
 
     pub(super) fn relay_deadline(&self) -> Option<(Instant, &'static str)> {

@@ -368,7 +368,8 @@ impl Scene {
             let id = self.members[index].id;
             let relayed = self.world.nodes[id.0].relay.packets;
             let sent = self.world.sent(id).saturating_sub(relayed);
-            let rate = sent - self.last_sent[index];
+            // What a relay forwards may fail to leave it.
+            let rate = sent.saturating_sub(self.last_sent[index]);
             self.last_sent[index] = sent;
             if rate > RATE_MAX * seconds {
                 return Err(format!("{rate} packets in {seconds} s from node{index}"));

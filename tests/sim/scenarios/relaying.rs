@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use mesh_types::command::Command;
 use mesh_types::report::Backend;
 use overlay::{PathKind, PeerSnapshot, PeerState};
 use sim_net::{Allocator, Direction, Families, Filtering, LinkSpec, Mapping, NatSpec};
@@ -100,24 +101,114 @@ fn a_relayed_pair_goes_direct_without_loss_and_comes_back_when_that_way_dies() {
 }
 
 #[test]
-fn where_a_relay_dies_another_one_takes_over() {
-    for seed in 0..5 {
-        let mut world = World::new(520 + seed);
-        let places = [0, 1].map(|_| world.place(Access::Nat(HARD), false));
-        let mut trio = Trio::of(world, (places[0], Seat::V4), (places[1], Seat::V4), 2);
-        trio.start_and_meet();
-        let flow = trio.flow(Duration::from_millis(50));
-        trio.world.seconds(20);
-        for _ in 0..2 {
-            let via = trio.via(trio.a, trio.b);
+fn a_relayed_pair_goes_direct_over_the_same_family_without_losing_a_packet() {
+    for backend in [Backend::Userspace, Backend::Kernel] {
+        for seed in 590..594 {
+            let mut world = World::new(seed);
+            let home = world.place(Access::Nat(HARD), false);
+            let open = world.place(Access::Public, false);
+            let seat = Seat {
+                backend,
+                ..Seat::V4
+            };
+            let closed = Seat {
+                firewall: true,
+                ..seat
+            };
+            let mut trio = Trio::of(world, (home, seat), (open, closed), 1);
+            trio.start_and_meet();
+            let flow = trio.flow(Duration::from_millis(10));
+            trio.world.seconds(10);
+            assert_eq!(trio.shown(trio.a, trio.b).state, PeerState::Relayed);
+
             let since = trio.world.net.now();
-            trio.world.power_off(via);
-            trio.world.seconds(30);
-            let gap = trio.world.flows[flow.0].longest_gap(since);
-            assert!(gap < 4 * SECOND, "{gap:?}\n{}", trio.world.describe());
-            assert_ne!(trio.via(trio.a, trio.b), via);
-            trio.world.boot(via);
-            trio.world.seconds(60);
+            let host = trio.world.nodes[trio.b.0].host;
+            trio.world.net.set_host_firewall(host, None);
+            trio.world.seconds(70);
+            let now = trio.world.net.now();
+            let lost = trio.world.flows[flow.0].lost(since, now);
+            assert_eq!(lost, 0, "{backend:?}\n{}", trio.world.describe());
+            assert_eq!(trio.shown(trio.a, trio.b).state, PeerState::Direct);
+            assert_eq!(trio.shown(trio.b, trio.a).state, PeerState::Direct);
+            trio.assert_off_relay();
+        }
+    }
+}
+
+#[test]
+fn the_first_packet_is_answered_through_the_relay_within_a_third_of_a_second() {
+    let accesses = hard();
+    for (row, (first, a)) in accesses.iter().enumerate() {
+        for (second, b) in &accesses[row..] {
+            let mut times: Vec<Duration> = (0..9)
+                .map(|seed| {
+                    let mut world = World::new(600 + seed);
+                    let (pa, pb) = (world.place(*a, false), world.place(*b, false));
+                    Trio::of(world, (pa, Seat::V4), (pb, Seat::V4), 1).start_and_meet()
+                })
+                .collect();
+            times.sort();
+            let median = times[times.len() / 2];
+            let most = Duration::from_millis(300);
+            assert!(median <= most, "{first} with {second}: {times:?}");
+        }
+    }
+}
+
+#[test]
+fn relayed_pairs_do_not_flap_where_packets_are_lost() {
+    for (seed, loss) in [(610, 10_000), (611, 50_000), (612, 50_000)] {
+        let mut world = World::new(seed);
+        let places = [0, 1].map(|_| world.place(Access::Nat(HARD), false));
+        let link = LinkSpec {
+            loss,
+            ..Seat::V4.link
+        };
+        let seat = Seat { link, ..Seat::V4 };
+        let mut trio = Trio::of(world, (places[0], seat), (places[1], seat), 2);
+        for node in [trio.relays[0], trio.relays[1], trio.a, trio.b] {
+            trio.world.boot(node);
+        }
+        let met = trio.world.meet(trio.a, trio.b, 30 * SECOND);
+        met.unwrap_or_else(|| panic!("they never met\n{}", trio.world.describe()));
+        trio.world.seconds(10);
+        let since = trio.world.net.now();
+        let flow = trio.flow(Duration::from_millis(50));
+        trio.world.seconds(60);
+        for (id, peer) in [(trio.a, trio.b), (trio.b, trio.a)] {
+            let moves = trio.moves_since(id, peer, since);
+            assert_eq!(moves, 0, "{}", trio.world.describe());
+        }
+        let gap = trio.world.flows[flow.0].longest_gap(since);
+        assert!(gap < 2 * SECOND, "{gap:?}\n{}", trio.world.describe());
+    }
+}
+
+#[test]
+fn where_a_relay_dies_another_one_takes_over() {
+    for backend in [Backend::Userspace, Backend::Kernel] {
+        for seed in 0..5 {
+            let mut world = World::new(520 + seed);
+            let places = [0, 1].map(|_| world.place(Access::Nat(HARD), false));
+            let seat = Seat {
+                backend,
+                ..Seat::V4
+            };
+            let mut trio = Trio::of(world, (places[0], seat), (places[1], seat), 2);
+            trio.start_and_meet();
+            let flow = trio.flow(Duration::from_millis(20));
+            trio.world.seconds(20);
+            for _ in 0..2 {
+                let via = trio.via(trio.a, trio.b);
+                let since = trio.world.net.now();
+                trio.world.power_off(via);
+                trio.world.seconds(30);
+                let gap = trio.world.flows[flow.0].longest_gap(since);
+                assert!(gap < 2 * SECOND, "{gap:?}\n{}", trio.world.describe());
+                assert_ne!(trio.via(trio.a, trio.b), via);
+                trio.world.boot(via);
+                trio.world.seconds(60);
+            }
         }
     }
 }
@@ -143,6 +234,22 @@ fn of_two_relays_the_one_nearer_to_both_is_used() {
         assert_eq!(trio.via(trio.b, trio.a), near);
         let lost = trio.world.flows[flow.0].lost(trio.world.start, now);
         assert_eq!(lost, 0, "{}", trio.world.describe());
+    }
+}
+
+#[test]
+fn a_relay_that_has_no_room_is_passed_over() {
+    for seed in 0..6 {
+        let mut world = World::new(630 + seed);
+        let places = [0, 1].map(|_| world.place(Access::Nat(HARD), false));
+        let mut trio = Trio::of(world, (places[0], Seat::V4), (places[1], Seat::V4), 2);
+        let full = trio.relays[0];
+        trio.world.nodes[full.0].config.relay_ports = (28_672, 28_672);
+        let took = trio.start_and_meet();
+        assert!(took < SECOND, "{took:?}\n{}", trio.world.describe());
+        trio.world.seconds(60);
+        assert_eq!(trio.via(trio.a, trio.b), trio.relays[1]);
+        assert!(trio.pairs().is_empty());
     }
 }
 
@@ -337,6 +444,31 @@ fn a_pair_gets_its_rate_and_no_more_and_keeps_its_path() {
     assert!(bits >= 200_000 * 19, "{bits} bits in 20 s");
     assert_eq!(trio.moves_since(trio.a, trio.b, since), 0);
     assert_eq!(trio.shown(trio.a, trio.b).state, PeerState::Relayed);
+}
+
+#[test]
+fn a_member_that_is_revoked_is_relayed_no_more() {
+    let mut world = World::new(565);
+    let places = [0, 1].map(|_| world.place(Access::Nat(HARD), false));
+    let mut trio = Trio::of(world, (places[0], Seat::V4), (places[1], Seat::V4), 1);
+    let relay = trio.relays[0];
+    trio.world.nodes[relay.0].issues_authority = Some(trio.world.authority.clone());
+    trio.start_and_meet();
+    trio.world.seconds(5);
+    assert_eq!(trio.pairs().len(), 1);
+    let clock = trio.world.clock(relay);
+    let node = trio.world.nodes[trio.b.0].name.clone();
+    trio.world.nodes[relay.0].command(Command::Revoke { node }, clock);
+    trio.world.pump(relay);
+    trio.world.seconds(5);
+    let host = &trio.world.nodes[relay.0].relay;
+    assert!(host.pairs().is_empty());
+    let before = host.forwarded;
+    trio.flow(Duration::from_millis(50));
+    trio.world.seconds(60);
+    let host = &trio.world.nodes[relay.0].relay;
+    assert_eq!(host.forwarded, before);
+    assert!(host.pairs().is_empty());
 }
 
 #[test]

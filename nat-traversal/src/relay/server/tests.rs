@@ -221,6 +221,49 @@ fn the_other_end_is_told_once_in_a_while_until_it_is_bound() {
 }
 
 #[test]
+fn an_end_that_does_not_come_is_told_a_few_times_more() {
+    let told = |comes: bool| {
+        let mut now = start();
+        let mut server = server((28672, 29183), now);
+        bind(&mut server, (1, 2), at(1, 1000), at(1, 1001), now);
+        let ip = at(2, 0).ip();
+        assert!(server.offer(id(1), id(2), ip, now).is_some());
+        let first = now;
+        let mut times = Vec::new();
+        while let Some((next, _)) = server
+            .poll_timeout()
+            .filter(|(at, _)| *at < first + LIFETIME)
+        {
+            now = next;
+            server.handle_timeout(now);
+            for (from, to) in server.offers_due(now) {
+                if server.offer_again(from, to, Some(ip), now).is_some() {
+                    times.push((now - first).as_millis());
+                }
+            }
+            if comes {
+                bind(&mut server, (2, 1), at(2, 2000), at(2, 2001), now);
+            }
+        }
+        times
+    };
+    assert_eq!(told(false), [200, 600, 1400]);
+    assert_eq!(told(true), [200]);
+}
+
+#[test]
+fn an_end_out_of_reach_is_not_told_again() {
+    let now = start();
+    let mut server = server((28672, 29183), now);
+    bind(&mut server, (1, 2), at(1, 1000), at(1, 1001), now);
+    assert!(server.offer(id(1), id(2), at(2, 0).ip(), now).is_some());
+    let later = now + Duration::from_millis(200);
+    assert_eq!(server.offers_due(later), [(id(1), id(2))]);
+    assert_eq!(server.offer_again(id(1), id(2), None, later), None);
+    assert_eq!(server.offers_due(later), []);
+}
+
+#[test]
 fn a_node_that_does_not_relay_refuses_and_stopping_forgets_all() {
     let now = start();
     let mut server = server((28672, 29183), now);
