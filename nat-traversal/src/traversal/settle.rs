@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use mesh_types::Now;
 
 use super::Traversal;
+use crate::agent::PathAgent;
 use crate::api::Event;
 use crate::budget::Rate;
 use crate::hard::sampler::Observer;
@@ -155,7 +156,9 @@ impl Traversal {
             .filter_map(|(id, agent)| Some((*id, agent.shows_nat()?, agent.other()?)))
             .min_by_key(|(id, ..)| Some(*id) == last);
         if let Some((id, remote, other)) = fit {
-            self.nat_test.begin(id, remote, other, now);
+            let path = self.agents.get(&id).and_then(PathAgent::path);
+            let rtt = path.map_or(Duration::MAX, |path| path.rtt);
+            self.nat_test.begin(id, (remote, other), rtt, now);
         }
     }
 
