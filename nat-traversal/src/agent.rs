@@ -6,7 +6,7 @@
 //! `agent/searching.rs` finds ports that nobody can name.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use mesh_types::consts::CANDIDATES_MAX;
@@ -22,6 +22,7 @@ use crate::replay::Replay;
 
 mod calling;
 mod choice;
+mod openers;
 mod path;
 mod probing;
 mod report;
@@ -29,6 +30,7 @@ mod searching;
 
 use calling::Calling;
 use choice::Nomination;
+use openers::Openers;
 use path::InUse;
 use probing::Slot;
 use searching::Search;
@@ -59,6 +61,7 @@ pub(crate) struct PathAgent {
     calling: Calling,
     calls: Calls,
     search: Search,
+    openers: Openers,
     activity: Activity,
     tunnel_endpoint: Option<SocketAddr>,
     key_seen: Option<WgKey>,
@@ -90,6 +93,7 @@ impl PathAgent {
             calling: Calling::default(),
             calls: Calls::default(),
             search: Search::default(),
+            openers: Openers::default(),
             activity: Activity::default(),
             tunnel_endpoint: None,
             key_seen: None,
@@ -326,6 +330,7 @@ impl PathAgent {
             self.run_slot(node, now);
             self.run_calling(node, now.mono);
             self.run_search(node, now.mono);
+            self.run_openers(node, now.mono);
         }
     }
 
@@ -335,6 +340,24 @@ impl PathAgent {
             self.recall(now);
             self.run_calling(node, now);
         }
+    }
+
+    /// IPv4 addresses at which it has answered, that of the path first, then the latest.
+    pub(crate) fn seen(&self) -> Vec<Ipv4Addr> {
+        let path = self.path().map(|path| path.remote);
+        let mut seen: Vec<_> = self
+            .remotes
+            .iter()
+            .filter_map(|(address, remote)| match address.ip() {
+                IpAddr::V4(ip) => {
+                    let preferred = Some(*address) == path;
+                    Some(((preferred, remote.last_answer?), ip))
+                }
+                IpAddr::V6(_) => None,
+            })
+            .collect();
+        seen.sort_unstable();
+        seen.into_iter().rev().map(|(_, ip)| ip).collect()
     }
 
     /// Where it can be asked how it sees a new socket: what it has at public addresses, or lets all in.
@@ -367,6 +390,7 @@ impl PathAgent {
                 self.slot_deadline(),
                 self.calling.at.map(|at| (at, "call")),
                 self.search_deadline(),
+                self.openers_deadline(),
             ]
             .into_iter()
             .flatten()

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use mesh_types::consts::CANDIDATES_MAX;
 use mesh_types::message::{CallMe, CallMeAck, Message};
@@ -87,6 +87,11 @@ impl PathAgent {
         if self.calling.at.is_none_or(|at| at > now) {
             return;
         }
+        if let Some(start) = self.begin_openers(node, now) {
+            let call = self.call(node, Vec::new(), start, now);
+            self.asked_for_openers(call, now);
+            return;
+        }
         self.send_call(node, Vec::new(), now);
         let wanted = self.in_use.is_none() || self.is_suspect();
         let interval = CALL[self.calling.step.min(CALL.len() - 1)];
@@ -97,13 +102,17 @@ impl PathAgent {
 
     /// Calls, with predicted ports where there are any; the call's number.
     pub(super) fn send_call(&mut self, node: &mut Node, predicted: Vec<u16>, now: Instant) -> u64 {
+        self.call(node, predicted, Duration::ZERO, now)
+    }
+
+    fn call(&mut self, node: &mut Node, predicted: Vec<u16>, start: Duration, now: Instant) -> u64 {
         let seq = node.next_choice();
         let message = Message::from(CallMe {
             seq,
             candidates: node.endpoints.clone(),
             nat: node.nat.report(),
             predicted,
-            start_ms: 0,
+            start_ms: u16::try_from(start.as_millis()).unwrap_or(u16::MAX),
         });
         node.counters.add("calls-sent");
         node.events.push_back(Event::Signal {
@@ -126,6 +135,8 @@ impl PathAgent {
                 }
                 self.calling.seen.push_back(call.seq);
                 self.spec.nat = call.nat;
+                let start = Duration::from_millis(u64::from(call.start_ms));
+                self.called_for_openers(node, start, now.mono);
                 self.called(node, &call.candidates, now.mono);
                 let answer = Message::from(CallMeAck {
                     seq: call.seq,
@@ -143,6 +154,7 @@ impl PathAgent {
                 self.exchanged(node, words, now.mono);
             }
             Message::CallMeAck(answer) => {
+                self.answered_openers(answer.seq);
                 self.spec.nat = answer.nat;
                 self.called(node, &answer.candidates, now.mono);
                 let words = (

@@ -84,7 +84,7 @@ impl PathAgent {
         now: Instant,
     ) {
         let (other, data) = answer;
-        self.heard(now);
+        self.heard(node, now);
         self.probes_answered += 1;
         self.other = other.or(self.other);
         let rtt = now.saturating_duration_since(sent);
