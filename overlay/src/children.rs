@@ -14,6 +14,7 @@ use crate::control::is_global;
 use crate::event::Event;
 use crate::overlay::{Overlay, RESOLVE_AGAIN};
 use crate::peer::{Greeting, PeerRecord, SECOND_SIDE_DELAY};
+use crate::plan::NOWHERE;
 use crate::snapshot::PeerState;
 
 /// How long the host of the other end may take to lend its tunnel the port that a search has found. A handshake
@@ -153,17 +154,19 @@ impl Overlay {
         let ready = path
             .filter(|path| path.searched)
             .map_or(Duration::ZERO, |path| path.rtt * 2 + ADOPTION);
+        let silent = self.traversal.is_silent(id);
         let own = self.identity.key.public().idx();
         let seq = self.rng.next_u64().max(1);
         let Some(record) = self.peers.get_mut(id) else {
             return;
         };
         self.plan_dirty = true;
-        debug!(peer = %record.name, ?remote, "Path changed");
+        debug!(peer = %record.name, ?remote, silent, "Path changed");
         match remote {
             Some(remote) => {
                 let fresh = record.path_since.is_none();
                 record.last_endpoint = Some(remote);
+                record.hushed = false;
                 if fresh {
                     record.path_since = Some(now.mono);
                     // The lower idx begins, so that two handshakes do not cross.
@@ -181,6 +184,7 @@ impl Overlay {
                 self.persist_soon(now);
             }
             None => {
+                record.hushed |= silent;
                 record.path_since = None;
                 record.open_at = None;
                 record.greeting = None;
@@ -200,14 +204,16 @@ impl Overlay {
                 self.refresh_peer(&id, now);
                 continue;
             };
+            let mut stats = *stats;
+            stats.endpoint = stats.endpoint.filter(|at| *at != NOWHERE);
             let (path, insisted) = (self.traversal.path(&id), record.insist);
-            record.handle_stats(*stats, path.map(|path| path.remote), now.mono);
+            record.handle_stats(stats, path.map(|path| path.remote), now.mono);
             self.plan_dirty |= record.insist != insisted;
             if record.session(now.mono) && record.path_since.is_some() && !record.open(now.mono) {
                 record.open_at = Some(now.mono);
             }
             if !plain {
-                self.traversal.handle_tunnel(&id, stats, now);
+                self.traversal.handle_tunnel(&id, &stats, now);
             }
             self.refresh_peer(&id, now);
         }

@@ -106,6 +106,8 @@ pub(crate) struct PeerRecord {
     pub(crate) planned: (bool, bool),
     /// Where it was last reached.
     pub(crate) last_endpoint: Option<SocketAddr>,
+    /// WireGuard was made to send nothing to it, and there has been no path since.
+    pub(crate) hushed: bool,
     /// Since when there is a path.
     pub(crate) path_since: Option<Instant>,
     /// From when on this side starts handshakes (keepalive in the plan).
@@ -156,6 +158,7 @@ impl PeerRecord {
             name: String::new(),
             planned: (false, false),
             last_endpoint: None,
+            hushed: false,
             path_since: None,
             open_at: None,
             opened: false,
