@@ -9,5 +9,6 @@ mod scenarios {
     mod healing;
     mod meeting;
     mod quiet;
+    mod trial;
     mod trust;
 }
