@@ -6,7 +6,7 @@
 //! `agent/relaying.rs` says when a relay is needed, `agent/searching.rs` finds ports that nobody can name.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use mesh_types::consts::CANDIDATES_MAX;
@@ -23,6 +23,7 @@ use crate::replay::Replay;
 
 pub(crate) mod calling;
 mod choice;
+mod openers;
 mod path;
 mod probing;
 mod relaying;
@@ -31,6 +32,7 @@ mod searching;
 
 use calling::Calling;
 use choice::Nomination;
+use openers::Openers;
 use path::InUse;
 use probing::Slot;
 pub(crate) use relaying::Need;
@@ -62,6 +64,7 @@ pub(crate) struct PathAgent {
     calling: Calling,
     calls: Calls,
     search: Search,
+    openers: Openers,
     activity: Activity,
     tunnel_endpoint: Option<SocketAddr>,
     key_seen: Option<WgKey>,
@@ -97,6 +100,7 @@ impl PathAgent {
             calling: Calling::default(),
             calls: Calls::default(),
             search: Search::default(),
+            openers: Openers::default(),
             activity: Activity::default(),
             tunnel_endpoint: None,
             key_seen: None,
@@ -353,6 +357,7 @@ impl PathAgent {
             self.run_slot(node, now);
             self.run_calling(node, now.mono);
             self.run_search(node, now.mono);
+            self.run_openers(node, now.mono);
         }
     }
 
@@ -362,6 +367,24 @@ impl PathAgent {
             self.recall(now);
             self.run_calling(node, now);
         }
+    }
+
+    /// IPv4 addresses at which it has answered, that of the path first, then the latest.
+    pub(crate) fn seen(&self) -> Vec<Ipv4Addr> {
+        let path = self.path().map(|path| path.remote);
+        let mut seen: Vec<_> = self
+            .remotes
+            .iter()
+            .filter_map(|(address, remote)| match address.ip() {
+                IpAddr::V4(ip) => {
+                    let preferred = Some(*address) == path;
+                    Some(((preferred, remote.last_answer?), ip))
+                }
+                IpAddr::V6(_) => None,
+            })
+            .collect();
+        seen.sort_unstable();
+        seen.into_iter().rev().map(|(_, ip)| ip).collect()
     }
 
     /// Where it can be asked how it sees a new socket: what it has at public addresses, or lets all in.
@@ -394,6 +417,7 @@ impl PathAgent {
                 self.slot_deadline(),
                 self.calling.at.map(|at| (at, "call")),
                 self.search_deadline(),
+                self.openers_deadline(),
             ]
             .into_iter()
             .flatten()

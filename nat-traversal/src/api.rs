@@ -108,7 +108,7 @@ pub struct Path {
 )]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
-    /// [`crate::Traversal::path`] of this peer changed.
+    /// [`crate::Traversal::path`] or [`crate::Traversal::is_silent`] of this peer changed.
     PathChanged {
         /// Whose.
         peer: PeerId,

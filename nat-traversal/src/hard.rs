@@ -56,7 +56,7 @@ pub(crate) const SOCKETS_RANDOM: usize = 256;
 pub(crate) const PROBES_RANDOM: usize = 1150;
 /// Of the own block so much is used at once, in percent: where ports are never shared between
 /// destinations, the rest of the site needs some.
-pub(crate) const BLOCK_SHARE: usize = 75;
+pub(crate) const BLOCK_SHARE: usize = 90;
 /// Rounds of block against block are so far apart that the first one's mappings are gone (30 s).
 pub(crate) const ROUND_EVERY: Duration = Duration::from_secs(33);
 /// Mappings without an answer live so long (Linux; RFC 4787 asks for more): sockets are kept meanwhile.

@@ -13,7 +13,9 @@ use crate::probe::Link;
 use crate::schedule::NAT_TEST;
 
 const TRIES: u8 = 3;
-const RETRY: Duration = Duration::from_millis(300);
+/// Between two tries, least and most: an answer takes a round trip, and no hard translator is met before the
+/// last try has brought none.
+const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_millis(300));
 /// Another peer may tell more.
 const AGAIN: Duration = Duration::from_secs(10);
 
@@ -31,6 +33,7 @@ struct Running {
     other: SocketAddr,
     phase: Phase,
     sent: u8,
+    retry: Duration,
     next: Instant,
 }
 
@@ -62,12 +65,12 @@ impl NatTest {
         self.last
     }
 
-    /// Begins with a peer at `remote`, whose answers name `other`.
+    /// Begins with a peer at `remote`, a round trip `rtt` away, whose answers name `other`.
     pub(crate) fn begin(
         &mut self,
         peer: PeerId,
-        remote: SocketAddr,
-        other: SocketAddr,
+        (remote, other): (SocketAddr, SocketAddr),
+        rtt: Duration,
         now: Instant,
     ) {
         self.last = Some(peer);
@@ -77,6 +80,7 @@ impl NatTest {
             other,
             phase: Phase::Filtering,
             sent: 0,
+            retry: rtt.saturating_mul(2).clamp(RETRY.0, RETRY.1),
             next: now,
         });
     }
@@ -109,7 +113,7 @@ impl NatTest {
             return;
         }
         running.sent += 1;
-        running.next = now + RETRY;
+        running.next = now + running.retry;
         let (remote, purpose) = match running.phase {
             Phase::Filtering => (running.remote, Purpose::OtherPort),
             Phase::Mapping => (running.other, Purpose::Mapping),

@@ -288,6 +288,22 @@ impl Node {
         self.pending.insert(transaction, pending);
     }
 
+    /// Sends a Binding request that ends after so many routers.
+    pub(crate) fn opener(
+        &mut self,
+        peer: PeerId,
+        link: &Link,
+        remote: SocketAddr,
+        hops: u8,
+        now: Instant,
+    ) {
+        self.probe(peer, link, (SocketId::Main, remote), Purpose::Check, now);
+        if let Some(transmit) = self.transmits.back_mut() {
+            transmit.ttl = Some(hops);
+        }
+        self.counters.add("openers-sent");
+    }
+
     /// Random numbers below `limit`, which is not 0.
     pub(crate) fn below(&mut self, limit: usize) -> usize {
         let limit = u64::try_from(limit).unwrap_or(u64::MAX).max(1);

@@ -56,6 +56,23 @@ pub(crate) const CALL_WAIT: Duration = Duration::from_millis(100);
 /// Least time between two CallMe to one peer; a change of the own addresses may trigger them.
 pub(crate) const CALL_SPACING: Duration = Duration::from_millis(200);
 
+/// So long after the search for a peer began, plain probes have had their chance: both sides fall silent...
+pub(crate) const OPENERS_AFTER: Duration = Duration::from_secs(12);
+/// ...for longer than a router remembers what it took for itself (Linux: 30 s)...
+pub(crate) const OPENERS_SILENCE: Duration = Duration::from_secs(35);
+/// ...then send packets that leave the own translator and do not reach the peer's, at these ages...
+pub(crate) const OPENERS: [Duration; 3] = [
+    Duration::ZERO,
+    Duration::from_millis(100),
+    Duration::from_millis(200),
+];
+/// ...and then plain probes: a call's way to the peer is shorter than this.
+pub(crate) const OPENERS_END: Duration = Duration::from_millis(400);
+/// Routers an opener crosses: the home's and a carrier's, and no more.
+pub(crate) const OPENER_TTL: u8 = 3;
+/// Such a round is not repeated sooner.
+pub(crate) const OPENERS_EVERY: Duration = Duration::from_secs(600);
+
 /// Heartbeat on the path to an active peer: two missed are noticed in 4 s.
 pub(crate) const HEARTBEAT: Duration = Duration::from_secs(2);
 /// Keepalive of the mapping otherwise, least and most: mappings of 30 s exist (RFC 4787 asks for 120 s).

@@ -240,6 +240,11 @@ impl Traversal {
         });
     }
 
+    /// IPv4 addresses at which a peer has answered, that of the path first: what this node may tell others.
+    pub fn seen(&self, id: &PeerId) -> Vec<Ipv4Addr> {
+        self.agents.get(id).map_or_else(Vec::new, PathAgent::seen)
+    }
+
     /// A third node, whom this message came through, says at which address it reaches a peer. Searches go to
     /// addresses that were seen so, and to no others.
     pub fn handle_seen(&mut self, id: &PeerId, ip: Ipv4Addr) {
@@ -310,6 +315,12 @@ impl Traversal {
     /// The path in use to a peer.
     pub fn path(&self, id: &PeerId) -> Option<&Path> {
         self.agents.get(id)?.path()
+    }
+
+    /// Must nothing be sent to this peer for now, by the tunnel neither? Routers on the way are to forget it: what
+    /// one of them took for itself spoils the flow as long as more of it comes.
+    pub fn is_silent(&self, id: &PeerId) -> bool {
+        self.agents.get(id).is_some_and(PathAgent::is_silent)
     }
 
     /// Own candidates to announce, sorted, at most [`mesh_types::consts::CANDIDATES_MAX`].

@@ -14,6 +14,7 @@ use crate::control::is_global;
 use crate::event::Event;
 use crate::overlay::{Overlay, RESOLVE_AGAIN};
 use crate::peer::{Greeting, LATE, PeerRecord, SECOND_SIDE_DELAY};
+use crate::plan::NOWHERE;
 use crate::snapshot::PeerState;
 
 /// How long the host of the other end may take to lend its tunnel the port that a search has found. A handshake
@@ -162,6 +163,7 @@ impl Overlay {
         let ready = path
             .filter(|path| path.searched)
             .map_or(Duration::ZERO, |path| path.rtt * 2 + ADOPTION);
+        let silent = self.traversal.is_silent(id);
         let own = self.identity.key.public().idx();
         let seq = self.rng.next_u64().max(1);
         let Some(record) = self.peers.get_mut(id) else {
@@ -170,10 +172,11 @@ impl Overlay {
         self.plan_dirty = true;
         record.late_until = (record.relayed && !relayed).then(|| now.mono + LATE);
         record.relayed = relayed;
-        debug!(peer = %record.name, ?remote, "Path changed");
+        debug!(peer = %record.name, ?remote, silent, "Path changed");
         match remote {
             Some(remote) => {
                 let fresh = record.path_since.is_none();
+                record.hushed = false;
                 // A relay's port is lent for minutes, and says nothing of where the peer is.
                 if !relayed {
                     record.last_endpoint = Some(remote);
@@ -195,6 +198,7 @@ impl Overlay {
                 self.persist_soon(now);
             }
             None => {
+                record.hushed |= silent;
                 record.path_since = None;
                 record.open_at = None;
                 record.greeting = None;
@@ -214,8 +218,10 @@ impl Overlay {
                 self.refresh_peer(&id, now);
                 continue;
             };
+            let mut stats = *stats;
+            stats.endpoint = stats.endpoint.filter(|at| *at != NOWHERE);
             let (path, insisted) = (self.traversal.path(&id), record.insist);
-            record.handle_stats(*stats, path.map(|path| path.remote), now.mono);
+            record.handle_stats(stats, path.map(|path| path.remote), now.mono);
             let late = |at| self.traversal.late(&id).contains(&at);
             if stats.endpoint.is_some_and(late) {
                 // Late datagrams of a relay have drawn it back there; nothing is silent, so it would stay.
@@ -226,7 +232,7 @@ impl Overlay {
                 record.open_at = Some(now.mono);
             }
             if !plain {
-                self.traversal.handle_tunnel(&id, stats, now);
+                self.traversal.handle_tunnel(&id, &stats, now);
             }
             self.refresh_peer(&id, now);
         }

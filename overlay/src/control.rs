@@ -173,10 +173,8 @@ impl Overlay {
 
     /// The external address at which this node reaches a peer: what it vouches for to others.
     fn seen_at(&self, id: &PeerId) -> Option<Ipv4Addr> {
-        match self.traversal.path(id)?.remote.ip() {
-            IpAddr::V4(ip) if is_global(IpAddr::V4(ip)) => Some(ip),
-            IpAddr::V4(_) | IpAddr::V6(_) => None,
-        }
+        let seen = self.traversal.seen(id);
+        seen.into_iter().find(|ip| is_global(IpAddr::V4(*ip)))
     }
 
     /// Delivers a signal inside the tunnel; where the path is gone or in doubt, by neighbours too. Copies on

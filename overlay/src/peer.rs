@@ -112,6 +112,8 @@ pub(crate) struct PeerRecord {
     pub(crate) late_until: Option<Instant>,
     /// Its path leads through a relay.
     pub(crate) relayed: bool,
+    /// WireGuard was made to send nothing to it, and there has been no path since.
+    pub(crate) hushed: bool,
     /// Since when there is a path.
     pub(crate) path_since: Option<Instant>,
     /// From when on this side starts handshakes (keepalive in the plan).
@@ -164,6 +166,7 @@ impl PeerRecord {
             last_endpoint: None,
             late_until: None,
             relayed: false,
+            hushed: false,
             path_since: None,
             open_at: None,
             opened: false,

@@ -7,7 +7,7 @@
 //! other tables, unless a peer (a phone, say) carries exactly that.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -24,6 +24,8 @@ use tracing::debug;
 use crate::overlay::Overlay;
 use crate::peer::PeerRecord;
 
+/// Where WireGuard sends what a peer must not get for now: nobody listens there (discard, RFC 863).
+pub(crate) const NOWHERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9);
 /// How often WireGuard's numbers are wanted while any peer is active: a dead path shows within a second.
 const REPORT_ACTIVE: Duration = Duration::from_millis(500);
 /// How often otherwise.
@@ -193,13 +195,16 @@ impl Overlay {
         peer: &Peer,
         record: &PeerRecord,
         now: Now,
-    ) -> (Option<std::net::SocketAddr>, Option<Duration>) {
+    ) -> (Option<SocketAddr>, Option<Duration>) {
+        if self.traversal.is_silent(id) {
+            return (Some(NOWHERE), None);
+        }
         let path = self.traversal.path(id).map(|path| path.remote);
         let session = record.session(now.mono);
         let endpoint = match (path, session) {
             (Some(remote), _) => Some(remote),
-            (None, true) => None,
-            (None, false) => record
+            (None, true) if !record.hushed => None,
+            (None, _) => record
                 .last_endpoint
                 .or_else(|| peer.endpoints.first().map(|c| c.address)),
         };
@@ -266,7 +271,7 @@ impl Overlay {
     }
 
     /// The IPv4 address that is the source of this node's own packets: the file's first, else the membership's.
-    pub(crate) fn own_ipv4(&self) -> Option<std::net::Ipv4Addr> {
+    pub(crate) fn own_ipv4(&self) -> Option<Ipv4Addr> {
         let configured = self.config.addresses.iter().find_map(|net| match net {
             IpNet::V4(net) => Some(net.addr()),
             IpNet::V6(_) => None,

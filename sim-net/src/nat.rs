@@ -54,6 +54,9 @@ pub struct NatSpec {
     /// Do two hosts behind it reach each other by its external address (RFC 4787 REQ-9, with the external
     /// source address)?
     pub hairpin: bool,
+    /// Does the router itself take what nobody behind it awaits (nothing filters its own input)? As Linux does it
+    /// then gives a flow to the same remote another port, as long as that remote goes on.
+    pub takes_early: bool,
     /// How long a mapping is remembered.
     pub timeouts: Timeouts,
 }
@@ -66,6 +69,7 @@ impl NatSpec {
             filtering,
             allocator: Allocator::Preserving,
             hairpin: false,
+            takes_early: false,
             timeouts: Timeouts::LINUX,
         }
     }
@@ -77,6 +81,7 @@ impl NatSpec {
             filtering: Filtering::AddressAndPortDependent,
             allocator,
             hairpin: false,
+            takes_early: false,
             timeouts: Timeouts::LINUX,
         }
     }
@@ -113,6 +118,8 @@ pub(crate) struct Nat {
     spec: NatSpec,
     entries: BTreeMap<Key, Entry>,
     ports: BTreeMap<u16, Key>,
+    /// What the router took for itself, and when last.
+    early: BTreeMap<(u16, SocketAddrV4), Instant>,
     cursor: u16,
 }
 
@@ -122,6 +129,7 @@ impl Nat {
             spec,
             entries: BTreeMap::new(),
             ports: BTreeMap::new(),
+            early: BTreeMap::new(),
             cursor: random_port(random, PORT_MIN, u16::MAX),
         }
     }
@@ -142,6 +150,7 @@ impl Nat {
     pub(crate) fn forget(&mut self) {
         self.entries.clear();
         self.ports.clear();
+        self.early.clear();
     }
 
     /// Forgets, and goes on elsewhere in the port space.
@@ -164,7 +173,13 @@ impl Nat {
             Mapping::AddressDependent => Toward::Address(*destination.ip()),
             Mapping::AddressAndPortDependent => Toward::Endpoint(destination),
         };
-        let key = (inside, toward);
+        let usual = (inside, toward);
+        let other = self.clashes(usual, destination, now);
+        let key = if other {
+            (inside, Toward::Endpoint(destination))
+        } else {
+            usual
+        };
         if self
             .entries
             .get(&key)
@@ -176,9 +191,11 @@ impl Nat {
             if self.entries.len() > SWEEP_ABOVE {
                 self.sweep(now);
             }
-            let port = self.allocate(inside.port(), random).or_else(|| {
+            // No translator gives out port 0, so it stands for "another than the usual".
+            let wanted = if other { 0 } else { inside.port() };
+            let port = self.allocate(wanted, random).or_else(|| {
                 self.sweep(now);
-                self.allocate(inside.port(), random)
+                self.allocate(wanted, random)
             })?;
             self.ports.insert(port, key);
             self.entries.insert(
@@ -209,6 +226,34 @@ impl Nat {
         remote: SocketAddrV4,
         now: Instant,
     ) -> Option<SocketAddrV4> {
+        let inside = self.mapped(port, remote, now);
+        if inside.is_none() && self.spec.takes_early {
+            let unreplied = self.spec.timeouts.unreplied;
+            self.early.retain(|_, at| now < *at + unreplied);
+            self.early.insert((port, remote), now);
+        }
+        inside
+    }
+
+    /// Has the router taken a packet of this flow's remote, before the flow was there?
+    fn clashes(&self, usual: Key, destination: SocketAddrV4, now: Instant) -> bool {
+        let timeouts = self.spec.timeouts;
+        let alive = |key: &Key| self.entries.get(key).filter(|e| e.alive(now, &timeouts));
+        if !self.spec.takes_early || matches!(usual.1, Toward::Endpoint(_)) {
+            return false;
+        }
+        if alive(&(usual.0, Toward::Endpoint(destination))).is_some() {
+            return true;
+        }
+        let entry = alive(&usual);
+        let flow = entry.and_then(|entry| entry.flows.get(&destination));
+        let port = entry.map_or(usual.0.port(), |entry| entry.port);
+        let taken = self.early.get(&(port, destination));
+        !flow.is_some_and(|flow| flow.alive(now, &timeouts))
+            && taken.is_some_and(|at| now < *at + timeouts.unreplied)
+    }
+
+    fn mapped(&mut self, port: u16, remote: SocketAddrV4, now: Instant) -> Option<SocketAddrV4> {
         let timeouts = self.spec.timeouts;
         let key = *self.ports.get(&port)?;
         let entry = self.entries.get_mut(&key)?;

@@ -10,5 +10,6 @@ mod scenarios {
     mod meeting;
     mod quiet;
     mod relaying;
+    mod trial;
     mod trust;
 }

@@ -73,7 +73,7 @@ fn work(next: &AtomicU64, end: u64) -> (Cover, Vec<(u64, String)>) {
     }
 }
 
-fn number(variable: &str, unless_set: u64) -> u64 {
+pub fn number(variable: &str, unless_set: u64) -> u64 {
     std::env::var(variable).map_or(unless_set, |text| {
         text.parse()
             .unwrap_or_else(|_| panic!("{variable}={text} is not a number"))

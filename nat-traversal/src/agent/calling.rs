@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use mesh_types::consts::CANDIDATES_MAX;
 use mesh_types::message::{CallMe, CallMeAck, Message, RelayDistance};
@@ -95,6 +95,11 @@ impl PathAgent {
         if self.calling.at.is_none_or(|at| at > now) {
             return;
         }
+        if let Some(start) = self.begin_openers(node, now) {
+            let call = self.call(node, Vec::new(), start, now);
+            self.asked_for_openers(call, now);
+            return;
+        }
         self.send_call(node, Vec::new(), now);
         let wanted = !self.has_direct() || self.is_suspect();
         // Who calls in vain may stand in its own candidates wrongly.
@@ -112,13 +117,17 @@ impl PathAgent {
 
     /// Calls, with predicted ports where there are any; the call's number.
     pub(super) fn send_call(&mut self, node: &mut Node, predicted: Vec<u16>, now: Instant) -> u64 {
+        self.call(node, predicted, Duration::ZERO, now)
+    }
+
+    fn call(&mut self, node: &mut Node, predicted: Vec<u16>, start: Duration, now: Instant) -> u64 {
         let seq = node.next_choice();
         let message = Message::from(CallMe {
             seq,
             candidates: node.endpoints.clone(),
             nat: node.nat.report(),
             predicted,
-            start_ms: 0,
+            start_ms: u16::try_from(start.as_millis()).unwrap_or(u16::MAX),
             relays: node.relays.clone(),
             relay: self.proposal.filter(|_| self.controlling()),
         });
@@ -144,6 +153,8 @@ impl PathAgent {
                 self.calling.seen.push_back(call.seq);
                 self.spec.nat = call.nat;
                 self.told_relays(node, &call.relays, call.relay);
+                let start = Duration::from_millis(u64::from(call.start_ms));
+                self.called_for_openers(node, start, now.mono);
                 self.called(node, &call.candidates, now.mono);
                 let answer = Message::from(CallMeAck {
                     seq: call.seq,
@@ -162,6 +173,7 @@ impl PathAgent {
                 self.exchanged(node, words, now.mono);
             }
             Message::CallMeAck(answer) => {
+                self.answered_openers(answer.seq);
                 self.spec.nat = answer.nat;
                 self.told_relays(node, &answer.relays, None);
                 self.called(node, &answer.candidates, now.mono);

@@ -31,6 +31,9 @@ impl PathAgent {
         purpose: Purpose,
         now: Instant,
     ) -> bool {
+        if self.is_silent() {
+            return true;
+        }
         let on_path = self.path().is_some_and(|path| path.remote == address);
         let named = |r: &Remote| r.confirmed || r.relay.is_some();
         let confirmed = on_path || self.remotes.get(&address).is_some_and(named);
@@ -144,7 +147,7 @@ impl PathAgent {
         data: Option<&[u8]>,
         now: Instant,
     ) -> Option<Vec<u8>> {
-        self.heard(now);
+        self.heard(node, now);
         if self.spec.keys.first() != Some(key) && self.key_seen != Some(*key) {
             self.key_seen = Some(*key);
             node.events.push_back(Event::PeerKeySeen {
@@ -199,8 +202,9 @@ impl PathAgent {
     }
 
     /// Something authentic came from the peer.
-    pub(super) fn heard(&mut self, now: Instant) {
+    pub(super) fn heard(&mut self, node: &mut Node, now: Instant) {
         self.last_heard = Some(now);
+        self.stop_openers(node);
     }
 
     /// Addresses of the peer that are worth a burst now.

@@ -128,6 +128,7 @@ impl PathAgent {
         (seq, named, predicted): (u64, Vec<SocketAddr>, &[u16]),
         now: Instant,
     ) {
+        self.present(now);
         self.search.share.called(now);
         self.search.named = named;
         if !self.wants_direct() {

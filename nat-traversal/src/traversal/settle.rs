@@ -174,7 +174,9 @@ impl Traversal {
             .filter_map(|(id, agent)| Some((*id, agent.shows_nat()?, agent.other()?)))
             .min_by_key(|(id, ..)| Some(*id) == last);
         if let Some((id, remote, other)) = fit {
-            self.nat_test.begin(id, remote, other, now);
+            let path = self.agents.get(&id).and_then(PathAgent::path);
+            let rtt = path.map_or(Duration::MAX, |path| path.rtt);
+            self.nat_test.begin(id, (remote, other), rtt, now);
         }
     }
 

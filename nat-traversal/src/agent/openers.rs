@@ -1,0 +1,145 @@
+//! A router that takes early packets for itself gives the flow to that remote another port, and none of both
+//! sides' probes arrive, as long as they go on. The cure: both fall silent until such routers have
+//! forgotten, then open their own translators with packets that end before the peer's, then probe.
+//!
+//! The controlling side says when: CallMe with a start far ahead. The tunnel must be silent, too:
+//! [`crate::Traversal::is_silent`].
+
+use std::time::{Duration, Instant};
+
+use super::PathAgent;
+use crate::api::Event;
+use crate::hard::Method;
+use crate::node::Node;
+use crate::schedule::{
+    OPENER_TTL, OPENERS, OPENERS_AFTER, OPENERS_END, OPENERS_EVERY, OPENERS_SILENCE,
+};
+
+/// A start further ahead than this means silence until then.
+const MEANT: Duration = Duration::from_secs(1);
+/// The peer must have called, or answered, so lately: calls are up to a minute apart.
+const PRESENT: Duration = Duration::from_secs(65);
+
+/// An answer to the call comes in this time, or the round does not take place.
+const ANSWER: Duration = Duration::from_secs(2);
+
+/// The round under way, and the last one.
+#[derive(Debug, Default)]
+pub(super) struct Openers {
+    /// When the first opener leaves, and how many have left.
+    round: Option<(Instant, usize)>,
+    last: Option<Instant>,
+    /// The call that the peer has not answered, and when it is too late.
+    asked: Option<(u64, Instant)>,
+    /// The first and the last message of the peer in this search.
+    exchanges: Option<(Instant, Instant)>,
+}
+
+impl PathAgent {
+    /// Is it time for a round? Then how long until it starts, for the peer to know.
+    pub(super) fn begin_openers(&mut self, node: &mut Node, now: Instant) -> Option<Duration> {
+        let (own, peer) = (node.nat.report(), self.spec.nat);
+        let plain = Method::of(own, peer).is_none() && !Method::hopeless(own, peer);
+        let just = |at: Instant| now.saturating_duration_since(at) < OPENERS_EVERY;
+        let unheard = self.last_heard.is_none_or(|at| at < self.searching);
+        let present = self.openers.exchanges.is_some_and(|(first, last)| {
+            first >= self.searching
+                && now.saturating_duration_since(first) >= OPENERS_AFTER
+                && now.saturating_duration_since(last) < PRESENT
+        });
+        let fit = self.controlling() && self.in_use.is_none();
+        if !fit || !plain || !present || !unheard || self.openers.last.is_some_and(just) {
+            return None;
+        }
+        self.await_openers(node, OPENERS_SILENCE, now);
+        Some(OPENERS_SILENCE)
+    }
+
+    pub(super) fn asked_for_openers(&mut self, call: u64, now: Instant) {
+        self.openers.asked = Some((call, now + ANSWER));
+    }
+
+    /// The peer has answered a call.
+    pub(super) fn answered_openers(&mut self, call: u64) {
+        self.openers.asked = self.openers.asked.filter(|(asked, _)| *asked != call);
+    }
+
+    /// The peer has called or answered.
+    pub(super) fn present(&mut self, now: Instant) {
+        let this_search = |(first, last): &(Instant, Instant)| {
+            *first >= self.searching && now.saturating_duration_since(*last) < PRESENT
+        };
+        let first = self.openers.exchanges.filter(this_search);
+        self.openers.exchanges = Some((first.map_or(now, |(first, _)| first), now));
+    }
+
+    /// The peer has called, and says when to start.
+    pub(super) fn called_for_openers(&mut self, node: &mut Node, start: Duration, now: Instant) {
+        let just = |at: Instant| now.saturating_duration_since(at) < OPENERS_EVERY / 2;
+        if start > MEANT && self.in_use.is_none() && !self.openers.last.is_some_and(just) {
+            self.await_openers(node, start, now);
+        }
+    }
+
+    fn await_openers(&mut self, node: &mut Node, start: Duration, now: Instant) {
+        self.openers.round = Some((now + start, 0));
+        self.openers.last = Some(now);
+        self.openers.asked = None;
+        // A call in between is no harm, and brings nothing.
+        self.calling.at = Some(now + start + OPENERS_END);
+        node.events.push_back(Event::PathChanged { peer: self.id });
+    }
+
+    /// May nothing be sent to the peer now?
+    pub(crate) fn is_silent(&self) -> bool {
+        self.openers.round.is_some()
+    }
+
+    /// The peer was heard: there is no need.
+    pub(super) fn stop_openers(&mut self, node: &mut Node) {
+        if self.openers.round.take().is_some() {
+            node.events.push_back(Event::PathChanged { peer: self.id });
+        }
+    }
+
+    pub(super) fn run_openers(&mut self, node: &mut Node, now: Instant) {
+        let Some((start, step)) = self
+            .openers
+            .round
+            .filter(|_| self.openers_deadline().is_some_and(|(at, _)| at <= now))
+        else {
+            return;
+        };
+        if self.openers.asked.is_some_and(|(_, until)| until <= now) {
+            // It would not be silent, too.
+            self.openers.last = None;
+            self.calling.at = Some(now + OPENERS_AFTER);
+            return self.stop_openers(node);
+        }
+        let all: Vec<_> = self.remotes.keys().copied().collect();
+        if step == OPENERS.len() {
+            self.stop_openers(node);
+            self.burst(&all, true, now);
+            self.run_probes(node, now);
+            return;
+        }
+        let past = |age: &&Duration| start + **age <= now;
+        let step = OPENERS.iter().take_while(past).count();
+        self.openers.round = Some((start, step));
+        let Some(link) = self.current.and_then(|names| self.links.get(&names)) else {
+            return;
+        };
+        for address in all {
+            if node.budget.take(address.ip(), now) {
+                node.opener(self.id, link, address, OPENER_TTL, now);
+            }
+        }
+    }
+
+    pub(super) fn openers_deadline(&self) -> Option<(Instant, &'static str)> {
+        let (start, step) = self.openers.round?;
+        let age = OPENERS.get(step).copied().unwrap_or(OPENERS_END);
+        let at = self.openers.asked.map_or(start + age, |(_, until)| until);
+        Some((at, "openers"))
+    }
+}
