@@ -100,6 +100,8 @@ impl PathAgent {
             message,
         });
         let wanted = self.in_use.is_none() || self.is_suspect();
+        // Who calls in vain may stand in its own candidates wrongly.
+        node.refresh |= wanted && self.calling.step > CALL_EAGER;
         let interval = CALL[self.calling.step.min(CALL.len() - 1)];
         self.calling.once = false;
         self.calling.step += 1;

@@ -14,6 +14,7 @@ use tracing::debug;
 use super::PathAgent;
 use crate::api::{Event, Path, PathKind};
 use crate::node::{Node, Purpose};
+use crate::remote::Remote;
 use crate::schedule::{
     FAST_GRACE, FAST_INTERVAL, FAST_PROBES, HEARTBEAT, KEEPALIVE, KEEPALIVE_RETRY, SILENCE,
 };
@@ -407,6 +408,22 @@ impl PathAgent {
     pub(crate) fn shows_nat(&self) -> Option<SocketAddr> {
         let path = self.path()?;
         (path.kind != PathKind::Lan && !self.is_suspect()).then_some(path.remote)
+    }
+
+    /// Asks a connected peer under which IPv4 address it sees us, be the path to it of IPv6. False where that
+    /// cannot be.
+    pub(crate) fn ask_ipv4(&mut self, node: &mut Node, now: Instant) -> bool {
+        if self.in_use.is_none() || self.is_suspect() {
+            return false;
+        }
+        let fit = |remote: &Remote| remote.confirmed && remote.kind == PathKind::Ipv4;
+        let best = self
+            .remotes
+            .iter()
+            .filter(|(_, remote)| fit(remote))
+            .max_by_key(|(_, remote)| remote.last_answer)
+            .map(|(address, _)| *address);
+        best.is_some_and(|address| self.send_probe(node, address, Purpose::Check, now))
     }
 }
 

@@ -42,7 +42,7 @@ impl PathAgent {
         if self.in_use.is_some() {
             return None;
         }
-        let addresses = self.remotes.len();
+        let addresses = self.remotes.len() as u64;
         Some(if self.current.is_none() {
             "not tried: its WireGuard key makes no shared secret with ours; check the key"
                 .to_owned()
@@ -50,18 +50,29 @@ impl PathAgent {
             "not tried: no usable address is known; give it an endpoint, or reach a node both know"
                 .to_owned()
         } else if self.remotes.values().all(|remote| remote.sent == 0) {
-            format!("{addresses} addresses are about to be probed")
+            format!(
+                "about to probe {}",
+                count(addresses, "address", "addresses")
+            )
         } else if self.last_heard.is_none() {
             format!(
-                "{} probes to {addresses} addresses brought no answer; is the node up, does a firewall drop its UDP port, \
+                "{} to {} brought no answer; is the node up, does a firewall drop its UDP port, \
                  can a node both know introduce them?",
-                self.probes_sent
+                count(self.probes_sent, "probe", "probes"),
+                count(addresses, "address", "addresses")
             )
         } else {
             format!(
-                "the path broke, {} probes to {addresses} addresses in all; no address answers now, trying on",
-                self.probes_sent
+                "the path broke and no answer comes from {}; trying on",
+                count(addresses, "known address", "known addresses")
             )
         })
+    }
+}
+
+fn count(number: impl Into<u64>, one: &str, many: &str) -> String {
+    match number.into() {
+        1 => format!("1 {one}"),
+        number => format!("{number} {many}"),
     }
 }

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use mesh_types::Now;
 
 use super::Traversal;
+use crate::agent::PathAgent;
 use crate::api::Event;
 use crate::budget::Rate;
 use crate::node::Change;
@@ -67,7 +68,23 @@ impl Traversal {
                 agent.rearm();
             }
         }
+        self.refresh_ipv4(now);
         self.servers.refresh(now);
+    }
+
+    /// Peers without IPv6 find us only by an IPv4 address, which paths of IPv6 do not keep known.
+    fn refresh_ipv4(&mut self, now: Instant) {
+        let by_ipv4 = |agent: &PathAgent| agent.shows_nat().is_some_and(|remote| remote.is_ipv4());
+        if self.agents.values().any(by_ipv4) {
+            return;
+        }
+        let mut left = REFRESH_PEERS;
+        for agent in self.agents.values_mut() {
+            if left > 0 && agent.ask_ipv4(&mut self.node, now) {
+                agent.rearm();
+                left -= 1;
+            }
+        }
     }
 
     fn begin_nat_test(&mut self, now: Instant) {

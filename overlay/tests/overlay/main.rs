@@ -5,4 +5,5 @@ mod join;
 mod members;
 mod net;
 mod plan;
+mod refused;
 mod rotation;

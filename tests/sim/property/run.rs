@@ -14,9 +14,9 @@ use crate::world::{FlowId, NodeId, Seat, World};
 
 const SECOND: Duration = Duration::from_secs(1);
 /// From the start of the later node to the first answer.
-const MEET_WITHIN: Duration = Duration::from_secs(90);
+const MEET_WITHIN: Duration = Duration::from_secs(20);
 /// From the end of the last fault to an answer.
-const HEAL_WITHIN: Duration = Duration::from_secs(90);
+const HEAL_WITHIN: Duration = Duration::from_secs(10);
 /// Endpoints that a plan may give one peer in the quiet minute at the end.
 const MOVES_MAX: usize = 2;
 /// Packets a node may send in a second, all peers together.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use mesh_types::report::Backend;
-use sim_net::{Filtering, NatSpec};
+use sim_net::{Families, Filtering, NatSpec};
 
 use crate::world::{Access, FlowId, NodeId, Place, Seat, World};
 
@@ -36,6 +36,18 @@ fn a_translator_that_reboots_with_other_ports_is_healed_within_3_seconds() {
 #[test]
 fn another_external_address_is_healed_within_3_seconds() {
     let mut pair = Pair::connected(3, STRICT, Seat::V4);
+    let router = pair.east.sites[0].expect("a router").router;
+    let gap = pair.gap_of(|world, _| world.net.readdress_router(router));
+    assert!(gap < 3 * SECOND, "{gap:?}\n{}", pair.world.describe());
+}
+
+#[test]
+fn another_external_address_is_healed_where_all_other_paths_are_of_ipv6() {
+    let both = Seat {
+        families: Families::Both,
+        ..Seat::V4
+    };
+    let mut pair = Pair::seated(3, STRICT, [both, both, Seat::V4]);
     let router = pair.east.sites[0].expect("a router").router;
     let gap = pair.gap_of(|world, _| world.net.readdress_router(router));
     assert!(gap < 3 * SECOND, "{gap:?}\n{}", pair.world.describe());
@@ -148,13 +160,20 @@ struct Pair {
 
 impl Pair {
     fn connected(seed: u64, spec: NatSpec, seat: Seat) -> Self {
+        Self::seated(seed, spec, [Seat::V4, seat, seat])
+    }
+
+    /// Introducer, east and west; their places have IPv6 where they do.
+    fn seated(seed: u64, spec: NatSpec, seats: [Seat; 3]) -> Self {
         let mut world = World::new(seed);
-        let core = world.place(Access::Public, false);
-        let introducer = world.member("introducer", core, Seat::V4, &[]);
-        let east = world.place(Access::Nat(spec), false);
-        let west = world.place(Access::Nat(spec), false);
-        let a = world.member("east", east, seat, &[introducer]);
-        let b = world.member("west", west, seat, &[introducer]);
+        let [at_core, at_east, at_west] = seats;
+        let ipv6 = |seat: &Seat| seat.families == Families::Both;
+        let core = world.place(Access::Public, ipv6(&at_core));
+        let introducer = world.member("introducer", core, at_core, &[]);
+        let east = world.place(Access::Nat(spec), ipv6(&at_east));
+        let west = world.place(Access::Nat(spec), ipv6(&at_west));
+        let a = world.member("east", east, at_east, &[introducer]);
+        let b = world.member("west", west, at_west, &[introducer]);
         world.boot_all();
         let flow = world.flow(a, b, Duration::from_millis(50));
         let start = world.net.now();
