@@ -289,8 +289,9 @@ impl Node {
         change
     }
 
-    /// Where every remote sees another port, none is better than the one that is announced already: it
-    /// tells the external address, and changing it would call all peers each time one of them answers.
+    /// Where every remote sees another port, none is better than the one that is announced already, while
+    /// anybody sees it: it tells the external address, and changing it would call all peers each time one of
+    /// them answers.
     fn settled(&self, seen: SocketAddr) -> SocketAddr {
         let settled = match self.nat.report().mapping {
             Mapping::AddressDependent | Mapping::AddressAndPortDependent => self
@@ -298,7 +299,7 @@ impl Node {
                 .iter()
                 .filter(|own| own.kind == CandidateKind::ServerReflexive)
                 .map(|own| own.address)
-                .find(|address| address.ip() == seen.ip()),
+                .find(|address| address.ip() == seen.ip() && self.nat.shows(*address)),
             Mapping::EndpointIndependent | Mapping::Unknown => None,
         };
         settled.unwrap_or(seen)
