@@ -15,12 +15,14 @@ use crate::activity::Activity;
 use crate::api::{Path, PeerSpec};
 use crate::budget::Calls;
 use crate::node::Node;
+use crate::path_mtu::PathMtu;
 use crate::probe::Link;
 use crate::remote::Remote;
 use crate::replay::Replay;
 
 mod calling;
 mod choice;
+mod mtu;
 mod path;
 mod probing;
 mod report;
@@ -45,6 +47,7 @@ pub(crate) struct PathAgent {
     replays: BTreeMap<Idx, Replay>,
     remotes: BTreeMap<SocketAddr, Remote>,
     in_use: Option<InUse>,
+    mtu: PathMtu,
     nomination: Option<Nomination>,
     /// Highest choice of the controlling side.
     last_ready: u64,
@@ -78,6 +81,7 @@ impl PathAgent {
             replays: BTreeMap::new(),
             remotes: BTreeMap::new(),
             in_use: None,
+            mtu: PathMtu::default(),
             nomination: None,
             last_ready: 0,
             awaited_ready: None,
@@ -319,6 +323,7 @@ impl PathAgent {
             self.run_probes(node, now.mono);
             self.run_slot(node, now);
             self.run_calling(node, now.mono);
+            self.run_mtu(node, now.mono);
         }
     }
 
@@ -336,6 +341,7 @@ impl PathAgent {
             [
                 probes,
                 self.path_deadline(),
+                self.mtu_deadline(),
                 self.nomination.as_ref().map(|n| (n.next, "nomination")),
                 self.slot_deadline(),
                 self.calling.at.map(|at| (at, "call")),

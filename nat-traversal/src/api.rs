@@ -85,6 +85,11 @@ pub enum Event {
         /// Whose.
         peer: PeerId,
     },
+    /// [`crate::Traversal::path_mtu`] of this peer changed.
+    PathMtuChanged {
+        /// Whose.
+        peer: PeerId,
+    },
     /// To be delivered inside the tunnel where there is a session, else sealed through a neighbour.
     /// Dropped without harm where neither is possible: it is repeated while needed.
     Signal {

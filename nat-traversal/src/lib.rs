@@ -31,6 +31,9 @@
 //! is gone, and what answered meanwhile takes its place. A changed host address, and a wake-up much later
 //! than asked for (the machine slept), make every path suspect at once.
 //!
+//! **Path MTU.** Probes on the path in use, padded until they are as long as WireGuard's packets, find what it
+//! carries without ICMP (RFC 8899); [`Traversal::path_mtu`] tells.
+//!
 //! **The own NAT** is judged from what others see: mapping from two remotes or two ports of one (answers
 //! name the peer's alternate port in OTHER-ADDRESS), filtering by asking a peer to answer from its
 //! alternate port (CHANGE-REQUEST). A reflexive address counts when a peer confirms it, when two servers
@@ -63,6 +66,7 @@ mod join;
 mod nat_kind;
 mod nat_test;
 mod node;
+mod path_mtu;
 mod probe;
 mod remote;
 mod replay;

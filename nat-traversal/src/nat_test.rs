@@ -134,7 +134,11 @@ impl NatTest {
             }
             (Purpose::Mapping, Some(Phase::Mapping)) => self.finish(NAT_TEST, now),
             (
-                Purpose::OtherPort | Purpose::Mapping | Purpose::Check | Purpose::Ready(_),
+                Purpose::OtherPort
+                | Purpose::Mapping
+                | Purpose::Check
+                | Purpose::Ready(_)
+                | Purpose::Mtu(_),
                 Some(_) | None,
             ) => {}
         }

@@ -23,6 +23,10 @@ use crate::stun::{Class, Outgoing};
 
 /// Validated sources remembered; beyond that they are treated as strangers.
 const VALIDATED_MAX: usize = 8192;
+/// What WireGuard adds to a packet in a UDP datagram: header and authentication tag, bytes.
+const WIREGUARD_OVERHEAD: usize = 32;
+/// Of a STUN attribute (RFC 8489 14), bytes.
+const ATTRIBUTE_HEADER: usize = 4;
 /// No honest epoch lies further ahead than this (s): a member that lies cannot use up the epochs.
 const EPOCH_LEAD: u64 = 10 * 366 * 86_400;
 /// Epochs are Unix seconds; a node without a clock still accepts those of a mesh that has one.
@@ -39,6 +43,8 @@ pub(crate) enum Purpose {
     OtherPort,
     /// To see how another port of the peer sees us.
     Mapping,
+    /// To see whether the path carries a packet of this size inside the tunnel.
+    Mtu(u16),
 }
 
 /// What has changed of this node, seen from outside.
@@ -190,17 +196,25 @@ impl Node {
         let transaction = transaction(self.epoch, self.next_sequence());
         let data = match purpose {
             Purpose::Ready(seq) => Some(Message::from(PathReady { seq }).encode()),
-            Purpose::Check | Purpose::OtherPort | Purpose::Mapping => None,
+            Purpose::Check | Purpose::OtherPort | Purpose::Mapping | Purpose::Mtu(_) => None,
         };
-        let bytes = Outgoing {
+        let username = link.username();
+        let mut outgoing = Outgoing {
             transaction,
-            username: Some(&link.username()),
+            username: Some(&username),
             change_port: purpose == Purpose::OtherPort,
             data: data.as_deref(),
             password: Some(&link.password),
             ..Outgoing::default()
+        };
+        let mut bytes = outgoing.encode(Class::Request);
+        let padding;
+        if let Purpose::Mtu(size) = purpose {
+            let wanted = usize::from(size) + WIREGUARD_OVERHEAD;
+            padding = vec![0; wanted.saturating_sub(bytes.len() + ATTRIBUTE_HEADER)];
+            outgoing.data = Some(&padding);
+            bytes = outgoing.encode(Class::Request);
         }
-        .encode(Class::Request);
         // Ids ascend with time, so the oldest come first.
         while let Some(oldest) = self.pending.first_entry()
             && now.saturating_duration_since(oldest.get().sent) > ANSWER_LIFETIME

@@ -389,6 +389,7 @@ fn a_joiner_is_heard_before_it_is_a_peer_and_gets_its_answer() {
             | Event::EndpointsChanged
             | Event::PeerKeySeen { .. }
             | Event::JoinAnswer { .. }
+            | Event::PathMtuChanged { .. }
             | Event::EpochRaised(_) => None,
         });
     let request = request.unwrap();

@@ -208,6 +208,7 @@ impl PathAgent {
         self.slot = None;
         self.calling.stop();
         self.activity.proven();
+        self.mtu.start(now);
         node.events.push_back(Event::PathChanged { peer: self.id });
     }
 
@@ -225,6 +226,7 @@ impl PathAgent {
                 widen: Some(now + patience),
             };
             node.counters.add("suspects");
+            self.mtu.doubt();
             self.run_suspect(node, now);
         }
     }
@@ -308,6 +310,7 @@ impl PathAgent {
         let lost = self.path().map(|path| path.remote);
         debug!(peer = %self.id, ?lost, ?next, "Path lost");
         self.in_use = None;
+        self.mtu.stop();
         self.nomination = None;
         self.awaited_ready = None;
         self.searching = now;
@@ -390,6 +393,7 @@ impl PathAgent {
                 self.suspect(node, now);
             }
         }
+        self.mtu.set_active(active);
         let silence = self.activity.silence(now);
         let Some(in_use) = self.in_use.as_mut() else {
             return;

@@ -217,6 +217,7 @@ impl Traversal {
                 let content = (message.other, message.data.as_deref());
                 agent.on_answer(node, remote, pending.sent, content, now.mono);
             }
+            Purpose::Mtu(size) => agent.on_mtu_answer(node, remote, size, now.mono),
             Purpose::OtherPort | Purpose::Mapping => {
                 self.nat_test
                     .answered(node, pending.purpose, !same_port, now.mono);

@@ -498,6 +498,7 @@ impl Net {
             | Event::PeerKeySeen { .. }
             | Event::JoinRequest(_)
             | Event::JoinAnswer { .. }
+            | Event::PathMtuChanged { .. }
             | Event::EpochRaised(_) => {}
         }
     }
