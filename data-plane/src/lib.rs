@@ -39,3 +39,4 @@ mod udp;
 mod worker;
 
 pub use engine::{ControlDatagram, Engine, EngineError, Offload, Settings};
+pub use udp::forbid_fragments;

@@ -2,7 +2,7 @@
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket as StdUdpSocket};
-use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::sync::Arc;
 
 use mesh_types::{SocketId, Transmit, consts};
@@ -167,6 +167,8 @@ fn bind(domain: Domain, binding: Binding<'_>) -> io::Result<StdUdpSocket> {
     let port = match binding {
         Binding::Underlay { fwmark } => {
             socket.set_mark(fwmark)?;
+            // All control datagrams are short, but for the probes of the path MTU.
+            data_plane::forbid_fragments(socket.as_fd(), domain == Domain::IPV6)?;
             0
         }
         Binding::Overlay { interface } => {
