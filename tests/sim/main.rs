@@ -7,6 +7,7 @@ mod world;
 mod scenarios {
     mod healing;
     mod meeting;
+    mod mtu;
     mod quiet;
     mod trust;
 }
