@@ -48,3 +48,4 @@ mod worker;
 pub use engine::{ControlDatagram, Engine, EngineError, Offload, Settings};
 pub use lent::Adopted;
 pub use relay::Relay;
+pub use udp::forbid_fragments;

@@ -9,8 +9,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use mesh_types::consts::MTU_PROBE_MIN;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{self, ControlMessage, MsgFlags, SockaddrStorage, setsockopt, sockopt};
+use parking_lot::{Mutex, MutexGuard};
 use quinn_udp::{RecvMeta, Transmit, UdpSocketState};
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -29,6 +31,7 @@ const PLAIN_MAX: usize = 1024;
 
 /// A socket, and what it can do.
 pub(crate) struct Family {
+    v6: bool,
     socket: Arc<UdpSocket>,
     state: UdpSocketState,
 }
@@ -39,6 +42,8 @@ pub(crate) struct Sockets {
     v4: Family,
     v6: Option<Family>,
     segment: AtomicBool,
+    /// Held while a socket does not fragment.
+    whole: Mutex<()>,
 }
 
 impl Sockets {
@@ -72,6 +77,7 @@ impl Sockets {
                 v4,
                 v6,
                 segment: AtomicBool::new(segment),
+                whole: Mutex::new(()),
             });
         }
     }
@@ -164,6 +170,13 @@ impl Sockets {
         let mut options = Vec::with_capacity(2);
         options.extend(v4.as_ref().map(ControlMessage::Ipv4PacketInfo));
         options.extend(v6.as_ref().map(ControlMessage::Ipv6PacketInfo));
+        // Fragments of a probe would pass where whole packets do not. Data packets that are sent meanwhile go
+        // whole too, which harms none that is not too long.
+        let _whole = if bytes.len() >= MTU_PROBE_MIN {
+            Some(Whole::set(family, &self.whole)?)
+        } else {
+            None
+        };
         options.extend(ttl.as_ref().map(|ttl| {
             if destination.is_ipv4() {
                 ControlMessage::Ipv4Ttl(ttl)
@@ -202,19 +215,20 @@ impl Family {
         if !coalesce {
             let _ = setsockopt(&socket, sockopt::UdpGroSegment, &false);
         }
-        let_fragment(&socket, v6)?;
-        Ok(Self { socket, state })
+        set_fragments(socket.as_fd(), v6, Fragments::Allowed)?;
+        Ok(Self { v6, socket, state })
     }
 
     /// Of a socket that somebody else has bound, for both families or for IPv4.
     pub fn of(socket: Arc<UdpSocket>) -> io::Result<Self> {
         let state = UdpSocketState::new((&*socket).into())?;
         enlarge(&socket2::SockRef::from(&*socket));
-        if socket.local_addr()?.is_ipv6() {
-            let_fragment(&socket, true)?;
+        let v6 = socket.local_addr()?.is_ipv6();
+        if v6 {
+            set_fragments(socket.as_fd(), true, Fragments::Allowed)?;
         }
-        let_fragment(&socket, false)?;
-        Ok(Self { socket, state })
+        set_fragments(socket.as_fd(), false, Fragments::Allowed)?;
+        Ok(Self { v6, socket, state })
     }
 
     /// The socket.
@@ -272,17 +286,64 @@ fn no_ipv6(error: &io::Error) -> bool {
     )
 }
 
-/// Undoes quinn-udp's ban on fragments: like the kernel's WireGuard, a datagram too large for the path is
-/// fragmented, because the sender of the inner packet never learns the outer path's MTU.
-fn let_fragment(socket: &UdpSocket, v6: bool) -> io::Result<()> {
+/// While this lives, a socket sends no fragments.
+struct Whole<'a> {
+    socket: BorrowedFd<'a>,
+    v6: bool,
+    _held: MutexGuard<'a, ()>,
+}
+
+impl<'a> Whole<'a> {
+    fn set(family: &'a Family, held: &'a Mutex<()>) -> io::Result<Self> {
+        let whole = Self {
+            socket: family.socket.as_fd(),
+            v6: family.v6,
+            _held: held.lock(),
+        };
+        set_fragments(whole.socket, whole.v6, Fragments::Forbidden)?;
+        Ok(whole)
+    }
+}
+
+impl Drop for Whole<'_> {
+    fn drop(&mut self) {
+        let _ = set_fragments(self.socket, self.v6, Fragments::Allowed);
+    }
+}
+
+/// May a datagram that is too long for the path travel in pieces?
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fragments {
+    /// As with the kernel's WireGuard: the sender of the inner packet never learns the outer path's MTU. Undoes
+    /// quinn-udp's ban.
+    Allowed,
+    /// Never, and whatever path MTU the kernel has heard of does not count (RFC 8899 4.5).
+    Forbidden,
+}
+
+/// Sends no datagram of this socket in fragments, of neither family; longer ones than the link's MTU are
+/// refused. For sockets of probes.
+pub fn forbid_fragments(socket: BorrowedFd<'_>, v6: bool) -> io::Result<()> {
+    if v6 {
+        set_fragments(socket, true, Fragments::Forbidden)?;
+    }
+    // An IPv6 socket sends IPv4 too.
+    set_fragments(socket, false, Fragments::Forbidden)
+}
+
+fn set_fragments(socket: BorrowedFd<'_>, v6: bool, fragments: Fragments) -> io::Result<()> {
+    let forbidden = fragments == Fragments::Forbidden;
     let (level, name) = if v6 {
-        setsockopt(socket, sockopt::Ipv6DontFrag, &false)?;
+        setsockopt(&socket, sockopt::Ipv6DontFrag, &forbidden)?;
         (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER)
     } else {
         (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER)
     };
-    // 0 is IP_PMTUDISC_DONT and IPV6_PMTUDISC_DONT.
-    let value: libc::c_int = 0;
+    // The numbers are those of IPv6 too.
+    let value: libc::c_int = match fragments {
+        Fragments::Allowed => libc::IP_PMTUDISC_DONT,
+        Fragments::Forbidden => libc::IP_PMTUDISC_PROBE,
+    };
     // SAFETY: the descriptor is open for the call's length, and the pointer is to an int of the stated size.
     let result = unsafe {
         libc::setsockopt(
@@ -303,7 +364,8 @@ fn let_fragment(socket: &UdpSocket, v6: bool) -> io::Result<()> {
 /// Sends an outbox, and remembers which paths refuse segmentation offload.
 #[derive(Debug, Default)]
 pub(crate) struct Sender {
-    plain: BTreeMap<SocketAddr, Instant>,
+    /// The shortest segments refused, bytes, and until when that counts.
+    plain: BTreeMap<SocketAddr, (usize, Instant)>,
 }
 
 impl Sender {
@@ -344,7 +406,7 @@ impl Sender {
         let count = message.count as u64;
         let mut to = message.to;
         let mut gone = false;
-        if message.count > 1 && self.may_segment(may_segment, to.remote, now) {
+        if message.count > 1 && self.may_segment(may_segment, message, now) {
             let segment = Some(message.segment);
             let mut result = family.send(to, message.bytes(), segment);
             if to.local.is_some() && result.as_ref().is_err_and(bad_source) {
@@ -370,7 +432,8 @@ impl Sender {
                         if self.plain.len() >= PLAIN_MAX {
                             self.plain.clear();
                         }
-                        self.plain.insert(to.remote, now + PLAIN_FOR);
+                        self.plain
+                            .insert(to.remote, (message.segment, now + PLAIN_FOR));
                     }
                 }
                 Err(error) => {
@@ -399,11 +462,17 @@ impl Sender {
         gone
     }
 
-    fn may_segment(&mut self, segment: &AtomicBool, remote: SocketAddr, now: Instant) -> bool {
-        if self.plain.get(&remote).is_some_and(|until| *until <= now) {
+    fn may_segment(&mut self, segment: &AtomicBool, message: &Message, now: Instant) -> bool {
+        let remote = message.to.remote;
+        if let Some((_, until)) = self.plain.get(&remote)
+            && *until <= now
+        {
             self.plain.remove(&remote);
         }
-        segment.load(Ordering::Relaxed) && !self.plain.contains_key(&remote)
+        // Once the MTU of a path is known, shorter segments pass.
+        let refused = self.plain.get(&remote);
+        segment.load(Ordering::Relaxed)
+            && refused.is_none_or(|(segment, _)| message.segment < *segment)
     }
 }
 

@@ -37,15 +37,17 @@ impl Action {
             RouteKind::Throw => (RouteType::Throw, None, None, None),
         };
         let ipv6 = route.prefix.addr().is_ipv6();
-        let mtu = mtu.map(|mtu| u32::from(if ipv6 { mtu.max(MTU_MIN) } else { mtu }));
         // IP and TCP headers without options (RFC 9293 3.7.1).
         let headers = if ipv6 { 60 } else { 40 };
+        // IPv6 knows no MTU below its least, but TCP may keep its segments shorter.
+        let mss = mtu.map(|mtu| u32::from(mtu).saturating_sub(headers));
+        let mtu = mtu.map(|mtu| u32::from(if ipv6 { mtu.max(MTU_MIN) } else { mtu }));
         Some(Self {
             kind,
             link,
             source,
             mtu,
-            mss: mtu.map(|mtu| mtu.saturating_sub(headers)),
+            mss,
         })
     }
 
@@ -384,7 +386,7 @@ mod tests {
         let of = |prefix| Action::planned(&route(prefix, 100, UNICAST), Some(3)).unwrap();
         assert_eq!(
             (of("fd77::/64").mtu, of("fd77::/64").mss),
-            (Some(1280), Some(1220))
+            (Some(1280), Some(940))
         );
         assert_eq!(
             (of("10.0.0.0/8").mtu, of("10.0.0.0/8").mss),

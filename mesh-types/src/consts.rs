@@ -42,8 +42,12 @@ pub const INTERFACE: &str = "farspan0";
 pub const MESSAGE_MAX: usize = 1200;
 /// Largest control message before a session exists (DATA attribute of a Binding message), bytes.
 pub const MESSAGE_MAX_EARLY: usize = 1000;
-/// Largest plausible control datagram; anything longer is not ours.
-pub const DATAGRAM_MAX: usize = 1280;
+/// Largest control datagram: a probe of the path MTU, as long as WireGuard makes a packet of [`MTU`] bytes.
+/// Anything longer is not ours.
+pub const DATAGRAM_MAX: usize = MTU as usize + 32;
+/// A control datagram of this length or more is a probe of the path MTU and must not be fragmented. All others
+/// are shorter: content of at most [`MESSAGE_MAX_EARLY`] bytes, and what frames it.
+pub const MTU_PROBE_MIN: usize = 1232;
 /// Candidates kept per peer; more are dropped, the best kinds first kept.
 pub const CANDIDATES_MAX: usize = 24;
 /// MTU of the overlay device over an underlay of 1500 bytes: 1500 - 80 (IPv6 outside).

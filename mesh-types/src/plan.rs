@@ -94,7 +94,8 @@ pub enum RouteKind {
     Unicast {
         /// Preferred source.
         source: Option<IpAddr>,
-        /// Path MTU where it is lower than the device's.
+        /// Path MTU where it is lower than the device's, bytes. A route of IPv6 gets [`crate::consts::MTU_MIN`] where
+        /// this is less, and only its TCP segments fit the path.
         mtu: Option<u16>,
     },
     /// Dropped: the twin of a unicast route, used when that is gone, or a range of the mesh nobody carries.

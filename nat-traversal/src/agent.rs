@@ -17,12 +17,14 @@ use crate::activity::Activity;
 use crate::api::{Path, PeerSpec};
 use crate::budget::Calls;
 use crate::node::Node;
+use crate::path_mtu::PathMtu;
 use crate::probe::Link;
 use crate::remote::Remote;
 use crate::replay::Replay;
 
 pub(crate) mod calling;
 mod choice;
+mod mtu;
 mod openers;
 mod path;
 mod probing;
@@ -53,6 +55,7 @@ pub(crate) struct PathAgent {
     replays: BTreeMap<Idx, Replay>,
     remotes: BTreeMap<SocketAddr, Remote>,
     in_use: Option<InUse>,
+    mtu: PathMtu,
     nomination: Option<Nomination>,
     /// Highest choice of the controlling side.
     last_ready: u64,
@@ -92,6 +95,7 @@ impl PathAgent {
             replays: BTreeMap::new(),
             remotes: BTreeMap::new(),
             in_use: None,
+            mtu: PathMtu::default(),
             nomination: None,
             last_ready: 0,
             awaited_ready: None,
@@ -358,6 +362,7 @@ impl PathAgent {
             self.run_calling(node, now.mono);
             self.run_search(node, now.mono);
             self.run_openers(node, now.mono);
+            self.run_mtu(node, now.mono);
         }
     }
 
@@ -413,6 +418,7 @@ impl PathAgent {
             [
                 probes,
                 self.path_deadline(),
+                self.mtu_deadline(),
                 self.nomination.as_ref().map(|n| (n.next, "nomination")),
                 self.slot_deadline(),
                 self.calling.at.map(|at| (at, "call")),

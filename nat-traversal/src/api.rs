@@ -115,6 +115,11 @@ pub enum Event {
     },
     /// [`crate::Traversal::relay_pairs`], [`crate::Traversal::relay_ports`] or [`crate::Traversal::late`] changed.
     RelayChanged,
+    /// [`crate::Traversal::path_mtu`] of this peer changed.
+    PathMtuChanged {
+        /// Whose.
+        peer: PeerId,
+    },
     /// To be delivered inside the tunnel where there is a session, else sealed through a neighbour.
     /// Dropped without harm where neither is possible: it is repeated while needed.
     Signal {

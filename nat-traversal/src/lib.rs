@@ -44,6 +44,9 @@
 //! choose alike by rendezvous hash until CallMe has told them the distances; an end that binds makes the
 //! relay call the other.
 //!
+//! **Path MTU.** Probes on the path in use, padded until they are as long as WireGuard's packets, find what it
+//! carries without ICMP (RFC 8899); [`Traversal::path_mtu`] tells.
+//!
 //! **The own NAT** is judged from what others see: mapping from two remotes or two ports of one (answers
 //! name the peer's alternate port in OTHER-ADDRESS), filtering by asking a peer to answer from its
 //! alternate port (CHANGE-REQUEST). A reflexive address counts when a peer confirms it, when two servers
@@ -80,6 +83,7 @@ mod join;
 mod nat_kind;
 mod nat_test;
 mod node;
+mod path_mtu;
 mod probe;
 mod relay;
 mod remote;

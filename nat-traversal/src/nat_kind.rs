@@ -192,6 +192,15 @@ impl NatKind {
             .collect()
     }
 
+    /// Does any remote see us under this address, as far as is known?
+    pub(crate) fn shows(&self, address: SocketAddr) -> bool {
+        let counting = self.counting(address.is_ipv4());
+        let newest = counting.iter().map(|(_, seen)| seen.at).max();
+        counting
+            .iter()
+            .any(|(_, seen)| seen.mapped == address && Some(seen.at + FRESH) > newest)
+    }
+
     /// Judges mapping and allocation afresh, given the host's own addresses and port.
     pub(crate) fn judge(&mut self, hosts: &[IpAddr], port: u16, now: Instant) {
         let ipv4 = !self.counting(true).is_empty();

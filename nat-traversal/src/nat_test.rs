@@ -144,7 +144,8 @@ impl NatTest {
                 | Purpose::Ready(_)
                 | Purpose::Bind(_)
                 | Purpose::Sample(_)
-                | Purpose::Search,
+                | Purpose::Search
+                | Purpose::Mtu(_),
                 Some(_) | None,
             ) => {}
         }

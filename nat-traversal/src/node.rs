@@ -26,6 +26,10 @@ use crate::stun::{Class, Outgoing};
 
 /// Validated sources remembered; beyond that they are treated as strangers.
 const VALIDATED_MAX: usize = 8192;
+/// What WireGuard adds to a packet in a UDP datagram: header and authentication tag, bytes.
+const WIREGUARD_OVERHEAD: usize = 32;
+/// Of a STUN attribute (RFC 8489 14), bytes.
+const ATTRIBUTE_HEADER: usize = 4;
 /// No honest epoch lies further ahead than this (s): a member that lies cannot use up the epochs.
 const EPOCH_LEAD: u64 = 10 * 366 * 86_400;
 /// Epochs are Unix seconds; a node without a clock still accepts those of a mesh that has one.
@@ -48,6 +52,8 @@ pub(crate) enum Purpose {
     Sample(u64),
     /// To a port that the peer may have.
     Search,
+    /// To see whether the path carries a packet of this size inside the tunnel.
+    Mtu(u16),
 }
 
 /// What has changed of this node, seen from outside.
@@ -221,17 +227,26 @@ impl Node {
             | Purpose::OtherPort
             | Purpose::Mapping
             | Purpose::Bind(_)
-            | Purpose::Search => None,
+            | Purpose::Search
+            | Purpose::Mtu(_) => None,
         };
-        let bytes = Outgoing {
+        let username = link.username();
+        let mut outgoing = Outgoing {
             transaction,
-            username: Some(&link.username()),
+            username: Some(&username),
             change_port: purpose == Purpose::OtherPort,
             data: data.as_deref(),
             password: Some(&link.password),
             ..Outgoing::default()
+        };
+        let mut bytes = outgoing.encode(Class::Request);
+        let padding;
+        if let Purpose::Mtu(size) = purpose {
+            let wanted = usize::from(size) + WIREGUARD_OVERHEAD;
+            padding = vec![0; wanted.saturating_sub(bytes.len() + ATTRIBUTE_HEADER)];
+            outgoing.data = Some(&padding);
+            bytes = outgoing.encode(Class::Request);
         }
-        .encode(Class::Request);
         self.nat.sent(remote.ip(), !self.connected, now);
         self.counters.add("probes-sent");
         self.await_answer((transaction, socket), peer, link, remote, purpose, now);
@@ -379,8 +394,9 @@ impl Node {
         change
     }
 
-    /// Where every remote sees another port, none is better than the one that is announced already: it
-    /// tells the external address, and changing it would call all peers each time one of them answers.
+    /// Where every remote sees another port, none is better than the one that is announced already, while
+    /// anybody sees it: it tells the external address, and changing it would call all peers each time one of
+    /// them answers.
     fn settled(&self, seen: SocketAddr) -> SocketAddr {
         let settled = match self.nat.report().mapping {
             Mapping::AddressDependent | Mapping::AddressAndPortDependent => self
@@ -388,7 +404,7 @@ impl Node {
                 .iter()
                 .filter(|own| own.kind == CandidateKind::ServerReflexive)
                 .map(|own| own.address)
-                .find(|address| address.ip() == seen.ip()),
+                .find(|address| address.ip() == seen.ip() && self.nat.shows(*address)),
             Mapping::EndpointIndependent | Mapping::Unknown => None,
         };
         settled.unwrap_or(seen)

@@ -323,6 +323,13 @@ impl Traversal {
         self.agents.get(id).is_some_and(PathAgent::is_silent)
     }
 
+    /// The largest packet inside the tunnel that the path to a peer carries, bytes, where that is less than
+    /// [`mesh_types::consts::MTU`]; found by probes, without ICMP. It may be less than IPv6 asks for
+    /// ([`mesh_types::consts::MTU_MIN`]).
+    pub fn path_mtu(&self, id: &PeerId) -> Option<u16> {
+        self.agents.get(id)?.path_mtu()
+    }
+
     /// Own candidates to announce, sorted, at most [`mesh_types::consts::CANDIDATES_MAX`].
     pub fn endpoints(&self) -> &[Candidate] {
         &self.node.endpoints

@@ -394,6 +394,7 @@ fn a_joiner_is_heard_before_it_is_a_peer_and_gets_its_answer() {
             | Event::PeerKeySeen { .. }
             | Event::JoinAnswer { .. }
             | Event::SocketsChanged
+            | Event::PathMtuChanged { .. }
             | Event::EpochRaised(_)
             | Event::RelayChanged => None,
         });

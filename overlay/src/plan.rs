@@ -236,7 +236,10 @@ impl Overlay {
                     out.insert(Route {
                         prefix: *prefix,
                         metric: ROUTE_METRIC,
-                        kind: RouteKind::Unicast { source, mtu: None },
+                        kind: RouteKind::Unicast {
+                            source,
+                            mtu: self.route_mtu(id),
+                        },
                     });
                 }
             }
@@ -255,6 +258,13 @@ impl Overlay {
         }
         out.retain(|route| ipv6 || route.prefix.addr().is_ipv4());
         out
+    }
+
+    /// The path MTU of a peer, where it is lower than the device's. What a route of IPv6 cannot have
+    /// ([`mesh_types::consts::MTU_MIN`]) is left to the host: such packets travel in fragments outside.
+    fn route_mtu(&self, id: &PeerId) -> Option<u16> {
+        let found = self.traversal.path_mtu(id)?;
+        Some(found).filter(|mtu| *mtu < self.config.mtu)
     }
 
     /// The node's overlay addresses: what follows from its identity, what its membership gives it, and what

@@ -91,7 +91,11 @@ impl Overlay {
             loss: path
                 .and(report.as_ref())
                 .map(|report| f64::from(report.loss) / 100.0),
-            mtu: self.config.mtu,
+            mtu: self
+                .traversal
+                .path_mtu(id)
+                .unwrap_or(self.config.mtu)
+                .min(self.config.mtu),
             last_handshake: record.handshake_age(now.mono),
             rx_bytes: record.stats.rx_bytes,
             tx_bytes: record.stats.tx_bytes,

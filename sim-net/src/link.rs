@@ -79,6 +79,8 @@ pub(crate) struct Link {
     pub(crate) segment: SegmentId,
     pub(crate) spec: LinkSpec,
     pub(crate) up: bool,
+    /// Longer packets vanish, IP header included.
+    pub(crate) mtu: u64,
     pub(crate) counters: [Counters; 2],
     pub(crate) tap: Option<Vec<Tapped>>,
     last: [Option<Instant>; 2],
@@ -91,6 +93,7 @@ impl Link {
             segment,
             spec,
             up: true,
+            mtu: u64::MAX,
             counters: [Counters::default(); 2],
             tap: None,
             last: [None; 2],

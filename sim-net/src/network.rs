@@ -352,6 +352,11 @@ impl Network {
         self.links[link.0].spec
     }
 
+    /// Packets longer than this, IP header included, are lost on a link without a word, as where ICMP is filtered.
+    pub fn set_link_mtu(&mut self, link: LinkId, mtu: u16) {
+        self.links[link.0].mtu = mtu.into();
+    }
+
     /// Cuts a link: packets vanish, and a host loses its addresses.
     pub fn cut(&mut self, link: LinkId) {
         self.links[link.0].up = false;
@@ -589,6 +594,9 @@ impl Network {
                 destination: packet.destination,
                 bytes: packet.bytes.clone(),
             });
+        }
+        if packet.wire_len() > link.mtu {
+            return self.drop("longer than the link's MTU");
         }
         let [once, twice] = link.cross(direction, &mut self.random, now);
         let step = match direction {

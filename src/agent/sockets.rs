@@ -276,6 +276,8 @@ fn bind(domain: Domain, binding: Binding<'_>) -> io::Result<StdUdpSocket> {
     let port = match binding {
         Binding::Underlay { fwmark } => {
             socket.set_mark(fwmark)?;
+            // All control datagrams are short, but for the probes of the path MTU.
+            data_plane::forbid_fragments(socket.as_fd(), domain == Domain::IPV6)?;
             0
         }
         Binding::Relay { fwmark, port } => {

@@ -10,6 +10,7 @@ pub const BACKEND: &str = "userspace";
 mod closed;
 mod host;
 mod membership;
+mod mtu;
 mod nats;
 mod paths;
 mod plain;

@@ -8,6 +8,7 @@ mod scenarios {
     mod hard;
     mod healing;
     mod meeting;
+    mod mtu;
     mod quiet;
     mod relaying;
     mod trial;

@@ -230,6 +230,7 @@ impl PathAgent {
         }
         self.activity.proven();
         node.meet.insert(self.id);
+        self.mtu.start(now);
         node.events.push_back(Event::PathChanged { peer: self.id });
     }
 
@@ -250,6 +251,7 @@ impl PathAgent {
             if in_use.path.kind.is_relayed() {
                 node.meet.insert(self.id);
             }
+            self.mtu.doubt();
             self.run_suspect(node, now);
         }
     }
@@ -334,6 +336,7 @@ impl PathAgent {
         let lost = self.path().map(|path| path.remote);
         debug!(peer = %self.id, ?lost, ?next, "Path lost");
         self.in_use = None;
+        self.mtu.stop();
         self.nomination = None;
         self.awaited_ready = None;
         self.searching = now;
@@ -428,6 +431,7 @@ impl PathAgent {
                 self.suspect(node, now);
             }
         }
+        self.mtu.set_active(active);
         let silence = self.activity.silence(now);
         let Some(in_use) = self.in_use.as_mut() else {
             return;

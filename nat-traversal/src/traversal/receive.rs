@@ -313,6 +313,7 @@ impl Traversal {
                     node.samples.answered(token, mapped);
                 }
             }
+            Purpose::Mtu(size) => agent.on_mtu_answer(node, remote, size, now.mono),
             Purpose::OtherPort | Purpose::Mapping | Purpose::Bind(_) => {
                 self.nat_test
                     .answered(node, pending.purpose, !same_port, now.mono);

@@ -509,6 +509,7 @@ impl Net {
             | Event::PeerKeySeen { .. }
             | Event::JoinRequest(_)
             | Event::JoinAnswer { .. }
+            | Event::PathMtuChanged { .. }
             | Event::EpochRaised(_)
             | Event::RelayChanged => {}
         }
