@@ -7,15 +7,19 @@ mod lab;
 /// What carries the tunnels of these tests.
 pub const BACKEND: &str = "userspace";
 
+mod cell;
 mod closed;
 mod host;
+mod matrix;
 mod membership;
 mod nats;
 mod paths;
 mod plain;
 mod portmap;
 mod refusals;
+mod relayed;
 mod rotation;
 mod scene;
 mod strangers;
 mod verbs;
+mod weapon;
