@@ -1,7 +1,9 @@
 //! A farspan node: a machine, its files, its pod, and the real agent as a child process.
 
 use std::fs::{self, File};
+use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::thread;
@@ -216,6 +218,17 @@ impl Node {
         status.success()
     }
 
+    /// The processor time its agent has taken, in the kernel's ticks of 10 ms.
+    pub fn cpu_time(&self) -> Duration {
+        let child = self.agent.as_ref().expect("the agent runs");
+        let stat = fs::read_to_string(format!("/proc/{}/stat", child.id())).expect("it runs");
+        // The name before it may contain anything.
+        let (_, rest) = stat.rsplit_once(')').expect("a name in brackets");
+        let ticks = rest.split_whitespace().skip(11).take(2);
+        let ticks: u64 = ticks.filter_map(|field| field.parse::<u64>().ok()).sum();
+        Duration::from_millis(ticks * 10)
+    }
+
     /// Runs a verb of the CLI with `input` on its stdin.
     pub fn verb(&self, arguments: &[&str], input: &str) -> Output {
         pipe(&mut self.command(arguments), input)
@@ -235,6 +248,27 @@ impl Node {
         }
         serde_json::from_slice(&output.stdout)
             .map_err(|error| format!("status printed no JSON: {error}"))
+    }
+
+    /// What the agent answers to `GET path`, without the start of a program: for watching closely.
+    pub fn ask(&self, path: &str) -> Result<Value, String> {
+        let mut stream =
+            UnixStream::connect(self.file("control.sock")).map_err(|error| error.to_string())?;
+        let request = format!("GET {path} HTTP/1.1\r\nHost: farspan\r\nConnection: close\r\n\r\n");
+        stream
+            .write_all(request.as_bytes())
+            .map_err(|error| error.to_string())?;
+        let mut answer = String::new();
+        stream
+            .read_to_string(&mut answer)
+            .map_err(|error| error.to_string())?;
+        let (head, body) = answer
+            .split_once("\r\n\r\n")
+            .ok_or_else(|| format!("no HTTP: {answer}"))?;
+        if !head.starts_with("HTTP/1.1 200") {
+            return Err(format!("{head}: {body}"));
+        }
+        serde_json::from_str(body).map_err(|error| format!("no JSON: {error}"))
     }
 
     /// The entry of one peer in `status`.

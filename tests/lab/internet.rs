@@ -8,7 +8,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 
-use super::nat::{self, Nat, NatKind};
+use super::nat::{self, Nat};
 use super::netns::Namespace;
 
 /// Labs made by this process.
@@ -134,7 +134,7 @@ impl Lab {
                         "addr add 2a0c:3:{number}::2/64 dev wan nodad\nroute add default via 2a0c:3:{number}::1"
                     ));
                 }
-                carrier.nft(&nat::rules(kind, false, public(number, 0, 2), far));
+                carrier.nft(&nat::rules(Nat::new(kind), public(number, 0, 2), far));
                 (number, Some(carrier))
             }
         };
@@ -318,8 +318,22 @@ impl Site {
         for router in std::iter::once(&self.router).chain(&self.carrier) {
             router.output("conntrack", &["-F"]);
         }
-        if self.nat.hairpin || matches!(self.nat.kind, NatKind::Eif | NatKind::Adf) {
-            self.router.nft("flush map ip nat mapping\n");
+        let learned = nat::learned(self.nat).into_iter();
+        let flush: String = learned
+            .map(|what| format!("flush {}\n", what.object()))
+            .collect();
+        if !flush.is_empty() {
+            self.router.nft(&flush);
+        }
+    }
+
+    /// Lets no UDP through any more, as many an office does, or lets it through again.
+    pub fn set_udp(&self, state: LinkState) {
+        match state {
+            LinkState::Cut => self.router.nft(
+                "table inet no_udp { chain f { type filter hook forward priority -10; meta l4proto udp drop\n }\n }\n",
+            ),
+            LinkState::Whole => self.router.nft("delete table inet no_udp\n"),
         }
     }
 
@@ -333,7 +347,7 @@ impl Site {
         } else {
             self.public_address()
         };
-        nat::rules(self.nat.kind, self.nat.hairpin, wan, self.lan(10))
+        nat::rules(self.nat, wan, self.lan(10))
     }
 }
 

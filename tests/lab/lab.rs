@@ -16,6 +16,7 @@ pub mod rfc5780;
 pub mod tap;
 pub mod traffic;
 pub mod wait;
+pub mod wire;
 
 pub use agent::Node;
 pub use internet::{Host, Lab, Site};

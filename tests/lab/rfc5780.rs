@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use super::internet::{Host, Lab};
-use super::wait::wait_until;
+use super::wait::{pause, wait_until};
 
 /// How the public address of one inside socket depends on the destination (RFC 4787 section 4.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,6 +103,16 @@ impl Server {
     /// The public address of a port of `client`.
     pub fn public_address_of(&self, client: &Host, port: u16) -> SocketAddr {
         self.mapped(&bind(client, client.ipv4, port), 0, 0)
+    }
+
+    /// Sends a packet that nobody asked for, until the link has carried one.
+    pub fn early(&self, to: SocketAddr) {
+        for _ in 0..LINK_UP {
+            self.sockets[0][0]
+                .send_to(b"early", to)
+                .unwrap_or_else(|error| panic!("send to {to}: {error}"));
+            pause(SILENCE / 10);
+        }
     }
 
     fn mapped(&self, client: &UdpSocket, address: usize, port: usize) -> SocketAddr {

@@ -1,12 +1,12 @@
 //! Traffic of pods: echo servers that tell whom they see, senders that carry a marker, pings that count.
 
 use std::io::{Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::{Child, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::netns::Namespace;
 use super::wait::pause;
@@ -15,6 +15,8 @@ use super::wait::pause;
 pub const MARKER: &[u8; 16] = b"FS~plain~marker!";
 /// Where echo servers listen.
 pub const ECHO_PORT: u16 = 7007;
+/// Where [`bulk`] listens.
+const BULK_PORT: u16 = 7008;
 /// How often a blocked thread looks whether it should stop.
 const GLANCE: Duration = Duration::from_millis(50);
 
@@ -126,6 +128,44 @@ pub fn udp_exchange(namespace: &Namespace, server: IpAddr, count: u32, size: usi
             .filter(|_| socket.send(&payload).is_ok() && socket.recv(&mut buffer).is_ok())
             .count() as u32
     })
+}
+
+/// Sends `bytes` by TCP from one namespace to another and returns how long it took until all had arrived.
+pub fn bulk(from: &Namespace, to: &Namespace, server: Ipv4Addr, bytes: u64) -> Duration {
+    let listener = to
+        .enter(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, BULK_PORT)).expect("the port is free"));
+    let sink = thread::spawn(move || {
+        let (mut stream, _) = listener.accept()?;
+        let mut buffer = vec![0; 1 << 18];
+        let mut count = 0;
+        loop {
+            match stream.read(&mut buffer)? {
+                0 => break,
+                length => count += length as u64,
+            }
+        }
+        stream.write_all(&count.to_be_bytes())
+    });
+    let start = Instant::now();
+    let arrived = from.enter(|| -> std::io::Result<u64> {
+        let mut stream = TcpStream::connect((server, BULK_PORT))?;
+        let block = vec![0x5a; 1 << 18];
+        let mut left = bytes;
+        while left > 0 {
+            let length = left.min(block.len() as u64);
+            stream.write_all(&block[..length as usize])?;
+            left -= length;
+        }
+        stream.shutdown(Shutdown::Write)?;
+        let mut count = [0; 8];
+        stream.read_exact(&mut count)?;
+        Ok(u64::from_be_bytes(count))
+    });
+    assert_eq!(arrived.ok(), Some(bytes), "all bytes arrive");
+    let took = start.elapsed();
+    let ended = sink.join().expect("the sink does not panic");
+    ended.expect("the sink ends well");
+    took
 }
 
 /// Senders that carry the marker by UDP and TCP until they are dropped, whatever happens to the path.

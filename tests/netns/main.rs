@@ -7,8 +7,10 @@ mod lab;
 /// What carries the tunnels of these tests.
 pub const BACKEND: &str = "userspace";
 
+mod cell;
 mod closed;
 mod host;
+mod matrix;
 mod membership;
 mod mtu;
 mod nats;
@@ -16,7 +18,9 @@ mod paths;
 mod plain;
 mod portmap;
 mod refusals;
+mod relayed;
 mod rotation;
 mod scene;
 mod strangers;
 mod verbs;
+mod weapon;

@@ -1,9 +1,10 @@
 //! The lab itself: each NAT kind does what it is named for, measured from both sides.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use crate::lab::internet::LinkState;
+use crate::lab::nat::BLOCK;
 use crate::lab::rfc5780::{Behaviour, Filtering, Mapping, Server};
 use crate::lab::tap::Tap;
 use crate::lab::traffic::{self, Echo, MarkedStream, Pings};
@@ -19,7 +20,10 @@ fn expected(kind: NatKind) -> Behaviour {
         NatKind::Adf => (Mapping::Eim, Filtering::Adf, true),
         NatKind::Firewall | NatKind::Prc => (Mapping::Eim, Filtering::Apdf, true),
         NatKind::PrcNotPreserving => (Mapping::Eim, Filtering::Apdf, false),
-        NatKind::Symmetric => (Mapping::Apdm, Filtering::Apdf, false),
+        NatKind::ByAddress => (Mapping::Adm, Filtering::Apdf, false),
+        NatKind::Sequential | NatKind::Block | NatKind::Symmetric => {
+            (Mapping::Apdm, Filtering::Apdf, false)
+        }
     };
     Behaviour {
         mapping,
@@ -38,6 +42,76 @@ fn every_nat_kind_of_the_lab_behaves_as_it_is_named() {
             .host(&format!("client-{kind:?}"));
         assert_eq!(server.measure(&client, PORT), expected(kind), "{kind:?}");
     }
+}
+
+#[test]
+fn hard_nats_take_the_next_port_any_of_a_block_or_any_at_all() {
+    let lab = Lab::new();
+    let server = Server::open(&lab, &lab.public_host("server"));
+    let ports = |kind: NatKind| -> Vec<u16> {
+        let client = lab
+            .site(&format!("{kind:?}"), Nat::new(kind))
+            .host(&format!("client-{kind:?}"));
+        (0..16)
+            .map(|index| server.public_address_of(&client, PORT + index).port())
+            .collect()
+    };
+    let sequence = ports(NatKind::Sequential);
+    // A first packet that a new link swallowed has used up a port.
+    assert!(
+        sequence[4..].windows(2).all(|pair| pair[1] == pair[0] + 1),
+        "{sequence:?}"
+    );
+    let block = ports(NatKind::Block);
+    assert!(
+        block.iter().all(|port| (BLOCK.0..=BLOCK.1).contains(port)),
+        "{block:?}"
+    );
+    for kind in [NatKind::Symmetric, NatKind::ByAddress] {
+        let random = ports(kind);
+        let (low, high) = (random.iter().min(), random.iter().max());
+        assert!(
+            high.unwrap_or(&0) - low.unwrap_or(&0) > 20_000,
+            "{kind:?}: {random:?}"
+        );
+    }
+}
+
+#[test]
+fn an_early_packet_takes_the_port_where_the_router_accepts_it() {
+    for (nat, keeps) in [
+        (Nat::new(NatKind::Prc), true),
+        (Nat::new(NatKind::Prc).accepting(), false),
+    ] {
+        let lab = Lab::new();
+        let server = Server::open(&lab, &lab.public_host("server"));
+        let site = lab.site("home", nat);
+        let client = site.host("client");
+        server.early(SocketAddr::new(site.public_address().into(), PORT));
+        assert_eq!(
+            server.public_address_of(&client, PORT).port() == PORT,
+            keeps,
+            "{nat:?}"
+        );
+    }
+}
+
+#[test]
+fn a_gateway_that_blocks_udp_lets_tcp_through() {
+    let lab = Lab::new();
+    let host = lab.public_host("server");
+    let site = lab.site("office", Nat::new(NatKind::Prc));
+    let client = site.host("client");
+    let _echo = Echo::start(&host.namespace);
+    let (server, own) = (host.ipv4.into(), Ok(site.public_address().into()));
+    wait_until("UDP passes", SOON, || {
+        traffic::udp_source_seen(&client.namespace, server)
+    });
+    site.set_udp(LinkState::Cut);
+    assert!(traffic::udp_source_seen(&client.namespace, server).is_err());
+    assert_eq!(traffic::tcp_source_seen(&client.namespace, server), own);
+    site.set_udp(LinkState::Whole);
+    assert_eq!(traffic::udp_source_seen(&client.namespace, server), own);
 }
 
 #[test]

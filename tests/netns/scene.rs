@@ -63,6 +63,15 @@ pub fn founder(lab: &Lab, host: Host) -> Node {
     node
 }
 
+/// A founder that relays for its members, by its kernel, as `more` of `[relay]` says.
+pub fn relay_founder(lab: &Lab, host: Host, more: &str) -> Node {
+    host.namespace.sysctl("net/ipv4/ip_forward", "1");
+    let node = Node::new(lab, host);
+    node.write_config(&format!("[relay]\nserve = true\n{more}\n"));
+    node.ok(&["init"]);
+    node
+}
+
 /// Asserts that the pods behind two nodes reach each other by UDP and TCP, both families, and see each
 /// other's own address.
 pub fn assert_pods_meet(a: &Node, b: &Node) {
