@@ -6,6 +6,9 @@
 )]
 #![expect(clippy::disallowed_methods, reason = "these tests measure real time")]
 
+#[expect(dead_code, reason = "the rest of the cells serves the other tests")]
+#[path = "../netns/cell.rs"]
+mod cell;
 #[expect(dead_code, reason = "the rest of the lab serves the other tests")]
 #[path = "../lab/lab.rs"]
 mod lab;
@@ -19,6 +22,7 @@ pub const BACKEND: &str = "kernel";
 mod agent;
 mod device;
 mod harness;
+mod matrix;
 mod ranges;
 mod session;
 mod shared_port;
