@@ -1,7 +1,7 @@
 //! This node as a relay for others: whether it is one, and what that means for the host.
 //!
 //! It relays where its operator wants it to, its membership allows it, and strangers reach it: a probe that
-//! nobody asked for has arrived. Where the kernel is to forward, the host must let it.
+//! nobody asked for has arrived. What the host's kernel does not forward is forwarded by the agent.
 
 use std::collections::BTreeSet;
 
@@ -27,14 +27,7 @@ impl Overlay {
     pub(crate) fn refresh_relay(&mut self, now: Now) {
         let membership = self.directory.own_membership();
         let allowed = membership.is_none_or(|signed| signed.record().may_relay);
-        let forwards = match self.config.backend {
-            Backend::Kernel => {
-                self.host.forwarding_v4
-                    && (self.host.forward_drop.is_empty() || self.config.forward_accept)
-            }
-            Backend::Userspace => true,
-        };
-        let wanted = self.config.may_relay && allowed && !self.revoked && forwards;
+        let wanted = self.config.may_relay && allowed && !self.revoked;
         let serves = wanted
             && match self.reachable() {
                 Verdict::Yes => true,
