@@ -161,10 +161,14 @@ impl Traversal {
             .agents
             .entry(id)
             .or_insert_with(|| PathAgent::new(id, now));
+        let relays = peer.relay_capable;
         agent.update(&mut self.node, peer, now);
         let names: Vec<_> = agent.keys().iter().map(mesh_types::WgKey::idx).collect();
         self.by_idx.retain(|_, peer| *peer != id);
         self.by_idx.extend(names.into_iter().map(|name| (name, id)));
+        if relays {
+            self.note_relay_addresses();
+        }
         self.with(&id, now, |agent, node| agent.run(node, now));
     }
 

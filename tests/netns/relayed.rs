@@ -60,9 +60,11 @@ fn strangers_get_nothing_from_a_relay_and_a_bind_replayed_from_elsewhere_changes
     let lent = move |to: SocketAddr| to.ip() == relay && ports().contains(&to.port());
     let wire = Wire::start(&pair.hub.host.namespace, Box::new(move |one| lent(one.to)));
     pair.wait_relayed();
-    // A restart makes a member bind anew: what is recorded is fresh.
-    pair.tokyo.kill();
-    pair.tokyo.up();
+    // A restart makes members bind anew: what is recorded is fresh.
+    for node in [&mut pair.paris, &mut pair.tokyo] {
+        node.kill();
+        node.up();
+    }
     pair.wait_relayed();
     let (recorded, _) = wait_until("binds and ciphertext pass", PATIENCE, || {
         let kept = wire.kept();

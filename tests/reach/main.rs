@@ -1,146 +1,190 @@
-//! How fast two nodes reach each other, measured: from the start of the second agent's process until the
-//! first datagram from pod to pod is answered. Prints a markdown table; `scripts/reach` puts it into docs/.
+//! How fast two nodes reach each other, measured with real agents. Prints the tables of docs/reach.md, each between
+//! the markers that stand there; `scripts/reach` puts them in.
 //!
-//! Each trial kills one of two connected nodes, lets its NAT forget everything about it, and starts it anew
-//! from its state on disk. There are no relays, so the first answer travelled the direct path; that `status`
-//! says so too is asserted after each cell.
+//! The matrix: each trial starts both nodes of a pair anew from their state on disk, their NATs have forgotten them,
+//! and the first has long been up when the second starts; times count from there. In half of the trials it is the
+//! first of the pair that starts first, in the other half the second.
 #![expect(clippy::disallowed_methods, reason = "measures real time")]
 
+#[expect(dead_code, reason = "the cells serve tests too")]
+#[path = "../netns/cell.rs"]
+mod cell;
 #[expect(dead_code, reason = "the lab serves many tests")]
 #[path = "../lab/lab.rs"]
 mod lab;
 #[expect(dead_code, reason = "the scenes serve many tests")]
 #[path = "../netns/scene.rs"]
 mod scene;
+mod variants;
 
-use std::net::{IpAddr, UdpSocket};
-use std::time::{Duration, Instant};
+use std::collections::BTreeMap;
+use std::time::Duration;
 
-use lab::agent::PATIENCE;
-use lab::traffic::{ECHO_PORT, Echo};
-use lab::{Lab, Nat, NatKind, Node, Site};
-use scene::{TwoRegions, founder};
+use cell::{Class, Pair, Trial, Way};
+use lab::wait::wait_until;
 
 /// What carries the tunnels of this program's agents.
 const BACKEND: &str = "userspace";
-/// How long after a try without an answer the next one follows.
-const PACE: Duration = Duration::from_millis(5);
+/// A direct path that came later than this counts as none.
+const LATE: Duration = Duration::from_secs(10);
+/// Trials end here at the latest: a second round of a search between two blocks is over then.
+const LATEST: Duration = Duration::from_secs(45);
+
+/// What was measured of a cell.
+struct Cell {
+    pair: (Class, Class),
+    trials: Vec<Trial>,
+    /// Of what was sent directly, how much crossed the relay's link, in percent; `None` for relayed cells.
+    relayed: Option<f64>,
+    /// How long a relayed pair was watched, its longest silence, and how often a path changed meanwhile.
+    watched: Option<(Duration, Duration, usize)>,
+}
 
 fn main() {
-    let trials = std::env::var("FARSPAN_REACH_TRIALS")
-        .ok()
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(20);
-    println!("| first node behind | second node behind | path | trials | median | p95 | slowest |");
-    println!("|---|---|---|---|---|---|---|");
-    let prc = Nat::new(NatKind::Prc);
-    let np = Nat::new(NatKind::PrcNotPreserving);
-    for (west, east) in [
-        (Nat::new(NatKind::Open), prc),
-        (Nat::new(NatKind::Eif), prc),
-        (Nat::new(NatKind::Adf), prc),
-        (Nat::new(NatKind::Adf), Nat::new(NatKind::Adf)),
-        (prc, prc),
-        (prc, np),
-        (np, np),
-        (Nat::new(NatKind::Firewall), prc),
-        (prc.behind(NatKind::Prc), prc),
-        (prc.ipv6(), prc.ipv6()),
-    ] {
-        let mut scene = TwoRegions::connected(west, east);
-        let site = &scene.east;
-        let times = restarts(trials, &scene.paris, &mut scene.tokyo, site);
-        report(&words(west), &words(east), &scene.paris, "tokyo", times);
-    }
-    for nat in [prc, prc.hairpin()] {
-        let lab = Lab::new();
-        let site = lab.site("home", nat);
-        let mut hub = founder(&lab, lab.public_host("hub"));
-        hub.up();
-        let [attic, mut cellar] = [("attic", 1), ("cellar", 2)].map(|(name, number)| {
-            let mut node = Node::new(&lab, site.host(name)).with_pod(&lab, number);
-            node.up();
-            node.join(&hub);
-            node
-        });
-        attic.wait_direct("cellar", PATIENCE);
-        let times = restarts(trials, &attic, &mut cellar, &site);
-        report(&words(nat), "the same NAT", &attic, "cellar", times);
-    }
-}
+    let number = |name: &str, default: usize| {
+        let text = std::env::var(name).ok();
+        text.and_then(|text| text.parse().ok()).unwrap_or(default)
+    };
+    let trials = number("FARSPAN_REACH_TRIALS", 20).max(1);
+    let hold = Duration::from_secs(number("FARSPAN_REACH_HOLD", 60) as u64);
+    // Names of cells such as ADF-SEQ; everything where it is empty.
+    let only = std::env::var("FARSPAN_REACH_ONLY").unwrap_or_default();
+    let wanted = |name: &str| only.is_empty() || only.split(',').any(|one| one == name);
 
-/// Seconds from each start of `second` to the first answer.
-fn restarts(trials: usize, first: &Node, second: &mut Node, site: &Site) -> Vec<Duration> {
-    let _echo = Echo::start(&second.pod().namespace);
-    let (from, to) = (first.pod().namespace.clone(), IpAddr::V4(second.pod().ipv4));
-    let mut times = Vec::new();
-    for _ in 0..trials {
-        second.kill();
-        site.forget_mappings();
-        let start = Instant::now();
-        second.start();
-        times.push(from.enter(|| answered_after(start, to)));
-        second.wait_answering();
-    }
-    times
-}
-
-fn answered_after(start: Instant, server: IpAddr) -> Duration {
-    let socket = UdpSocket::bind(("0.0.0.0", 0)).expect("a socket");
-    socket
-        .connect((server, ECHO_PORT))
-        .expect("an address to send to");
-    socket
-        .set_read_timeout(Some(PACE))
-        .expect("a timeout can be set");
-    let mut buffer = [0; 512];
-    while start.elapsed() < PATIENCE {
-        // An error is an answer too late or the blackhole's: try again, as a person's program would.
-        if socket.send(b"?").is_err() {
-            lab::wait::pause(PACE);
-        } else if socket.recv(&mut buffer).is_ok() {
-            return start.elapsed();
+    let mut cells = BTreeMap::new();
+    for (a, b) in Class::pairs() {
+        if wanted(&format!("{a}-{b}")) {
+            let cell = measure(a, b, trials, hold);
+            eprintln!("{}", cell.row());
+            cells.insert((a, b), cell);
         }
     }
-    panic!("{server} did not answer within {PATIENCE:?}");
+    section("grid", || grid(&cells));
+    section("cells", || {
+        println!(
+            "| | | | trials | direct within 10 s | first packet: median | p95 | direct: median | p95 | afterwards |"
+        );
+        println!("|---|---|---|---|---|---|---|---|---|---|");
+        for cell in cells.values() {
+            println!("{}", cell.row());
+        }
+    });
+    if only.is_empty() {
+        section("variants", || variants::print(trials));
+    }
 }
 
-fn report(west: &str, east: &str, node: &Node, peer: &str, mut times: Vec<Duration>) {
-    let (status, _) = node.wait_direct(peer, PATIENCE);
-    times.sort();
-    let at = |share: f64| {
+fn section(name: &str, print: impl FnOnce()) {
+    println!("<!-- {name} -->");
+    print();
+    println!("<!-- end of {name} -->");
+}
+
+fn measure(a: Class, b: Class, trials: usize, hold: Duration) -> Cell {
+    let way = a.way(b);
+    let mut cell = Cell {
+        pair: (a, b),
+        trials: Vec::new(),
+        relayed: None,
+        watched: None,
+    };
+    for (first, second, count) in [(a, b, trials.div_ceil(2)), (b, a, trials / 2)] {
+        if count == 0 {
+            continue;
+        }
+        let mut pair = Pair::new(first, second);
+        for _ in 0..count {
+            let trial = pair.trial(LATEST, Some(way));
+            eprintln!("{first} {second}: {trial:?}");
+            cell.trials.push(trial);
+        }
+        match way {
+            Way::Direct if cell.trials.last().is_some_and(|one| one.direct.is_some()) => {
+                let (sent, crossed) = pair.weigh();
+                let share = crossed as f64 * 100.0 / sent as f64;
+                cell.relayed = Some(cell.relayed.unwrap_or_default().max(share));
+            }
+            Way::Direct => {}
+            Way::Relay if cell.watched.is_none() => {
+                wait_until("both ends are relayed", LATE, || {
+                    let told = |entry: serde_json::Value| match entry["state"].as_str() {
+                        Some("relayed") => Ok(()),
+                        _ => Err(entry.to_string()),
+                    };
+                    told(pair.paris.peer("tokyo")?).and(told(pair.tokyo.peer("paris")?))
+                });
+                let (silence, changes) = pair.watch(hold);
+                for change in &changes {
+                    eprintln!("{first} {second}: {change}");
+                }
+                cell.watched = Some((hold, silence, changes.len()));
+            }
+            Way::Relay => {}
+        }
+    }
+    cell
+}
+
+impl Cell {
+    /// The time that `share` of all trials needed at most; `None` where so many did not get there.
+    fn at(&self, share: f64, time: fn(&Trial) -> Option<Duration>) -> Option<Duration> {
+        let mut times: Vec<Option<Duration>> = self.trials.iter().map(time).collect();
+        times.sort_by_key(|time| time.unwrap_or(Duration::MAX));
         let index = ((times.len() - 1) as f64 * share).round() as usize;
-        format!("{:.2} s", times[index].as_secs_f64())
-    };
-    println!(
-        "| {west} | {east} | {} | {} | {} | {} | {} |",
-        status["path"]["kind"].as_str().unwrap_or("none"),
-        times.len(),
-        at(0.5),
-        at(0.95),
-        at(1.0)
-    );
+        times[index]
+    }
+
+    fn first(&self, share: f64) -> String {
+        seconds(self.at(share, |trial| trial.first))
+    }
+
+    fn direct(&self, share: f64) -> String {
+        seconds(self.at(share, |trial| trial.direct))
+    }
+
+    fn row(&self) -> String {
+        let (a, b) = self.pair;
+        let all = self.trials.len();
+        let soon = |trial: &&Trial| trial.direct.is_some_and(|time| time <= LATE);
+        let met = self.trials.iter().filter(soon).count();
+        let (letter, met, median, p95) = match a.way(b) {
+            Way::Direct => ("D", met.to_string(), self.direct(0.5), self.direct(0.95)),
+            Way::Relay => ("R", String::new(), String::new(), String::new()),
+        };
+        let afterwards = match (self.relayed, self.watched) {
+            (Some(share), _) => format!("{share:.1} % of its traffic on the relay's link"),
+            (None, Some((time, silence, changes))) => format!(
+                "{} s watched: {changes} changes of path, longest silence {} ms",
+                time.as_secs(),
+                silence.as_millis()
+            ),
+            (None, None) => String::new(),
+        };
+        format!(
+            "| {a} | {b} | {letter} | {all} | {met} | {} | {} | {median} | {p95} | {afterwards} |",
+            self.first(0.5),
+            self.first(0.95)
+        )
+    }
 }
 
-fn words(nat: Nat) -> String {
-    let kind = match nat.kind {
-        NatKind::Open => "1:1 NAT",
-        NatKind::Firewall => "1:1 NAT with firewall",
-        NatKind::Eif => "EIM, EIF",
-        NatKind::Adf => "EIM, ADF",
-        NatKind::Prc => "EIM, APDF",
-        NatKind::PrcNotPreserving => "EIM, APDF, ports not kept",
-        NatKind::Symmetric => "APDM, APDF",
-    };
-    let mut out = kind.to_owned();
-    if nat.carrier.is_some() {
-        out.push_str(", behind a carrier's");
+/// The matrix at a glance: medians.
+fn grid(cells: &BTreeMap<(Class, Class), Cell>) {
+    let names: Vec<String> = Class::ALL.iter().map(Class::to_string).collect();
+    println!("| | {} |", names.join(" | "));
+    println!("|---{}|", "|---".repeat(names.len()));
+    for a in Class::ALL {
+        let row = Class::ALL.map(|b| match cells.get(&(a, b)) {
+            Some(cell) if a.way(b) == Way::Direct => format!("D {}", cell.direct(0.5)),
+            Some(cell) => format!("R {}", cell.first(0.5)),
+            None => String::new(),
+        });
+        println!("| {a} | {} |", row.join(" | "));
     }
-    if nat.hairpin {
-        out.push_str(", hairpin");
-    }
-    if nat.ipv6 {
-        out.push_str("; IPv6 behind a firewall");
-    }
-    out
+}
+
+fn seconds(time: Option<Duration>) -> String {
+    time.map_or("none".to_owned(), |time| {
+        format!("{:.2} s", time.as_secs_f64())
+    })
 }

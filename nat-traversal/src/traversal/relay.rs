@@ -154,14 +154,7 @@ impl Traversal {
         }
         if names.len() != self.in_reach.len() || fresh {
             self.in_reach = names.into_iter().collect();
-            self.node.relay_ips = self
-                .agents
-                .iter()
-                .flat_map(|(id, agent)| {
-                    let addresses = agent.relay_addresses().into_iter();
-                    addresses.map(|address| (address.ip(), *id))
-                })
-                .collect();
+            self.note_relay_addresses();
             if fresh {
                 for (id, agent) in &self.agents {
                     if !agent.has_direct() {
@@ -179,6 +172,16 @@ impl Traversal {
             })
             .collect();
         self.update_homes(reach, now)
+    }
+
+    /// Remembers the addresses of all that may relay, in reach or not: a relay forwards for an end that has just
+    /// started and reaches nobody yet.
+    pub(super) fn note_relay_addresses(&mut self) {
+        let addresses = self.agents.iter().flat_map(|(id, agent)| {
+            let addresses = agent.relay_addresses().into_iter();
+            addresses.map(|address| (address.ip(), *id))
+        });
+        self.node.relay_ips = addresses.collect();
     }
 
     fn update_homes(&mut self, reach: &[Reach], now: Instant) -> bool {

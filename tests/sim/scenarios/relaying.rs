@@ -472,6 +472,30 @@ fn a_member_that_is_revoked_is_relayed_no_more() {
 }
 
 #[test]
+fn an_end_that_restarts_never_takes_its_relays_port_for_the_peers() {
+    for seed in 0..10 {
+        let mut world = World::new(640 + seed);
+        let places = [0, 1].map(|_| world.place(Access::Nat(HARD), false));
+        let mut trio = Trio::of(world, (places[0], Seat::V4), (places[1], Seat::V4), 1);
+        trio.start_and_meet();
+        trio.world.seconds(5);
+        for id in [trio.a, trio.b] {
+            trio.world.kill(id);
+            trio.world.seconds(1);
+            trio.world.boot(id);
+            for _ in 0..100 {
+                trio.world.run(SECOND / 50);
+                let shown = trio.shown(trio.a, trio.b).state;
+                assert_ne!(shown, PeerState::Direct, "{}", trio.world.describe());
+            }
+            trio.world.seconds(10);
+            let shown = trio.shown(trio.a, trio.b).state;
+            assert_eq!(shown, PeerState::Relayed, "{}", trio.world.describe());
+        }
+    }
+}
+
+#[test]
 fn a_member_that_is_not_allowed_or_not_reachable_relays_nobody() {
     for reachable in [false, true] {
         let mut world = World::new(580);
