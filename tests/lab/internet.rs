@@ -315,15 +315,16 @@ impl Site {
 
     /// The router, and its carrier, forget every mapping.
     pub fn forget_mappings(&self) {
-        for router in std::iter::once(&self.router).chain(&self.carrier) {
-            router.output("conntrack", &["-F"]);
-        }
+        // What is learned goes first: it would let a packet in before one has gone out.
         let learned = nat::learned(self.nat).into_iter();
         let flush: String = learned
             .map(|what| format!("flush {}\n", what.object()))
             .collect();
         if !flush.is_empty() {
             self.router.nft(&flush);
+        }
+        for router in std::iter::once(&self.router).chain(&self.carrier) {
+            router.output("conntrack", &["-F"]);
         }
     }
 

@@ -158,11 +158,11 @@ impl Learned {
     const fn update(self) -> &'static str {
         match self {
             Self::Mapping => {
-                "@mapping { udp sport : ct original ip saddr . ct original proto-src }"
+                "ct direction original update @mapping { udp sport : ct original ip saddr . ct original proto-src }"
             }
-            Self::Seen => "@seen { ip daddr . udp sport }",
+            Self::Seen => "update @seen { ip daddr . udp sport }",
             Self::Port => {
-                "@port { ct original ip saddr . ct original proto-src . ip daddr : udp sport }"
+                "ct direction original update @port { ct original ip saddr . ct original proto-src . ip daddr : udp sport }"
             }
         }
     }
@@ -239,11 +239,7 @@ pub fn rules(nat: Nat, wan: Ipv4Addr, one_to_one: Ipv4Addr) -> String {
     if !learned.is_empty() {
         script.push_str(" chain learn {\n  type filter hook postrouting priority 300;\n");
         for what in &learned {
-            let _ = writeln!(
-                script,
-                "  oifname wan meta l4proto udp update {}",
-                what.update()
-            );
+            let _ = writeln!(script, "  oifname wan meta l4proto udp {}", what.update());
         }
         script.push_str(" }\n");
     }
