@@ -230,7 +230,16 @@ impl Traversal {
             self.meetings.remove(&id);
             return;
         };
-        let need = agent.relay_need(&self.node);
+        let need = agent.relay_need(&self.node, now);
+        if agent.takes_renewal() {
+            let relays: Vec<PeerId> = self.client.relays_of(id).map(|(relay, _)| relay).collect();
+            for relay in relays {
+                self.client.renew(id, relay, now);
+            }
+        }
+        let Some(agent) = self.agents.get_mut(&id) else {
+            return;
+        };
         if need == Need::No {
             self.leave_relays(id, now);
             return;
@@ -238,10 +247,13 @@ impl Traversal {
         let meeting = self.meetings.entry(id).or_default();
         meeting.leave = None;
         meeting.next = None;
-        meeting.since.get_or_insert(now);
         meeting.excluded.retain(|_, until| *until > now);
+        if need == Need::Standby {
+            return self.stand_by(id, reach, now);
+        }
+        meeting.since.get_or_insert(now);
         match need {
-            Need::No => {}
+            Need::No | Need::Standby => {}
             Need::From(at) if at > now => meeting.next = Some(at),
             Need::From(_) | Need::Yes => {
                 let suspect = agent.path().and_then(|path| path.via);
@@ -279,6 +291,49 @@ impl Traversal {
             }
         }
         self.node.events.push_back(Event::RelayChanged);
+    }
+
+    /// It is reached directly: sees to it that it would be through a relay, too. The controlling side begins, and the
+    /// relay calls the other.
+    fn stand_by(&mut self, id: PeerId, reach: &[Reach], now: Instant) {
+        let Some((agent, meeting)) = self.agents.get_mut(&id).zip(self.meetings.get_mut(&id))
+        else {
+            return;
+        };
+        if agent.warm_relay(now).is_some() {
+            meeting.attempts = 0;
+            meeting.since = None;
+            return;
+        }
+        if meeting.since.is_none() {
+            agent.ask_relays(&mut self.node, now);
+            agent.rearm();
+        }
+        let since = *meeting.since.get_or_insert(now);
+        let controlling = agent.controlling();
+        let binds: Vec<(PeerId, Option<Instant>)> = self.client.relays_of(id).collect();
+        let mut waiting = None;
+        for (relay, bound) in binds {
+            let until = bound.unwrap_or(now).max(since) + PATIENCE;
+            if until <= now {
+                self.exclude(id, relay, now);
+            } else {
+                waiting = waiting.max(Some(until));
+            }
+        }
+        let relay = match waiting {
+            None if controlling => self.choose(id, None, reach),
+            None | Some(_) => None,
+        };
+        if let Some(relay) = relay {
+            debug!(peer = %id, relay = %relay.id, "A relay stands by");
+            self.client.want(id, relay.id, relay.main, now);
+            waiting = Some(now + PATIENCE);
+        }
+        if let Some(meeting) = self.meetings.get_mut(&id) {
+            let again = meeting.excluded.values().min().copied();
+            meeting.next = waiting.or(again.filter(|_| controlling));
+        }
     }
 
     /// There is no path: binds at a relay, and at another one where the peer does not come.
