@@ -192,7 +192,7 @@ impl Overlay {
     }
 
     /// The second way to a peer while its path is suspect, for the backend that can use it.
-    fn also(&self, id: &PeerId) -> Option<std::net::SocketAddr> {
+    fn also(&self, id: &PeerId) -> Option<SocketAddr> {
         match self.config.backend {
             Backend::Userspace => self.traversal.spare(id),
             Backend::Kernel => None,
