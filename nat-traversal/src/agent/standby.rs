@@ -1,7 +1,7 @@
 //! The second way, kept ready: where everything goes too while the path in use is suspect.
 //!
-//! An active pair with a direct path is met at a relay as well, and both ends probe that way as often as a
-//! mapping needs. So a path that is cut costs the time to notice it, not the time to find another one.
+//! An active pair is met at a relay as well, or at a second one, and both ends probe that way as often as a mapping
+//! needs. So a path that is cut costs the time to notice it, not the time to find another one.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -73,12 +73,12 @@ impl PathAgent {
             .map(|(address, _)| *address)
     }
 
-    /// Should it be met at a relay beside its direct path?
-    pub(super) fn wants_standby(&self, now: Instant) -> bool {
-        self.has_direct() && self.activity.is_active(now)
+    /// Should it be met at a relay beside its path?
+    pub(crate) fn wants_standby(&self, now: Instant) -> bool {
+        self.in_use.is_some() && self.activity.is_active(now)
     }
 
-    /// The relay through which it answered lately, beside its direct path.
+    /// The relay through which it answered lately, beside its path.
     pub(crate) fn warm_relay(&self, now: Instant) -> Option<PeerId> {
         let (_, remote) = self.relayed_remote()?;
         let answered = remote.last_answer?;
@@ -86,9 +86,10 @@ impl PathAgent {
     }
 
     fn relayed_remote(&self) -> Option<(SocketAddr, &Remote)> {
+        let via = self.path().and_then(|path| path.via);
         self.remotes
             .iter()
-            .filter(|(_, remote)| remote.relay.is_some())
+            .filter(|(_, remote)| remote.relay.is_some() && remote.relay != via)
             .max_by_key(|(_, remote)| remote.last_answer)
             .map(|(address, remote)| (*address, remote))
     }

@@ -38,6 +38,8 @@ pub(super) struct Meeting {
     /// Since when there is no path that answers.
     since: Option<Instant>,
     next: Option<Instant>,
+    /// Since when no relay stands by that should.
+    unready: Option<Instant>,
     /// When its relays are left, because it is reached directly.
     leave: Option<Instant>,
 }
@@ -157,7 +159,7 @@ impl Traversal {
             self.note_relay_addresses();
             if fresh {
                 for (id, agent) in &self.agents {
-                    if !agent.has_direct() {
+                    if !agent.has_direct() || agent.wants_standby(now) {
                         self.node.meet.insert(*id);
                     }
                 }
@@ -249,7 +251,8 @@ impl Traversal {
         meeting.next = None;
         meeting.excluded.retain(|_, until| *until > now);
         if need == Need::Standby {
-            return self.stand_by(id, reach, now);
+            meeting.since = None;
+            return self.stand_by(id, None, reach, now);
         }
         meeting.since.get_or_insert(now);
         match need {
@@ -266,6 +269,9 @@ impl Traversal {
                 meeting.attempts = 0;
                 meeting.since = None;
                 self.improve(id, relay, reach, now);
+                if self.agents.get(&id).is_some_and(|a| a.wants_standby(now)) {
+                    self.stand_by(id, Some(relay), reach, now);
+                }
             }
         }
     }
@@ -293,25 +299,26 @@ impl Traversal {
         self.node.events.push_back(Event::RelayChanged);
     }
 
-    /// It is reached directly: sees to it that it would be through a relay, too. The controlling side begins, and the
+    /// It is reached: sees to it that it would be through another relay, too. The controlling side begins, and the
     /// relay calls the other.
-    fn stand_by(&mut self, id: PeerId, reach: &[Reach], now: Instant) {
+    fn stand_by(&mut self, id: PeerId, current: Option<PeerId>, reach: &[Reach], now: Instant) {
         let Some((agent, meeting)) = self.agents.get_mut(&id).zip(self.meetings.get_mut(&id))
         else {
             return;
         };
         if agent.warm_relay(now).is_some() {
             meeting.attempts = 0;
-            meeting.since = None;
+            meeting.unready = None;
             return;
         }
-        if meeting.since.is_none() {
+        if meeting.unready.is_none() {
             agent.ask_relays(&mut self.node, now);
             agent.rearm();
         }
-        let since = *meeting.since.get_or_insert(now);
+        let since = *meeting.unready.get_or_insert(now);
         let controlling = agent.controlling();
-        let binds: Vec<(PeerId, Option<Instant>)> = self.client.relays_of(id).collect();
+        let binds = self.client.relays_of(id);
+        let binds: Vec<_> = binds.filter(|(relay, _)| Some(*relay) != current).collect();
         let mut waiting = None;
         for (relay, bound) in binds {
             let until = bound.unwrap_or(now).max(since) + PATIENCE;
@@ -322,7 +329,7 @@ impl Traversal {
             }
         }
         let relay = match waiting {
-            None if controlling => self.choose(id, None, reach),
+            None if controlling => self.choose(id, current, reach),
             None | Some(_) => None,
         };
         if let Some(relay) = relay {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use mesh_types::report::Backend;
 use overlay::{PathKind, PeerSnapshot, PeerState};
-use sim_net::{Allocator, Families, Filtering, NatSpec};
+use sim_net::{Allocator, Families, Filtering, HostId, NatSpec};
 
 use crate::world::{Access, FlowId, NodeId, Place, Seat, World};
 
@@ -61,6 +61,104 @@ fn failover(backend: Backend, families: Families, most: Duration) {
             backend.kind()
         );
         assert!(median <= most && worst <= 2 * most, "{fault:?}: {gaps:?}");
+    }
+}
+
+#[test]
+fn servers_that_die_and_come_back_at_any_moment_cost_a_direct_pair_nothing() {
+    for seed in 0..10 {
+        let backend = [Backend::Userspace, Backend::Kernel][usize::from(seed % 2 == 1)];
+        let mut servers = Servers::around(seed, FORGETFUL, backend);
+        let since = servers.world.net.now();
+        servers.die_and_return(Duration::from_secs(240));
+        let now = servers.world.net.now();
+        let lost = servers.world.flows[servers.flow.0].lost(since, now);
+        assert_eq!(lost, 0, "seed {seed}\n{}", servers.world.describe());
+    }
+}
+
+#[test]
+fn a_relayed_pair_survives_whichever_relay_dies_within_the_figures() {
+    for (backend, most) in [(Backend::Userspace, SECOND), (Backend::Kernel, 2 * SECOND)] {
+        let gap = |seed| {
+            let hard = NatSpec::symmetric(Allocator::Random);
+            let mut servers = Servers::around(seed, hard, backend);
+            let since = servers.world.net.now();
+            servers.die_and_return(Duration::from_secs(120));
+            servers.world.flows[servers.flow.0].longest_gap(since)
+        };
+        let mut gaps: Vec<Duration> = (0..SEEDS).map(gap).collect();
+        gaps.sort();
+        let median = gaps[gaps.len() / 2];
+        println!("{} relays die: {gaps:?}", backend.kind());
+        assert!(median <= most, "{gaps:?}");
+    }
+}
+
+/// A pair with a flow, two relays that introduce it, and two STUN servers.
+struct Servers {
+    world: World,
+    relays: Vec<NodeId>,
+    stun: Vec<HostId>,
+    flow: FlowId,
+}
+
+impl Servers {
+    fn around(seed: u64, nat: NatSpec, backend: Backend) -> Self {
+        let mut world = World::new(900 + seed);
+        let seat = Seat {
+            backend,
+            ..Seat::V4
+        };
+        let (stun, names): (Vec<_>, Vec<_>) = ["stun0", "stun1"]
+            .map(|name| world.stun_server(name))
+            .into_iter()
+            .unzip();
+        world.relays = true;
+        let mut relays = Vec::new();
+        for name in ["relay0", "relay1"] {
+            let core = world.place(Access::Public, false);
+            relays.push(world.member(name, core, Seat::V4, &relays.clone()));
+        }
+        world.relays = false;
+        let ends = ["east", "west"].map(|name| {
+            let place = world.place(Access::Nat(nat), false);
+            let id = world.member(name, place, seat, &relays);
+            world.nodes[id.0].config.stun.clone_from(&names);
+            id
+        });
+        world.boot_all();
+        let [a, b] = ends;
+        world.meet(a, b, 20 * SECOND).expect("they meet");
+        let flow = world.flow(a, b, PING);
+        world.seconds(20);
+        Self {
+            world,
+            relays,
+            stun,
+            flow,
+        }
+    }
+
+    /// Now this server goes, now that, at random; one relay is left at any time, with ten seconds to be known again.
+    fn die_and_return(&mut self, time: Duration) {
+        let end = self.world.net.now() + time;
+        while self.world.net.now() < end {
+            let wait = self.world.random.time(5 * SECOND);
+            self.world.run(wait);
+            let relay = self.relays[usize::from(self.world.random.chance(500_000))];
+            let stun = self
+                .world
+                .net
+                .links(self.stun[usize::from(self.world.random.chance(500_000))])[0];
+            self.world.net.cut(stun);
+            self.world.power_off(relay);
+            let wait = self.world.random.time(10 * SECOND);
+            self.world.run(wait);
+            self.world.net.mend(stun);
+            self.world.boot(relay);
+            self.world.seconds(10);
+        }
     }
 }
 
