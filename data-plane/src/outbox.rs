@@ -22,6 +22,8 @@ pub struct Destination {
     pub remote: SocketAddr,
     /// Our address, once known.
     pub local: Option<IpAddr>,
+    /// Another address of the peer, which gets the same: either may be gone.
+    pub also: Option<SocketAddr>,
 }
 
 /// One message.

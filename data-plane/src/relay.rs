@@ -255,6 +255,7 @@ impl Worker {
             peer: u32::from(port),
             remote,
             local,
+            also: None,
         };
         let bytes = &self.slots[bytes];
         let len = bytes.len();

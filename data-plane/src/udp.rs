@@ -383,12 +383,20 @@ impl Sender {
         mut lost: impl FnMut(Destination),
     ) {
         for message in out.messages() {
-            let Ok(family) = family(&message.to) else {
-                counters.add(Count::UdpRefused, message.count as u64);
-                continue;
-            };
-            if self.send(segment, family, message, now, counters) {
-                lost(message.to);
+            let also = message.to.also.map(|remote| Destination {
+                remote,
+                local: None,
+                also: None,
+                ..message.to
+            });
+            for to in [Some(message.to), also].into_iter().flatten() {
+                let Ok(family) = family(&to) else {
+                    counters.add(Count::UdpRefused, message.count as u64);
+                    continue;
+                };
+                if self.send(segment, family, (message, to), now, counters) {
+                    lost(to);
+                }
             }
         }
         out.clear();
@@ -399,12 +407,11 @@ impl Sender {
         &mut self,
         may_segment: &AtomicBool,
         family: &Family,
-        message: &Message,
+        (message, mut to): (&Message, Destination),
         now: Instant,
         counters: &Counters,
     ) -> bool {
         let count = message.count as u64;
-        let mut to = message.to;
         let mut gone = false;
         if message.count > 1 && self.may_segment(may_segment, message, now) {
             let segment = Some(message.segment);

@@ -180,6 +180,36 @@ fn a_peer_roams_with_its_packets_and_idle_plans_do_not_undo_it() {
 }
 
 #[test]
+fn a_doubled_peer_gets_each_datagram_at_both_addresses_and_takes_it_once() {
+    let now = start();
+    let (mut a, mut b) = connected(now);
+    let (home, second) = (b.address, "198.51.100.9:5555".parse().unwrap());
+    a.plan.peers.get_mut(&key(2)).unwrap().also = Some(second);
+    a.apply(now);
+    a.send(&there(100, 1), now);
+    let sent = a.take();
+    let to: Vec<_> = sent.iter().map(|(to, _)| *to).collect();
+    assert_eq!(to, [home, second]);
+    for (_, datagram) in &sent {
+        b.receive(a.address, datagram, now);
+    }
+    assert_eq!(b.received.len(), 1, "the same datagram, not another one");
+
+    // Heard at the second address, it is sent to at the first as well.
+    b.send(&back(100, 1), now);
+    let (_, answer) = b.take().remove(0);
+    a.receive(second, &answer, now);
+    a.send(&there(100, 2), now);
+    let to: Vec<_> = a.take().iter().map(|(to, _)| *to).collect();
+    assert_eq!(to, [second, home]);
+
+    a.plan.peers.get_mut(&key(2)).unwrap().also = None;
+    a.apply(now);
+    a.send(&there(100, 3), now);
+    assert_eq!(a.take().len(), 1);
+}
+
+#[test]
 fn a_forged_datagram_does_not_move_the_endpoint() {
     let now = start();
     let (mut a, mut b) = connected(now);

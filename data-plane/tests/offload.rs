@@ -309,7 +309,7 @@ proptest! {
         sizes in proptest::collection::vec((1..2000usize, 0..3u32), 1..200),
     ) {
         let mut out = Outbox::new();
-        let to = |peer| Destination { peer, remote: "192.0.2.1:1".parse().unwrap(), local: None };
+        let to = |peer| Destination { peer, remote: "192.0.2.1:1".parse().unwrap(), local: None, also: None };
         for (n, (size, peer)) in sizes.iter().enumerate() {
             let added = out.seal(to(*peer), *size, |room| {
                 assert!(room.len() >= (*size).max(148));

@@ -143,6 +143,7 @@ mod tests {
             keepalive: Some(Duration::from_secs(25)),
             preshared_key: Some(preshared.clone()),
             insist: 0,
+            also: None,
             passive: false,
         };
         let plan = HostPlan {

@@ -97,6 +97,8 @@ messages! {
     0x0f "join-refused" JoinRefused,
     /// Please sign this, if you hold the authority's key.
     0x90 "petition" Petition,
+    /// The path in use brings me nothing of yours; do you hear me on it?
+    0x98 "doubt" Doubt,
 }
 
 impl Message {
@@ -118,6 +120,11 @@ impl Message {
         }
     }
 }
+
+/// Says nothing more than that the sender asks whether the path in use works.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Doubt {}
 
 /// Protocol versions the sender speaks.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]

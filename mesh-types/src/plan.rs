@@ -77,6 +77,8 @@ pub struct TunnelPeer {
     /// Differs from the last plan's: the endpoint is to be set though the plan's is the same, because WireGuard has
     /// roamed to where nothing comes from.
     pub insist: u32,
+    /// All that is sent to the endpoint is sent here too: the path in use may be gone. Userspace; the kernel cannot.
+    pub also: Option<SocketAddr>,
     /// Cryptokey routing, both ways.
     pub allowed_ips: BTreeSet<IpNet>,
     /// WireGuard's own keepalive. Going from `None` to `Some` sends a packet at once, and so a handshake.

@@ -3,7 +3,7 @@
 //! [`run`](PathAgent::run) does what is due; [`wake`](PathAgent::wake) says when something will be. The
 //! parts: `agent/probing.rs` sends probes to candidate addresses, `agent/path.rs` takes, watches and
 //! loses the path in use, `agent/choice.rs` agrees on it, `agent/calling.rs` exchanges candidates through others,
-//! `agent/relaying.rs` says when a relay is needed, `agent/searching.rs` finds ports that nobody can name.
+//! `agent/relaying.rs` says when a relay is needed, `agent/standby.rs` keeps a second way ready, `agent/searching.rs` finds ports that nobody can name.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -31,6 +31,7 @@ mod probing;
 mod relaying;
 mod report;
 mod searching;
+mod standby;
 
 use calling::Calling;
 use choice::Nomination;
@@ -39,6 +40,7 @@ use path::InUse;
 use probing::Slot;
 pub(crate) use relaying::Need;
 use searching::Search;
+use standby::Standby;
 
 /// Of the announced candidates so many are taken; the rest of [`CANDIDATES_MAX`] is for what is learned.
 const ANNOUNCED_MAX: usize = 16;
@@ -70,6 +72,7 @@ pub(crate) struct PathAgent {
     openers: Openers,
     activity: Activity,
     tunnel_endpoint: Option<SocketAddr>,
+    standby: Standby,
     key_seen: Option<WgKey>,
     /// How far the peer is from its relays, as its last call says.
     their_relays: Vec<RelayDistance>,
@@ -107,6 +110,7 @@ impl PathAgent {
             openers: Openers::default(),
             activity: Activity::default(),
             tunnel_endpoint: None,
+            standby: Standby::default(),
             key_seen: None,
             their_relays: Vec::new(),
             proposal: None,
@@ -357,6 +361,7 @@ impl PathAgent {
         if self.current.is_some() {
             self.run_nomination(node, now.mono);
             self.run_path(node, now);
+            self.run_standby(node, now.mono);
             self.run_probes(node, now.mono);
             self.run_slot(node, now);
             self.run_calling(node, now.mono);
@@ -421,6 +426,7 @@ impl PathAgent {
                 self.mtu_deadline(),
                 self.nomination.as_ref().map(|n| (n.next, "nomination")),
                 self.slot_deadline(),
+                self.standby_deadline(),
                 self.calling.at.map(|at| (at, "call")),
                 self.search_deadline(),
                 self.openers_deadline(),

@@ -113,6 +113,11 @@ pub enum Event {
         /// Whose.
         peer: PeerId,
     },
+    /// [`crate::Traversal::spare`] of this peer changed.
+    SpareChanged {
+        /// Whose.
+        peer: PeerId,
+    },
     /// [`crate::Traversal::relay_pairs`], [`crate::Traversal::relay_ports`] or [`crate::Traversal::late`] changed.
     RelayChanged,
     /// [`crate::Traversal::path_mtu`] of this peer changed.

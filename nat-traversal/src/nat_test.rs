@@ -141,6 +141,7 @@ impl NatTest {
                 Purpose::OtherPort
                 | Purpose::Mapping
                 | Purpose::Check
+                | Purpose::Doubt
                 | Purpose::Ready(_)
                 | Purpose::Bind(_)
                 | Purpose::Sample(_)

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use mesh_types::message::{PathReady, RelayBind, RelayDistance};
+use mesh_types::message::{Doubt, PathReady, RelayBind, RelayDistance};
 use mesh_types::report::HostAddress;
 use mesh_types::{Candidate, CandidateKind, Idx, Mapping, Message, NatReport, PeerId, SocketId};
 use mesh_types::{Transmit, WgSecret};
@@ -42,6 +42,8 @@ pub(crate) enum Purpose {
     Check,
     /// To choose the path it travels on.
     Ready(u64),
+    /// The same, and to tell the peer that the path in use is in doubt.
+    Doubt,
     /// To see whether an answer from another port arrives.
     OtherPort,
     /// To see how another port of the peer sees us.
@@ -221,6 +223,7 @@ impl Node {
         let transaction = transaction(self.epoch, self.next_sequence());
         let data = match purpose {
             Purpose::Ready(seq) => Some(Message::from(PathReady { seq }).encode()),
+            Purpose::Doubt => Some(Message::from(Doubt {}).encode()),
             // Nothing to say: the receiver takes it for no path.
             Purpose::Sample(_) => Some(Vec::new()),
             Purpose::Check

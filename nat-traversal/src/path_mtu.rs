@@ -174,17 +174,19 @@ impl PathMtu {
         let Some(round) = self.round.take() else {
             return;
         };
-        let refused = round.asked.iter().find(|(_, answered)| !answered);
-        let high = match (refused, round.aim) {
-            (Some((at, _)), _) => *at,
-            (None, Aim::Below(high)) => high,
-            (None, Aim::Full | Aim::Confirm | Aim::Raise) => SIZES.len(),
-        };
         let low = round.best().unwrap_or(match round.aim {
             // Nothing of what was known holds.
             Aim::Full | Aim::Confirm => 0,
             Aim::Below(_) | Aim::Raise => self.low.unwrap_or(0),
         });
+        // What is smaller than what arrived was lost by chance.
+        let mut asked = round.asked.iter();
+        let refused = asked.find(|(at, answered)| !answered && *at > low);
+        let high = match (refused, round.aim) {
+            (Some((at, _)), _) => *at,
+            (None, Aim::Below(high)) => high,
+            (None, Aim::Full | Aim::Confirm | Aim::Raise) => SIZES.len(),
+        };
         self.low = Some(low);
         let ladder = between(low, high);
         if ladder.is_empty() {
@@ -212,7 +214,7 @@ impl Round {
 
 /// Up to [`LADDER`] sizes between two, evenly spread.
 fn between(low: usize, high: usize) -> Vec<usize> {
-    let inside = high - low - 1;
+    let inside = high.saturating_sub(low + 1);
     let steps = inside.min(LADDER);
     (1..=steps)
         .map(|step| low + step * (inside + 1) / (steps + 1))

@@ -281,9 +281,18 @@ impl Traversal {
     /// What the tunnel knows of a peer: where it sends, what it moves.
     pub fn handle_tunnel(&mut self, id: &PeerId, stats: &TunnelStats, now: Now) {
         self.check_suspended(now);
-        self.with(id, now, |agent, node| {
-            agent.on_tunnel(node, stats, now.mono);
-        });
+        let Some(agent) = self.agents.get_mut(id) else {
+            return;
+        };
+        let node = &mut self.node;
+        let before = (agent.wake(), node.events.len(), node.transmits.len());
+        agent.on_tunnel(node, stats, now.mono);
+        agent.rearm();
+        let after = (agent.wake(), node.events.len(), node.transmits.len());
+        // Reports are many, and mostly nothing follows from them.
+        if before != after || node.refresh || !node.meet.is_empty() {
+            self.settle(now);
+        }
     }
 
     /// Time has passed.
@@ -332,6 +341,12 @@ impl Traversal {
     /// ([`mesh_types::consts::MTU_MIN`]).
     pub fn path_mtu(&self, id: &PeerId) -> Option<u16> {
         self.agents.get(id)?.path_mtu()
+    }
+
+    /// Where the tunnel's packets to a peer should go too, because the path in use is suspect; its changes are told
+    /// by [`Event::SpareChanged`].
+    pub fn spare(&self, id: &PeerId) -> Option<SocketAddr> {
+        self.agents.get(id)?.spare()
     }
 
     /// Own candidates to announce, sorted, at most [`mesh_types::consts::CANDIDATES_MAX`].

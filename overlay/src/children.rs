@@ -140,7 +140,9 @@ impl Overlay {
                 self.refresh_relay(now);
                 self.announcement_changed(now);
             }
-            nat_traversal::Event::RelayChanged | nat_traversal::Event::SocketsChanged => {
+            nat_traversal::Event::RelayChanged
+            | nat_traversal::Event::SpareChanged { .. }
+            | nat_traversal::Event::SocketsChanged => {
                 self.plan_dirty = true;
             }
             nat_traversal::Event::PeerKeySeen { peer, key } => {

@@ -82,6 +82,7 @@ impl Overlay {
             Message::Echo(echo) => self.handle_echo(from, &echo, now),
             // These travel on the outside, inside authenticated Binding messages.
             Message::PathReady(_)
+            | Message::Doubt(_)
             | Message::RelayBind(_)
             | Message::Join(_)
             | Message::Joined(_)

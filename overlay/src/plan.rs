@@ -17,6 +17,7 @@ use mesh_types::consts::{
 };
 use mesh_types::plan::host_prefix;
 use mesh_types::plan::{Adoption, DevicePlan, Route, RouteKind, Rule, TunnelPeer, TunnelPlan};
+use mesh_types::report::Backend;
 use mesh_types::{HostPlan, Now, PeerId, SocketId, WgKey};
 use peer_discovery::Peer;
 use tracing::debug;
@@ -28,6 +29,8 @@ use crate::peer::PeerRecord;
 pub(crate) const NOWHERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9);
 /// How often WireGuard's numbers are wanted while any peer is active: a dead path shows within a second.
 const REPORT_ACTIVE: Duration = Duration::from_millis(500);
+/// The same of the userspace engine, which costs nothing to ask.
+const REPORT_ENGINE: Duration = Duration::from_millis(100);
 /// How often otherwise.
 const REPORT_QUIET: Duration = Duration::from_secs(2);
 
@@ -102,10 +105,10 @@ impl Overlay {
                 listen_port: self.listen_port(),
                 fwmark: mark,
                 peers: self.tunnel_peers(ipv6, now),
-                report_every: if any_active {
-                    REPORT_ACTIVE
-                } else {
-                    REPORT_QUIET
+                report_every: match self.config.backend {
+                    Backend::Userspace if any_active => REPORT_ENGINE,
+                    Backend::Kernel if any_active => REPORT_ACTIVE,
+                    Backend::Userspace | Backend::Kernel => REPORT_QUIET,
                 },
             },
             routes: self.routes(ipv6),
@@ -177,6 +180,7 @@ impl Overlay {
                 TunnelPeer {
                     endpoint,
                     insist: record.insist,
+                    also: self.also(id),
                     allowed_ips,
                     keepalive,
                     preshared_key: peer.preshared_key.clone(),
@@ -185,6 +189,14 @@ impl Overlay {
             );
         }
         out
+    }
+
+    /// The second way to a peer while its path is suspect, for the backend that can use it.
+    fn also(&self, id: &PeerId) -> Option<SocketAddr> {
+        match self.config.backend {
+            Backend::Userspace => self.traversal.spare(id),
+            Backend::Kernel => None,
+        }
     }
 
     /// Endpoint and keepalive of a node. Without a path a live session keeps the endpoint that the tunnel

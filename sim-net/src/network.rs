@@ -78,6 +78,8 @@ pub struct Network {
     routers: Vec<Router>,
     hosts: Vec<Host>,
     sites: u16,
+    /// Pairs of links between which nothing passes, the lower first.
+    severed: BTreeSet<(LinkId, LinkId)>,
     dropped: BTreeMap<&'static str, u64>,
 }
 
@@ -97,6 +99,7 @@ impl Network {
             routers: Vec::new(),
             hosts: Vec::new(),
             sites: 0,
+            severed: BTreeSet::new(),
             dropped: BTreeMap::new(),
         }
     }
@@ -367,6 +370,16 @@ impl Network {
         self.links[link.0].up = true;
     }
 
+    /// Nothing passes from one link of a segment to another of it, either way; both still reach all others.
+    pub fn sever(&mut self, a: LinkId, b: LinkId) {
+        self.severed.insert((a.min(b), a.max(b)));
+    }
+
+    /// Undoes [`Self::sever`].
+    pub fn rejoin(&mut self, a: LinkId, b: LinkId) {
+        self.severed.remove(&(a.min(b), a.max(b)));
+    }
+
     /// A router loses its mappings and flows.
     pub fn forget(&mut self, router: RouterId) {
         self.routers[router.0].forget();
@@ -559,6 +572,9 @@ impl Network {
         let here = &self.segments[segment.0];
         match here.next_hop(packet.destination.ip()) {
             Some(link) if Some(link) == from => self.drop("returned to sender"),
+            Some(link) if from.is_some_and(|from| self.is_severed(from, link)) => {
+                self.drop("severed");
+            }
             Some(link) => self.cross(link, Direction::In, packet),
             None if here.contains(packet.destination.ip()) => self.drop("no such address"),
             None => match here.uplink {
@@ -570,6 +586,10 @@ impl Network {
                 Some(_) | None => self.drop("no such address"),
             },
         }
+    }
+
+    fn is_severed(&self, a: LinkId, b: LinkId) -> bool {
+        self.severed.contains(&(a.min(b), a.max(b)))
     }
 
     fn pass(&mut self, router: RouterId, passage: Passage) {

@@ -208,6 +208,20 @@ impl Lab {
         }
     }
 
+    /// Lets nothing pass between two public hosts or sites, or lets it pass again; others reach both all the time.
+    pub fn set_between(&self, a: Ipv4Addr, b: Ipv4Addr, state: LinkState) {
+        let (a, b) = (a.octets()[2], b.octets()[2]);
+        match state {
+            LinkState::Cut => self.internet.nft(&format!(
+                "table inet between{a}and{b} {{ chain f {{ type filter hook forward priority 0; iifname w{a} oifname w{b} drop\n \
+                 iifname w{b} oifname w{a} drop\n }}\n }}\n"
+            )),
+            LinkState::Whole => self
+                .internet
+                .nft(&format!("delete table inet between{a}and{b}\n")),
+        }
+    }
+
     fn attach(&self, namespace: &Namespace, interface: &str) -> u8 {
         let number = self.attachments.get() + 1;
         self.attachments.set(number);

@@ -9,6 +9,7 @@
 #[expect(dead_code, reason = "the cells serve tests too")]
 #[path = "../netns/cell.rs"]
 mod cell;
+mod failover;
 #[expect(dead_code, reason = "the lab serves many tests")]
 #[path = "../lab/lab.rs"]
 mod lab;
@@ -47,7 +48,7 @@ fn main() {
     };
     let trials = number("FARSPAN_REACH_TRIALS", 20).max(1);
     let hold = Duration::from_secs(number("FARSPAN_REACH_HOLD", 60) as u64);
-    // Names of cells such as ADF-SEQ; everything where it is empty.
+    // Names of cells such as ADF-SEQ, or `failover`; everything where it is empty.
     let only = std::env::var("FARSPAN_REACH_ONLY").unwrap_or_default();
     let wanted = |name: &str| only.is_empty() || only.split(',').any(|one| one == name);
 
@@ -71,6 +72,9 @@ fn main() {
     });
     if only.is_empty() {
         section("variants", || variants::print(trials));
+    }
+    if wanted("failover") {
+        section("failover", || failover::print(trials));
     }
 }
 

@@ -5,6 +5,7 @@ mod property;
 mod world;
 
 mod scenarios {
+    mod failover;
     mod hard;
     mod healing;
     mod meeting;

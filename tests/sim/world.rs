@@ -9,8 +9,9 @@ mod flow;
 mod node;
 mod noise;
 mod relay;
+mod stun;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use mesh_types::{IdentitySecret, Now};
@@ -36,6 +37,7 @@ pub struct World {
     /// Nodes added from now on relay where they can.
     pub relays: bool,
     pub noise: Vec<Noise>,
+    stun: BTreeSet<HostId>,
     by_host: BTreeMap<HostId, NodeId>,
     sites: u8,
 }
@@ -53,6 +55,7 @@ impl World {
             flows: Vec::new(),
             relays: false,
             noise: Vec::new(),
+            stun: BTreeSet::new(),
             by_host: BTreeMap::new(),
             sites: 0,
         }
@@ -98,7 +101,9 @@ impl World {
                 panic!("nothing moves on at {:?}: {}", self.elapsed(), self.wakes());
             }
             while let Some(delivery) = self.net.poll() {
-                if let Some(id) = self.by_host.get(&delivery.host).copied() {
+                if self.stun.contains(&delivery.host) {
+                    stun::answer(&mut self.net, &delivery);
+                } else if let Some(id) = self.by_host.get(&delivery.host).copied() {
                     let clock = self.clock(id);
                     self.nodes[id.0].handle_delivery(&delivery, clock);
                     self.pump(id);

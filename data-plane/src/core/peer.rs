@@ -39,6 +39,8 @@ pub(super) struct Peer {
     pub endpoint: Option<SocketAddr>,
     /// Our address the peer last sent to.
     pub local: Option<IpAddr>,
+    /// Where to send everything too.
+    pub also: Option<SocketAddr>,
     /// The endpoint of the last plan.
     pub planned: (Option<SocketAddr>, u32),
     pub keepalive: Option<Duration>,
@@ -60,6 +62,7 @@ impl Peer {
             preshared_key: None,
             endpoint: None,
             local: None,
+            also: None,
             planned: (None, 0),
             keepalive: None,
             passive: false,
@@ -110,6 +113,14 @@ impl Peer {
             peer: index,
             remote: self.endpoint?,
             local: self.local,
+            also: self.also.and_then(|also| {
+                if also == self.endpoint? {
+                    // The peer was heard there: the first way is the second by now.
+                    self.planned.0.filter(|planned| *planned != also)
+                } else {
+                    Some(also)
+                }
+            }),
         })
     }
 

@@ -122,6 +122,7 @@ impl Core {
             kick = Kick::Hello;
         }
         peer.keepalive = planned.keepalive;
+        peer.also = planned.also;
         let moved =
             planned.endpoint.is_some() && (planned.endpoint, planned.insist) != peer.planned;
         if moved {

@@ -160,6 +160,7 @@ impl Core {
             peer: index,
             remote,
             local,
+            also: None,
         };
         let mut answered = [0; 1];
         let mut sent = 0;
@@ -200,6 +201,7 @@ impl Core {
                     peer: u32::MAX,
                     remote,
                     local,
+                    also: None,
                 };
                 out.seal(to, INITIATION, |room| {
                     room[..COOKIE].copy_from_slice(&cookie);
@@ -238,6 +240,7 @@ impl Core {
             peer: index,
             remote,
             local,
+            also: None,
         };
         let mut sent = 0;
         let mut head = [0; 8];

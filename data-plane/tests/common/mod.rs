@@ -94,6 +94,9 @@ impl Node {
         for message in self.out.messages() {
             for datagram in message.datagrams() {
                 all.push((message.to.remote, datagram.to_vec()));
+                if let Some(also) = message.to.also {
+                    all.push((also, datagram.to_vec()));
+                }
             }
         }
         self.out.clear();

@@ -197,6 +197,7 @@ impl PathAgent {
             | Message::JoinRelay(_)
             | Message::Echo(_)
             | Message::JoinRefused(_)
+            | Message::Doubt(_)
             | Message::Petition(_) => node.counters.add("refused-message"),
         }
     }

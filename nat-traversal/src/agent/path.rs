@@ -22,6 +22,8 @@ use crate::score::{Preference, SAMPLES, Score};
 
 /// While a challenger is compared, it is probed this often.
 const SAMPLE_EVERY: Duration = Duration::from_secs(1);
+/// Two round trips are at least this, for hosts that are slow to answer.
+const ASK_LEAST: Duration = Duration::from_millis(50);
 
 /// A path and how it does.
 #[derive(Debug, Clone)]
@@ -35,6 +37,8 @@ pub(super) struct InUse {
     /// The last heartbeat was not answered yet.
     awaiting: bool,
     missed: u8,
+    /// The last heartbeat was sent because nothing is heard: no answer in two round trips makes it suspect.
+    asked: bool,
     last_answer: Instant,
     /// One bit a probe, the newest lowest; set while unanswered.
     history: u32,
@@ -75,6 +79,14 @@ impl PathAgent {
             .is_some_and(|in_use| matches!(in_use.health, Health::Suspect { .. }))
     }
 
+    /// Since when the path in use is suspect.
+    pub(super) fn suspect_since(&self) -> Option<Instant> {
+        match self.in_use.as_ref()?.health {
+            Health::Good => None,
+            Health::Suspect { since, .. } => Some(since),
+        }
+    }
+
     /// A verified answer to a probe to `address`.
     pub(crate) fn on_answer(
         &mut self,
@@ -107,6 +119,7 @@ impl PathAgent {
             in_use.path.rtt = smoothed;
             in_use.awaiting = false;
             in_use.missed = 0;
+            in_use.asked = false;
             in_use.history &= !1;
             in_use.last_answer = now;
             self.activity.proven();
@@ -127,6 +140,7 @@ impl PathAgent {
                 in_use.next = now + node.jitter(KEEPALIVE);
             }
         }
+        self.refresh_spare(node);
         if let Some((_, seq)) = self.awaited_ready.take_if(|(remote, _)| *remote == address) {
             self.follow(node, address, seq, now);
         }
@@ -218,10 +232,13 @@ impl PathAgent {
             next: now + next,
             awaiting: false,
             missed: 0,
+            asked: false,
             last_answer: now,
             history: 0,
         });
         self.slot = None;
+        self.standby.renew = false;
+        self.refresh_spare(node);
         if direct {
             self.calling.stop();
             self.stop_search(node);
@@ -248,11 +265,21 @@ impl PathAgent {
                 widen: Some(now + patience),
             };
             node.counters.add("suspects");
-            if in_use.path.kind.is_relayed() {
-                node.meet.insert(self.id);
-            }
             self.mtu.doubt();
+            self.standby.doubt = Purpose::Doubt;
+            self.standby.renew = true;
+            node.meet.insert(self.id);
+            self.refresh_spare(node);
             self.run_suspect(node, now);
+        }
+    }
+
+    /// The peer doubts the path in use.
+    pub(super) fn doubted(&mut self, node: &mut Node, now: Instant) {
+        if self.in_use.is_some() && !self.is_suspect() {
+            self.suspect(node, now);
+            // It knows.
+            self.standby.doubt = Purpose::Check;
         }
     }
 
@@ -306,9 +333,12 @@ impl PathAgent {
             };
             in_use.probed();
             let widen_now = widen_due(in_use, now);
-            let first = matches!(in_use.health, Health::Suspect { sent: 1, .. });
             self.send_probe(node, remote, self.purpose(remote), now);
-            if first && let Some(second) = self.runner_up(None) {
+            let spare = self.spare_of(since);
+            if let Some(spare) = spare {
+                self.send_probe(node, spare, self.standby.doubt, now);
+            }
+            if let Some(second) = self.runner_up(None).filter(|second| spare != Some(*second)) {
                 self.send_probe(node, second, Purpose::Check, now);
             }
             if widen_now {
@@ -337,6 +367,7 @@ impl PathAgent {
         debug!(peer = %self.id, ?lost, ?next, "Path lost");
         self.in_use = None;
         self.mtu.stop();
+        self.refresh_spare(node);
         self.nomination = None;
         self.awaited_ready = None;
         self.searching = now;
@@ -375,7 +406,7 @@ impl PathAgent {
         if in_use.awaiting {
             in_use.missed += 1;
         }
-        if in_use.missed >= 2 {
+        if in_use.missed >= 2 || (in_use.awaiting && in_use.asked) {
             self.suspect(node, now.mono);
             return;
         }
@@ -439,10 +470,18 @@ impl PathAgent {
         if active && !was_active {
             in_use.next = in_use.next.min(now + HEARTBEAT);
         }
-        let patience = SILENCE + in_use.path.rtt * 2;
+        if active != was_active {
+            node.meet.insert(self.id);
+        }
         let unheard = now.saturating_duration_since(in_use.last_answer);
-        if active && silence.is_some_and(|silence| silence >= patience) && unheard >= patience {
-            self.suspect(node, now);
+        let silent = silence.is_some_and(|silence| silence >= SILENCE) && unheard >= SILENCE;
+        if active && silent && !in_use.asked && matches!(in_use.health, Health::Good) {
+            // One that sends much and gets no answers is not silent for that: its path is asked first.
+            self.heartbeat(node, now);
+            if let Some(in_use) = &mut self.in_use {
+                in_use.asked = true;
+                in_use.next = now + (in_use.path.rtt * 2).max(ASK_LEAST);
+            }
         }
     }
 

@@ -185,6 +185,11 @@ impl PathAgent {
             Some(Ok(Message::PathReady(PathReady { seq }))) => self
                 .on_ready(node, (address, lucky), seq, now)
                 .then(|| Message::from(Ack { seq }).encode()),
+            Some(Ok(Message::Doubt(_))) if !on_path => {
+                // It may hear nothing though it is heard, or have more to send than we.
+                self.doubted(node, now);
+                None
+            }
             Some(_) | None => None,
         }
     }

@@ -24,6 +24,8 @@ pub(crate) enum Need {
     From(Instant),
     /// There is no path, or the one in use does not answer.
     Yes,
+    /// It is reached directly, and much is sent: a relay stands by.
+    Standby,
     /// It is reached through this relay.
     Served(PeerId),
 }
@@ -39,7 +41,7 @@ impl PathAgent {
         self.has_direct() || (self.path().is_some() && kind.is_relayed())
     }
 
-    pub(crate) fn relay_need(&self, node: &Node) -> Need {
+    pub(crate) fn relay_need(&self, node: &Node, now: Instant) -> Need {
         if self.current.is_none() {
             return Need::No;
         }
@@ -51,8 +53,10 @@ impl PathAgent {
             }
             Some(in_use) => match in_use.path.via {
                 Some(relay) if !self.is_suspect() => Need::Served(relay),
-                None if !self.has_widened() => Need::No,
-                Some(_) | None => Need::Yes,
+                None if self.has_widened() => Need::Yes,
+                None if self.wants_standby(now) => Need::Standby,
+                None => Need::No,
+                Some(_) => Need::Yes,
             },
         }
     }
@@ -118,6 +122,7 @@ impl PathAgent {
         if self.path().is_none_or(|path| path.remote != address) {
             self.burst(&[address], false, now);
             self.run_probes(node, now);
+            self.keep_standby(node, now);
         }
     }
 

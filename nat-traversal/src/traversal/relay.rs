@@ -38,6 +38,8 @@ pub(super) struct Meeting {
     /// Since when there is no path that answers.
     since: Option<Instant>,
     next: Option<Instant>,
+    /// Since when no relay stands by that should.
+    unready: Option<Instant>,
     /// When its relays are left, because it is reached directly.
     leave: Option<Instant>,
 }
@@ -157,7 +159,7 @@ impl Traversal {
             self.note_relay_addresses();
             if fresh {
                 for (id, agent) in &self.agents {
-                    if !agent.has_direct() {
+                    if !agent.has_direct() || agent.wants_standby(now) {
                         self.node.meet.insert(*id);
                     }
                 }
@@ -230,7 +232,16 @@ impl Traversal {
             self.meetings.remove(&id);
             return;
         };
-        let need = agent.relay_need(&self.node);
+        let need = agent.relay_need(&self.node, now);
+        if agent.takes_renewal() {
+            let relays: Vec<PeerId> = self.client.relays_of(id).map(|(relay, _)| relay).collect();
+            for relay in relays {
+                self.client.renew(id, relay, now);
+            }
+        }
+        let Some(agent) = self.agents.get_mut(&id) else {
+            return;
+        };
         if need == Need::No {
             self.leave_relays(id, now);
             return;
@@ -238,10 +249,14 @@ impl Traversal {
         let meeting = self.meetings.entry(id).or_default();
         meeting.leave = None;
         meeting.next = None;
-        meeting.since.get_or_insert(now);
         meeting.excluded.retain(|_, until| *until > now);
+        if need == Need::Standby {
+            meeting.since = None;
+            return self.stand_by(id, None, reach, now);
+        }
+        meeting.since.get_or_insert(now);
         match need {
-            Need::No => {}
+            Need::No | Need::Standby => {}
             Need::From(at) if at > now => meeting.next = Some(at),
             Need::From(_) | Need::Yes => {
                 let suspect = agent.path().and_then(|path| path.via);
@@ -254,6 +269,9 @@ impl Traversal {
                 meeting.attempts = 0;
                 meeting.since = None;
                 self.improve(id, relay, reach, now);
+                if self.agents.get(&id).is_some_and(|a| a.wants_standby(now)) {
+                    self.stand_by(id, Some(relay), reach, now);
+                }
             }
         }
     }
@@ -279,6 +297,50 @@ impl Traversal {
             }
         }
         self.node.events.push_back(Event::RelayChanged);
+    }
+
+    /// It is reached: sees to it that it would be through another relay, too. The controlling side begins, and the
+    /// relay calls the other.
+    fn stand_by(&mut self, id: PeerId, current: Option<PeerId>, reach: &[Reach], now: Instant) {
+        let Some((agent, meeting)) = self.agents.get_mut(&id).zip(self.meetings.get_mut(&id))
+        else {
+            return;
+        };
+        if agent.warm_relay(now).is_some() {
+            meeting.attempts = 0;
+            meeting.unready = None;
+            return;
+        }
+        if meeting.unready.is_none() {
+            agent.ask_relays(&mut self.node, now);
+            agent.rearm();
+        }
+        let since = *meeting.unready.get_or_insert(now);
+        let controlling = agent.controlling();
+        let binds = self.client.relays_of(id);
+        let binds: Vec<_> = binds.filter(|(relay, _)| Some(*relay) != current).collect();
+        let mut waiting = None;
+        for (relay, bound) in binds {
+            let until = bound.unwrap_or(now).max(since) + PATIENCE;
+            if until <= now {
+                self.exclude(id, relay, now);
+            } else {
+                waiting = waiting.max(Some(until));
+            }
+        }
+        let relay = match waiting {
+            None if controlling => self.choose(id, current, reach),
+            None | Some(_) => None,
+        };
+        if let Some(relay) = relay {
+            debug!(peer = %id, relay = %relay.id, "A relay stands by");
+            self.client.want(id, relay.id, relay.main, now);
+            waiting = Some(now + PATIENCE);
+        }
+        if let Some(meeting) = self.meetings.get_mut(&id) {
+            let again = meeting.excluded.values().min().copied();
+            meeting.next = waiting.or(again.filter(|_| controlling));
+        }
     }
 
     /// There is no path: binds at a relay, and at another one where the peer does not come.

@@ -472,12 +472,25 @@ impl Peer {
         self.transmit(&initiation, context);
     }
 
+    /// The second way; the first where WireGuard has roamed to the second.
+    fn also(&self, endpoint: SocketAddr) -> Option<SocketAddr> {
+        let also = self.planned.also?;
+        if also == endpoint {
+            self.planned.endpoint.filter(|planned| *planned != endpoint)
+        } else {
+            Some(also)
+        }
+    }
+
     fn transmit(&mut self, message: &Wire, context: &mut Context<'_>) {
         let Some(endpoint) = self.endpoint else {
             return;
         };
         let bytes = message.encode();
         self.tx_bytes += bytes.len() as u64;
+        if let Some(also) = self.also(endpoint) {
+            context.transmits.push_back((also, bytes.clone()));
+        }
         context.transmits.push_back((endpoint, bytes));
     }
 }

@@ -14,7 +14,7 @@ use mesh_types::{
 };
 use overlay::Config;
 use sim_net::{
-    Families, FirewallSpec, LinkSpec, NatSpec, RouterSpec, SegmentId, Site, Translation,
+    Families, FirewallSpec, HostId, LinkSpec, NatSpec, RouterSpec, SegmentId, Site, Translation,
 };
 
 use super::{Disk, Node, NodeId, World};
@@ -109,6 +109,16 @@ impl World {
             sites,
             access,
         }
+    }
+
+    /// A STUN server at a public address: its host, and what nodes have in their configuration.
+    pub fn stun_server(&mut self, name: &str) -> (HostId, String) {
+        let core = self.net.core();
+        let host = self.net.add_host(name, core, Families::V4, LinkSpec::LAN);
+        self.net.bind(host, super::stun::PORT);
+        self.stun.insert(host);
+        let ip = self.net.addresses(host)[0].ip;
+        (host, SocketAddr::new(ip, super::stun::PORT).to_string())
     }
 
     /// A home behind a carrier's network that exists already.

@@ -18,6 +18,7 @@ fn peer_of(ranges: &[&str]) -> TunnelPeer {
         keepalive: Some(Duration::from_secs(25)),
         preshared_key: None,
         insist: 0,
+        also: None,
         passive: false,
     }
 }
