@@ -212,7 +212,7 @@ impl Round {
 
 /// Up to [`LADDER`] sizes between two, evenly spread.
 fn between(low: usize, high: usize) -> Vec<usize> {
-    let inside = high - low - 1;
+    let inside = high.saturating_sub(low + 1);
     let steps = inside.min(LADDER);
     (1..=steps)
         .map(|step| low + step * (inside + 1) / (steps + 1))
@@ -315,6 +315,18 @@ mod tests {
         let mut world = World::new(600);
         world.run(Duration::from_secs(3));
         assert_eq!(world.mtu.limit(), Some(SIZES[0]));
+    }
+
+    #[test]
+    fn a_path_that_ceases_to_carry_even_the_smallest_size_is_asked_on() {
+        let mut world = World::new(600);
+        world.run(Duration::from_secs(3));
+        world.carries = 0;
+        world.run(Duration::from_secs(30));
+        assert_eq!(world.mtu.limit(), Some(SIZES[0]));
+        world.carries = 1420;
+        world.run(Duration::from_secs(1200));
+        assert_eq!(world.mtu.limit(), None);
     }
 
     #[test]
