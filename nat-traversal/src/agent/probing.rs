@@ -31,7 +31,7 @@ impl PathAgent {
         purpose: Purpose,
         now: Instant,
     ) -> bool {
-        if self.is_silent() {
+        if self.is_silent() && !self.is_relayed(&address) {
             return true;
         }
         let on_path = self.path().is_some_and(|path| path.remote == address);
@@ -147,7 +147,7 @@ impl PathAgent {
         data: Option<&[u8]>,
         now: Instant,
     ) -> Option<Vec<u8>> {
-        self.heard(node, now);
+        self.last_heard = Some(now);
         if self.spec.keys.first() != Some(key) && self.key_seen != Some(*key) {
             self.key_seen = Some(*key);
             node.events.push_back(Event::PeerKeySeen {
@@ -163,6 +163,7 @@ impl PathAgent {
         if !self.learn(node, Candidate { kind, address }, now) {
             return None;
         }
+        self.heard(node, address, now);
         let lucky = self.local(socket, local_port);
         if let Some(lucky) = lucky {
             self.found(address, lucky, now);
@@ -202,9 +203,12 @@ impl PathAgent {
     }
 
     /// Something authentic came from the peer.
-    pub(super) fn heard(&mut self, node: &mut Node, now: Instant) {
+    pub(super) fn heard(&mut self, node: &mut Node, address: SocketAddr, now: Instant) {
         self.last_heard = Some(now);
-        self.stop_openers(node);
+        if !self.is_relayed(&address) {
+            self.heard_direct = Some(now);
+            self.stop_openers(node);
+        }
     }
 
     /// Addresses of the peer that are worth a burst now.
