@@ -7,6 +7,7 @@ use mesh_types::message::{Ack, Message, PathReady};
 use mesh_types::{Candidate, CandidateKind, Now, SocketId, WgKey};
 
 use super::PathAgent;
+use super::choice::Nomination;
 use crate::api::Event;
 use crate::node::{Node, Purpose};
 use crate::remote::{Local, Remote};
@@ -193,8 +194,12 @@ impl PathAgent {
     /// A socket of a search got through to an address of the peer.
     pub(super) fn found(&mut self, address: SocketAddr, lucky: Local, now: Instant) {
         let direct = !self.wants_direct();
+        // The other side is being told of one of several that got through: it would follow each of them.
+        let told = |n: &Nomination| n.remote == address && n.local.is_some();
+        let told = self.nomination.as_ref().is_some_and(told);
         if let Some(remote) = self.remotes.get_mut(&address)
             && !direct
+            && !told
             && remote.local != Some(lucky)
         {
             remote.local = Some(lucky);

@@ -170,6 +170,7 @@ impl Scene {
         for (index, member) in self.members.iter().enumerate() {
             let relayed = self.world.nodes[member.id.0].relay.packets;
             self.last_sent[index] = self.world.sent(member.id).saturating_sub(relayed);
+            self.last_blind[index] = self.world.nodes[member.id.0].blind.values().sum();
         }
     }
 

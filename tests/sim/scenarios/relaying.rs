@@ -435,6 +435,24 @@ fn a_relayed_pair_whose_routers_take_early_packets_is_cured_without_losing_a_pac
 }
 
 #[test]
+fn of_several_sockets_that_get_through_to_the_peer_one_is_told_and_taken() {
+    for seed in 640..680 {
+        let mut world = World::new(seed);
+        let hard = world.place(Access::Nat(HARD), false);
+        let strict = world.place(Access::Nat(STRICT), false);
+        let mut trio = Trio::of(world, (hard, Seat::V4), (strict, Seat::V4), 1);
+        trio.start_and_meet();
+        trio.world.seconds(20);
+        for (id, peer) in [(trio.a, trio.b), (trio.b, trio.a)] {
+            let key = trio.world.nodes[peer.0].disk.key.public();
+            let moves = &trio.world.nodes[id.0].moves[&key];
+            let direct = moves.iter().filter(|(_, at)| at.ip() != moves[0].1.ip());
+            assert!(direct.count() <= 2, "seed {seed}: {moves:?}");
+        }
+    }
+}
+
+#[test]
 fn a_stranger_gets_nothing_from_a_relay() {
     let mut world = World::new(550);
     let places = [0, 1, 2].map(|_| world.place(Access::Nat(HARD), false));
