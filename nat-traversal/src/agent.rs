@@ -83,6 +83,8 @@ pub(crate) struct PathAgent {
     probes_sent: u64,
     probes_answered: u64,
     last_heard: Option<Instant>,
+    /// The same without what came through relays.
+    heard_direct: Option<Instant>,
     connect: Option<Duration>,
     wake: Option<(Instant, &'static str)>,
 }
@@ -118,6 +120,7 @@ impl PathAgent {
             probes_sent: 0,
             probes_answered: 0,
             last_heard: None,
+            heard_direct: None,
             connect: None,
             wake: None,
         }

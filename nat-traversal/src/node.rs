@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
+use mesh_types::consts::RELAY_PORTS;
 use mesh_types::message::{Doubt, PathReady, RelayBind, RelayDistance};
 use mesh_types::report::HostAddress;
 use mesh_types::{Candidate, CandidateKind, Idx, Mapping, Message, NatReport, PeerId, SocketId};
@@ -69,6 +70,14 @@ pub(crate) enum Change {
     Endpoints,
 }
 
+/// A public address of a relay.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RelayAddress {
+    pub(crate) relay: PeerId,
+    /// Its host has it, no translator.
+    pub(crate) own: bool,
+}
+
 /// A probe that waits for its answer.
 #[derive(Debug, Clone)]
 pub(crate) struct Pending {
@@ -109,7 +118,7 @@ pub(crate) struct Node {
     /// Some peer has a path.
     pub(crate) connected: bool,
     /// Public addresses of members that relay.
-    pub(crate) relay_ips: BTreeMap<IpAddr, PeerId>,
+    pub(crate) relay_ips: BTreeMap<IpAddr, RelayAddress>,
     /// Relays in reach, nearest first, as calls tell it.
     pub(crate) relays: Vec<RelayDistance>,
     /// Peers of which something has changed that decides whether they are met at a relay.
@@ -200,6 +209,14 @@ impl Node {
         self.counters.add("epoch-raised");
         self.events.push_back(Event::EpochRaised(self.epoch));
         true
+    }
+
+    /// The relay that lends this address, as far as addresses tell: behind a translator all share one, and only
+    /// the ports that relays usually lend are theirs.
+    pub(crate) fn relay_at(&self, address: &SocketAddr) -> Option<PeerId> {
+        let at = self.relay_ips.get(&address.ip())?;
+        let lent = (RELAY_PORTS.0..=RELAY_PORTS.1).contains(&address.port());
+        (at.own || lent).then_some(at.relay)
     }
 
     /// The tier of a remote address, seen from this host.

@@ -320,6 +320,18 @@ mod tests {
     }
 
     #[test]
+    fn a_path_that_ceases_to_carry_even_the_smallest_size_is_asked_on() {
+        let mut world = World::new(600);
+        world.run(Duration::from_secs(3));
+        world.carries = 0;
+        world.run(Duration::from_secs(30));
+        assert_eq!(world.mtu.limit(), Some(SIZES[0]));
+        world.carries = 1420;
+        world.run(Duration::from_secs(1200));
+        assert_eq!(world.mtu.limit(), None);
+    }
+
+    #[test]
     fn lost_answers_do_not_shrink_a_path() {
         for lossy in 2..9 {
             let mut world = World::new(1420);

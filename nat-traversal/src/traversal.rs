@@ -331,9 +331,10 @@ impl Traversal {
     }
 
     /// Must nothing be sent to this peer for now, by the tunnel neither? Routers on the way are to forget it: what
-    /// one of them took for itself spoils the flow as long as more of it comes.
+    /// one of them took for itself spoils the flow as long as more of it comes. A path goes on being used.
     pub fn is_silent(&self, id: &PeerId) -> bool {
-        self.agents.get(id).is_some_and(PathAgent::is_silent)
+        let silent = |agent: &PathAgent| agent.is_silent() && agent.path().is_none();
+        self.agents.get(id).is_some_and(silent)
     }
 
     /// The largest packet inside the tunnel that the path to a peer carries, bytes, where that is less than

@@ -395,6 +395,7 @@ fn a_joiner_is_heard_before_it_is_a_peer_and_gets_its_answer() {
             | Event::JoinAnswer { .. }
             | Event::SocketsChanged
             | Event::PathMtuChanged { .. }
+            | Event::SpareChanged { .. }
             | Event::EpochRaised(_)
             | Event::RelayChanged => None,
         });

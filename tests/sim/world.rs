@@ -156,7 +156,9 @@ impl World {
                 Port::Close => self.net.unbind(host, port),
             }
         }
-        for (source, destination, ttl, bytes) in outgoing {
+        for outgoing in outgoing {
+            node.book(&outgoing);
+            let (source, destination, ttl, bytes) = outgoing;
             // A host without an address of the family cannot send, as in reality.
             let _ = self.net.send(node.host, source, destination, bytes, ttl);
         }

@@ -15,6 +15,8 @@ use crate::schedule::{NOMINATE_RETRY, NOMINATE_TRIES};
 #[derive(Debug, Clone)]
 pub(super) struct Nomination {
     pub(super) remote: SocketAddr,
+    /// The socket that reaches it, where that is not the main one.
+    pub(super) local: Option<Local>,
     pub(super) seq: u64,
     pub(super) next: Instant,
     tries: u32,
@@ -29,6 +31,7 @@ impl PathAgent {
         }
         self.nomination = Some(Nomination {
             remote: address,
+            local: self.remotes.get(&address).and_then(|remote| remote.local),
             seq,
             next: now,
             tries: 0,

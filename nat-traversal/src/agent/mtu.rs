@@ -41,7 +41,7 @@ impl PathAgent {
         size: u16,
         now: Instant,
     ) {
-        self.heard(node, now);
+        self.heard(node, address, now);
         self.probes_answered += 1;
         if self.path().is_some_and(|path| path.remote == address) {
             let before = self.mtu.limit();

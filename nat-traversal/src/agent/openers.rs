@@ -2,8 +2,9 @@
 //! sides' probes arrive, as long as they go on. The cure: both fall silent until such routers have
 //! forgotten, then open their own translators with packets that end before the peer's, then probe.
 //!
-//! The controlling side says when: CallMe with a start far ahead. The tunnel must be silent, too:
-//! [`crate::Traversal::is_silent`].
+//! The controlling side says when: CallMe with a start far ahead. Where there is no path the tunnel must be silent,
+//! too: [`crate::Traversal::is_silent`]. A path through a relay goes on: what it carries, those routers do not see
+//! as the peer's.
 
 use std::time::{Duration, Instant};
 
@@ -41,13 +42,13 @@ impl PathAgent {
         let (own, peer) = (node.nat.report(), self.spec.nat);
         let plain = Method::of(own, peer).is_none() && !Method::hopeless(own, peer);
         let just = |at: Instant| now.saturating_duration_since(at) < OPENERS_EVERY;
-        let unheard = self.last_heard.is_none_or(|at| at < self.searching);
+        let unheard = self.heard_direct.is_none_or(|at| at < self.searching);
         let present = self.openers.exchanges.is_some_and(|(first, last)| {
             first >= self.searching
                 && now.saturating_duration_since(first) >= OPENERS_AFTER
                 && now.saturating_duration_since(last) < PRESENT
         });
-        let fit = self.controlling() && self.in_use.is_none();
+        let fit = self.controlling() && !self.has_direct();
         if !fit || !plain || !present || !unheard || self.openers.last.is_some_and(just) {
             return None;
         }
@@ -76,7 +77,7 @@ impl PathAgent {
     /// The peer has called, and says when to start.
     pub(super) fn called_for_openers(&mut self, node: &mut Node, start: Duration, now: Instant) {
         let just = |at: Instant| now.saturating_duration_since(at) < OPENERS_EVERY / 2;
-        if start > MEANT && self.in_use.is_none() && !self.openers.last.is_some_and(just) {
+        if start > MEANT && !self.has_direct() && !self.openers.last.is_some_and(just) {
             self.await_openers(node, start, now);
         }
     }
@@ -87,10 +88,10 @@ impl PathAgent {
         self.openers.asked = None;
         // A call in between is no harm, and brings nothing.
         self.calling.at = Some(now + start + OPENERS_END);
-        node.events.push_back(Event::PathChanged { peer: self.id });
+        self.tell_silence(node);
     }
 
-    /// May nothing be sent to the peer now?
+    /// May nothing be sent to the peer's own addresses now?
     pub(crate) fn is_silent(&self) -> bool {
         self.openers.round.is_some()
     }
@@ -98,6 +99,13 @@ impl PathAgent {
     /// The peer was heard: there is no need.
     pub(super) fn stop_openers(&mut self, node: &mut Node) {
         if self.openers.round.take().is_some() {
+            self.tell_silence(node);
+        }
+    }
+
+    /// A tunnel that has no path must follow.
+    fn tell_silence(&self, node: &mut Node) {
+        if self.in_use.is_none() {
             node.events.push_back(Event::PathChanged { peer: self.id });
         }
     }
@@ -116,7 +124,8 @@ impl PathAgent {
             self.calling.at = Some(now + OPENERS_AFTER);
             return self.stop_openers(node);
         }
-        let all: Vec<_> = self.remotes.keys().copied().collect();
+        let direct = self.remotes.iter().filter(|(_, r)| r.relay.is_none());
+        let all: Vec<_> = direct.map(|(address, _)| *address).collect();
         if step == OPENERS.len() {
             self.stop_openers(node);
             self.burst(&all, true, now);

@@ -97,7 +97,7 @@ impl PathAgent {
         now: Instant,
     ) {
         let (other, data) = answer;
-        self.heard(node, now);
+        self.heard(node, address, now);
         self.probes_answered += 1;
         if !self.is_relayed(&address) {
             self.other = other.or(self.other);

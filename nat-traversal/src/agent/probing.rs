@@ -7,6 +7,7 @@ use mesh_types::message::{Ack, Message, PathReady};
 use mesh_types::{Candidate, CandidateKind, Now, SocketId, WgKey};
 
 use super::PathAgent;
+use super::choice::Nomination;
 use crate::api::Event;
 use crate::node::{Node, Purpose};
 use crate::remote::{Local, Remote};
@@ -31,7 +32,7 @@ impl PathAgent {
         purpose: Purpose,
         now: Instant,
     ) -> bool {
-        if self.is_silent() {
+        if self.is_silent() && !self.is_relayed(&address) {
             return true;
         }
         let on_path = self.path().is_some_and(|path| path.remote == address);
@@ -147,7 +148,7 @@ impl PathAgent {
         data: Option<&[u8]>,
         now: Instant,
     ) -> Option<Vec<u8>> {
-        self.heard(node, now);
+        self.last_heard = Some(now);
         if self.spec.keys.first() != Some(key) && self.key_seen != Some(*key) {
             self.key_seen = Some(*key);
             node.events.push_back(Event::PeerKeySeen {
@@ -163,6 +164,7 @@ impl PathAgent {
         if !self.learn(node, Candidate { kind, address }, now) {
             return None;
         }
+        self.heard(node, address, now);
         let lucky = self.local(socket, local_port);
         if let Some(lucky) = lucky {
             self.found(address, lucky, now);
@@ -197,8 +199,12 @@ impl PathAgent {
     /// A socket of a search got through to an address of the peer.
     pub(super) fn found(&mut self, address: SocketAddr, lucky: Local, now: Instant) {
         let direct = !self.wants_direct();
+        // The other side is being told of one of several that got through: it would follow each of them.
+        let told = |n: &Nomination| n.remote == address && n.local.is_some();
+        let told = self.nomination.as_ref().is_some_and(told);
         if let Some(remote) = self.remotes.get_mut(&address)
             && !direct
+            && !told
             && remote.local != Some(lucky)
         {
             remote.local = Some(lucky);
@@ -207,9 +213,12 @@ impl PathAgent {
     }
 
     /// Something authentic came from the peer.
-    pub(super) fn heard(&mut self, node: &mut Node, now: Instant) {
+    pub(super) fn heard(&mut self, node: &mut Node, address: SocketAddr, now: Instant) {
         self.last_heard = Some(now);
-        self.stop_openers(node);
+        if !self.is_relayed(&address) {
+            self.heard_direct = Some(now);
+            self.stop_openers(node);
+        }
     }
 
     /// Addresses of the peer that are worth a burst now.

@@ -1,6 +1,7 @@
 //! When a peer is to be met at a relay, and what becomes of the relay's address.
 
-use std::net::SocketAddr;
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use mesh_types::message::RelayDistance;
@@ -8,7 +9,7 @@ use mesh_types::{Candidate, CandidateKind, Filtering, Idx, Mapping, NatReport, P
 
 use super::PathAgent;
 use crate::api::PathKind;
-use crate::node::Node;
+use crate::node::{Node, RelayAddress};
 use crate::remote::Remote;
 use crate::score::is_private;
 
@@ -68,15 +69,21 @@ impl PathAgent {
     }
 
     /// Its public addresses, where it relays.
-    pub(crate) fn relay_addresses(&self) -> Vec<SocketAddr> {
+    pub(crate) fn relay_addresses(&self) -> BTreeMap<IpAddr, RelayAddress> {
         if !self.spec.relay_capable {
-            return Vec::new();
+            return BTreeMap::new();
         }
-        let announced = self.spec.candidates.iter().map(|c| c.address);
+        let candidates = || self.spec.candidates.iter();
+        let own = |ip| candidates().any(|c| c.kind == CandidateKind::Host && c.address.ip() == ip);
         let in_use = self.path().filter(|path| !path.kind.is_relayed());
-        announced
-            .chain(in_use.map(|path| path.remote))
-            .filter(|address| !is_private(&address.ip()))
+        candidates()
+            .map(|c| c.address.ip())
+            .chain(in_use.map(|path| path.remote.ip()))
+            .filter(|ip| !is_private(ip))
+            .map(|ip| {
+                let (relay, own) = (self.id, own(ip));
+                (ip, RelayAddress { relay, own })
+            })
             .collect()
     }
 
@@ -159,7 +166,7 @@ impl PathAgent {
     pub(super) fn tier_of(&self, node: &Node, candidate: &Candidate) -> (PathKind, Option<PeerId>) {
         let ip = candidate.address.ip();
         let learned = candidate.kind == CandidateKind::PeerReflexive;
-        let relay = node.relay_ips.get(&ip).copied();
+        let relay = node.relay_at(&candidate.address);
         let relay = relay.filter(|relay| learned && *relay != self.id);
         let shared = || self.spec.candidates.iter().any(|c| c.address.ip() == ip);
         match relay.filter(|_| !shared()) {

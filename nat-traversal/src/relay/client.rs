@@ -50,7 +50,11 @@ pub(crate) enum Event {
         address: SocketAddr,
     },
     /// The relay does not answer, or refuses.
-    Failed { peer: PeerId, relay: PeerId },
+    Failed {
+        peer: PeerId,
+        relay: PeerId,
+        refused: bool,
+    },
 }
 
 #[derive(Debug)]
@@ -149,9 +153,15 @@ impl Client {
             .binds
             .entry((peer, relay))
             .or_insert_with(|| Bind::new(main, now));
-        let under_way = bind.asking && bind.nonce.is_some() && bind.port == Some(offer.port);
         bind.main = main;
-        if !under_way {
+        if bind.asking && bind.tries > 0 {
+            // Two ends whose requests make the relay tell each other would else go on for ever.
+            if bind.nonce.is_none() && bind.tries < PORT_TRIES {
+                bind.port = Some(offer.port);
+                bind.nonce.clone_from(&offer.nonce);
+                bind.next = now;
+            }
+        } else {
             bind.port = Some(offer.port);
             bind.nonce.clone_from(&offer.nonce);
             bind.ask(now);
@@ -178,7 +188,7 @@ impl Client {
             }
             bind.nonces += 1;
             if bind.nonces > NONCES_MAX {
-                self.fail(peer, relay);
+                self.fail(peer, relay, false);
                 return;
             }
             bind.port = Some(offer.port);
@@ -201,13 +211,17 @@ impl Client {
     /// The relay refuses.
     pub(crate) fn handle_refusal(&mut self, peer: PeerId, relay: PeerId) {
         if self.binds.contains_key(&(peer, relay)) {
-            self.fail(peer, relay);
+            self.fail(peer, relay, true);
         }
     }
 
-    fn fail(&mut self, peer: PeerId, relay: PeerId) {
+    fn fail(&mut self, peer: PeerId, relay: PeerId, refused: bool) {
         self.binds.remove(&(peer, relay));
-        self.events.push_back(Event::Failed { peer, relay });
+        self.events.push_back(Event::Failed {
+            peer,
+            relay,
+            refused,
+        });
     }
 
     /// The peer is no longer met at this relay, which forgets by itself.
@@ -261,7 +275,7 @@ impl Client {
             });
         }
         for (peer, relay) in failed {
-            self.fail(peer, relay);
+            self.fail(peer, relay, false);
         }
     }
 

@@ -22,8 +22,9 @@ pub(crate) const MEMBER_PAIRS_MAX: usize = 256;
 /// A nonce is taken for this long to twice as long.
 const NONCE_PERIOD: Duration = Duration::from_secs(30);
 const NONCE: usize = 16;
-/// Who asks again makes the other end be told again after this.
+/// Who asks again makes the other end be told again after this, doubled each time as long as neither comes.
 const OFFER_EVERY: Duration = Duration::from_millis(500);
+const OFFER_DOUBLINGS: u32 = 7;
 /// An end that was told and does not come is told again after these, one after the other: the message may be lost.
 const OFFER_AGAIN: [Duration; 3] = [
     Duration::from_millis(200),
@@ -106,12 +107,19 @@ struct Told {
     at: Instant,
     /// How often.
     times: usize,
+    /// How often the wish was told before, in vain.
+    vain: u32,
 }
 
 impl Told {
     fn again(&self) -> Option<Instant> {
         let wait = OFFER_AGAIN.get(self.times.checked_sub(1)?)?;
         Some(self.at + *wait)
+    }
+
+    /// No new wish is told before.
+    fn rests(&self) -> Instant {
+        self.at + OFFER_EVERY * 2_u32.pow(self.vain.min(OFFER_DOUBLINGS))
     }
 }
 
@@ -227,6 +235,10 @@ impl Server {
         let place = &mut self.pairs.entry(names).or_default()[usize::from(from != names.0)];
         self.changed |= place.is_none_or(|old| old.address != end.address);
         *place = Some(end);
+        self.offers.remove(&(to, from));
+        if let Some(told) = self.offers.get_mut(&(from, to)) {
+            told.vain = 0;
+        }
         Ok(Answer::Bound(port))
     }
 
@@ -239,14 +251,20 @@ impl Server {
         at: IpAddr,
         now: Instant,
     ) -> Option<(u16, Vec<u8>)> {
-        let just = |told: &Told| now.saturating_duration_since(told.at) < OFFER_EVERY;
-        if self.is_bound(to, from) || self.offers.get(&(from, to)).is_some_and(just) {
+        let last = self.offers.get(&(from, to));
+        if self.is_bound(to, from) || last.is_some_and(|told| told.rests() > now) {
             return None;
         }
-        if self.offers.len() >= PAIRS_MAX {
+        let vain = last.map_or(0, |told| told.vain + 1);
+        if last.is_none() && self.offers.len() >= PAIRS_MAX {
             return None;
         }
-        self.offers.insert((from, to), Told { at: now, times: 1 });
+        let told = Told {
+            at: now,
+            times: 1,
+            vain,
+        };
+        self.offers.insert((from, to), told);
         let port = self.port(from, now)?;
         Some((port, self.nonce(to, from, at, now)))
     }
@@ -267,11 +285,11 @@ impl Server {
         now: Instant,
     ) -> Option<(u16, Vec<u8>)> {
         let waits = self.is_bound(from, to) && !self.is_bound(to, from);
+        let told = self.offers.get_mut(&(from, to))?;
         let Some(at) = at.filter(|_| waits) else {
-            self.offers.remove(&(from, to));
+            told.times = usize::MAX;
             return None;
         };
-        let told = self.offers.get_mut(&(from, to))?;
         told.at = now;
         told.times += 1;
         let port = self.port(from, now)?;
@@ -349,8 +367,10 @@ impl Server {
 
     /// Forgets what has expired.
     pub(crate) fn handle_timeout(&mut self, now: Instant) {
+        // As long again: else who asks at the end of each rest would be new each time.
+        let rest = |told: &Told| told.rests().saturating_duration_since(told.at);
         self.offers
-            .retain(|_, told| told.again().is_some() || told.at + OFFER_EVERY > now);
+            .retain(|_, told| told.again().is_some() || told.rests() + rest(told) > now);
         for ends in self.pairs.values_mut() {
             for end in ends {
                 self.changed |= end.take_if(|end| end.until <= now).is_some();

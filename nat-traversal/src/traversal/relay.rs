@@ -10,8 +10,8 @@ use mesh_types::{Idx, Message, Now, PeerId};
 use tracing::debug;
 
 use super::Traversal;
-use crate::agent::Need;
 use crate::agent::calling::RELAYS_MAX;
+use crate::agent::{Need, PathAgent};
 use crate::api::{Event, RelaySettings};
 use crate::relay::choice::{rendezvous, sums, worth};
 use crate::relay::client;
@@ -34,6 +34,8 @@ const HOME_KEEP: Duration = Duration::from_secs(60);
 pub(super) struct Meeting {
     /// Relays at which it was not met, until when they are left alone.
     excluded: BTreeMap<PeerId, Instant>,
+    /// Those of them whose ports are silent, whatever they offer: a translator before them may be closed.
+    silent: BTreeSet<PeerId>,
     attempts: u32,
     /// Since when there is no path that answers.
     since: Option<Instant>,
@@ -179,11 +181,8 @@ impl Traversal {
     /// Remembers the addresses of all that may relay, in reach or not: a relay forwards for an end that has just
     /// started and reaches nobody yet.
     pub(super) fn note_relay_addresses(&mut self) {
-        let addresses = self.agents.iter().flat_map(|(id, agent)| {
-            let addresses = agent.relay_addresses().into_iter();
-            addresses.map(|address| (address.ip(), *id))
-        });
-        self.node.relay_ips = addresses.collect();
+        let agents = self.agents.values();
+        self.node.relay_ips = agents.flat_map(PathAgent::relay_addresses).collect();
     }
 
     fn update_homes(&mut self, reach: &[Reach], now: Instant) -> bool {
@@ -250,6 +249,8 @@ impl Traversal {
         meeting.leave = None;
         meeting.next = None;
         meeting.excluded.retain(|_, until| *until > now);
+        let excluded = &meeting.excluded;
+        meeting.silent.retain(|relay| excluded.contains_key(relay));
         if need == Need::Standby {
             meeting.since = None;
             return self.stand_by(id, None, reach, now);
@@ -470,9 +471,16 @@ impl Traversal {
                     // Its patience begins.
                     self.node.meet.insert(peer);
                 }
-                client::Event::Failed { peer, relay } => {
+                client::Event::Failed {
+                    peer,
+                    relay,
+                    refused,
+                } => {
                     self.node.counters.add("relay-bind-failed");
                     self.exclude(peer, relay, now);
+                    if let Some(meeting) = self.meetings.get_mut(&peer).filter(|_| !refused) {
+                        meeting.silent.insert(relay);
+                    }
                     self.node.meet.insert(peer);
                 }
             }
@@ -509,8 +517,14 @@ impl Traversal {
             return;
         };
         let meeting = self.meetings.entry(peer).or_default();
-        meeting.excluded.remove(relay);
-        meeting.attempts = 0;
+        let until = meeting.excluded.get(relay);
+        if meeting.silent.contains(relay) && until.is_some_and(|until| *until > now.mono) {
+            self.node.counters.add("refused-relay-silent");
+            return;
+        }
+        if meeting.excluded.remove(relay).is_some() && !meeting.silent.remove(relay) {
+            meeting.attempts = 0;
+        }
         self.client
             .handle_offer(peer, *relay, main, offer, now.mono);
         self.node.meet.insert(peer);

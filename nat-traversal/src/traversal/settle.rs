@@ -78,7 +78,9 @@ impl Traversal {
             .chain(self.relay_deadline())
             .chain(self.sampler.deadline())
             .chain(self.node.nat.deadline().map(|at| (at, "udp-blocked")))
-            .min();
+            .min()
+            // What had to wait for something else is due now; it does not mean that the machine slept.
+            .map(|(at, why)| (at.max(now.mono), why));
     }
 
     pub(super) fn tell_sockets(&mut self) {

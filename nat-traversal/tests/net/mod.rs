@@ -510,6 +510,7 @@ impl Net {
             | Event::JoinRequest(_)
             | Event::JoinAnswer { .. }
             | Event::PathMtuChanged { .. }
+            | Event::SpareChanged { .. }
             | Event::EpochRaised(_)
             | Event::RelayChanged => {}
         }

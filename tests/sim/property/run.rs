@@ -19,8 +19,15 @@ const MEET_WITHIN: Duration = Duration::from_secs(20);
 const HEAL_WITHIN: Duration = Duration::from_secs(10);
 /// Endpoints that a plan may give one peer in the quiet minute at the end.
 const MOVES_MAX: usize = 2;
-/// Packets of its own that a node may send in a second, all peers together.
+/// Packets of its own that a node may send in a second to where it was ever answered from, all peers together.
 const RATE_MAX: u64 = 600;
+/// Probes to anywhere else: 500 to what others name, 1000 of searches.
+const BLIND_MAX: u64 = 1500;
+/// Of them to one peer in ten minutes: those of searches, block against block and otherwise...
+const SEARCH_CROSS_MAX: u64 = 9000;
+const SEARCH_MAX: u64 = 2048;
+/// ...and those to what others name.
+const NAMED_MAX: u64 = 2000;
 
 pub fn run(seed: u64) -> Result<Cover, String> {
     let mut random = Random::new(seed ^ 0x5eed_0000_0000_0000);
@@ -30,6 +37,7 @@ pub fn run(seed: u64) -> Result<Cover, String> {
     scene.faults(&mut random)?;
     scene.healed()?;
     scene.quiet()?;
+    scene.aim()?;
     if std::env::var_os("FARSPAN_SIM_DESCRIBE").is_some() {
         println!("{}", scene.world.describe());
     }
@@ -57,6 +65,7 @@ struct Scene {
     flows: BTreeMap<(usize, usize), FlowId>,
     cover: Cover,
     last_sent: Vec<u64>,
+    last_blind: Vec<u64>,
     /// Faults have begun.
     torn: bool,
 }
@@ -122,6 +131,7 @@ impl Scene {
         }
         Self {
             last_sent: vec![0; members.len()],
+            last_blind: vec![0; members.len()],
             world,
             members,
             flows: BTreeMap::new(),
@@ -160,6 +170,7 @@ impl Scene {
         for (index, member) in self.members.iter().enumerate() {
             let relayed = self.world.nodes[member.id.0].relay.packets;
             self.last_sent[index] = self.world.sent(member.id).saturating_sub(relayed);
+            self.last_blind[index] = self.world.nodes[member.id.0].blind.values().sum();
         }
     }
 
@@ -371,10 +382,39 @@ impl Scene {
             // What a relay forwards may fail to leave it.
             let rate = sent.saturating_sub(self.last_sent[index]);
             self.last_sent[index] = sent;
-            if rate > RATE_MAX * seconds {
-                return Err(format!("{rate} packets in {seconds} s from node{index}"));
+            let blind: u64 = self.world.nodes[id.0].blind.values().sum();
+            let searched = blind - std::mem::replace(&mut self.last_blind[index], blind);
+            if searched > BLIND_MAX * seconds || rate > RATE_MAX * seconds + searched {
+                return Err(format!(
+                    "{rate} packets in {seconds} s from node{index}, {searched} of them blindly\n{}",
+                    self.world.describe()
+                ));
             }
             self.ranges(id)?;
+        }
+        Ok(())
+    }
+
+    /// No address is probed more often than the peers there may be.
+    fn aim(&self) -> Result<(), String> {
+        let windows = 1 + self.world.elapsed().as_secs() / 600;
+        let at = |site| self.members.iter().filter(move |m| m.site == site).count() as u64;
+        let most = self.members.iter().map(|m| at(m.site)).max().unwrap_or(1);
+        for member in &self.members {
+            let search = if member.class == Class::Blk {
+                SEARCH_CROSS_MAX
+            } else {
+                SEARCH_MAX
+            };
+            for (ip, probes) in &self.world.nodes[member.id.0].blind {
+                if *probes > most * windows * (search + NAMED_MAX) {
+                    return Err(format!(
+                        "{probes} probes to {ip} from {}\n{}",
+                        self.world.nodes[member.id.0].name,
+                        self.world.describe()
+                    ));
+                }
+            }
         }
         Ok(())
     }

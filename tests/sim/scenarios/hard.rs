@@ -315,27 +315,3 @@ fn routers_that_take_early_packets_are_cured_by_a_silence_and_openers() {
         );
     }
 }
-
-#[test]
-fn zz_trace() {
-    let mut world = World::new(1000);
-    let places = [world.place(SEQUENCE, false), world.place(SEQUENCE, false)];
-    let [east, west] = places.map(|place| (place, Seat::V4));
-    let meeting = Meeting::of(&mut world, east, west);
-    let up = places[1].sites[0].expect("home").uplink;
-    world.net.tap(up);
-    println!(
-        "{:?}",
-        start(&mut world, &meeting, &Trial::new(SEQUENCE, SEQUENCE))
-    );
-    for t in world.net.tapped(up).iter().take(500) {
-        println!(
-            "{:?} {:?} {} {} {:02x?}",
-            t.at - world.start,
-            t.direction,
-            t.source,
-            t.destination,
-            &t.bytes[..4]
-        );
-    }
-}

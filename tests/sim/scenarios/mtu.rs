@@ -6,7 +6,8 @@ use std::time::Duration;
 use mesh_types::plan::RouteKind;
 use sim_net::{Filtering, NatSpec};
 
-use crate::world::{Access, NodeId, Seat, World};
+use super::trial::counter;
+use crate::world::{Access, FlowId, NodeId, Seat, World};
 
 const SECOND: Duration = Duration::from_secs(1);
 const STRICT: NatSpec = NatSpec::cone(Filtering::AddressAndPortDependent);
@@ -47,6 +48,21 @@ fn route_mtu(world: &World, from: NodeId, to: NodeId) -> Option<u16> {
         RouteKind::Unicast { mtu, .. } if route.prefix.contains(&pod) => Some(mtu),
         RouteKind::Unicast { .. } | RouteKind::Blackhole | RouteKind::Throw => None,
     })?
+}
+
+#[test]
+fn packets_after_a_rest_are_not_taken_for_the_end_of_a_sleep() {
+    let mut world = World::new(26);
+    let ids = pair(&mut world, None);
+    world.seconds(20);
+    let moved = |world: &World| ids.map(|id| counter(world, id, "moved"));
+    let before = moved(&world);
+    let first = FlowId(world.flows.len() - 1);
+    world.stop(first);
+    world.seconds(60);
+    world.flow(ids[0], ids[1], Duration::from_millis(20));
+    world.seconds(60);
+    assert_eq!(moved(&world), before, "{}", world.describe());
 }
 
 #[test]

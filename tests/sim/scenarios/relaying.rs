@@ -105,7 +105,12 @@ fn a_relayed_pair_goes_direct_over_the_same_family_without_losing_a_packet() {
     for backend in [Backend::Userspace, Backend::Kernel] {
         for seed in 590..594 {
             let mut world = World::new(seed);
-            let home = world.place(Access::Nat(HARD), false);
+            // Nobody can tell what such a translator does who is seen by a single neighbour: no search begins.
+            let hard = NatSpec {
+                mapping: Mapping::AddressDependent,
+                ..HARD
+            };
+            let home = world.place(Access::Nat(hard), false);
             let open = world.place(Access::Public, false);
             let seat = Seat {
                 backend,
@@ -342,6 +347,108 @@ fn an_end_that_restarts_or_moves_is_relayed_again_at_once() {
         let gap = trio.world.flows[flow.0].longest_gap(since);
         let context = || format!("fault {index}: {gap:?}\n{}", trio.world.describe());
         assert!(gap < 4 * SECOND, "{}", context());
+    }
+}
+
+#[test]
+fn a_peer_that_comes_back_after_a_quarter_of_an_hour_is_relayed_at_once() {
+    for (seed, restarts) in [(610, true), (611, false)] {
+        let mut world = World::new(seed);
+        let places = [0, 1].map(|_| world.place(Access::Nat(HARD), false));
+        let uplink = places[1].sites[0].expect("a home has a router").uplink;
+        let mut trio = Trio::of(world, (places[0], Seat::V4), (places[1], Seat::V4), 1);
+        trio.start_and_meet();
+        trio.world.seconds(5);
+        if restarts {
+            trio.world.power_off(trio.b);
+        } else {
+            trio.world.net.cut(uplink);
+        }
+        let flow = trio.flow(SECOND);
+        trio.world.seconds(900);
+        trio.world.stop(flow);
+        if restarts {
+            trio.world.boot(trio.b);
+        } else {
+            trio.world.net.mend(uplink);
+            // Nobody tells it: it finds out by itself.
+            let (a, b) = (trio.relays[0], trio.b);
+            trio.world.meet(a, b, 120 * SECOND).expect("they meet");
+        }
+        let took = trio.world.meet(trio.a, trio.b, 60 * SECOND);
+        assert!(
+            took.is_some_and(|took| took < 5 * SECOND),
+            "restarts {restarts}: {took:?}\n{}",
+            trio.world.describe()
+        );
+    }
+}
+
+#[test]
+fn a_relayed_pair_whose_routers_take_early_packets_is_cured_without_losing_a_packet() {
+    let early = Access::Nat(NatSpec {
+        takes_early: true,
+        ..STRICT
+    });
+    for backend in [Backend::Userspace, Backend::Kernel] {
+        for seed in 620..623 {
+            let mut world = World::new(seed);
+            let places = [0, 1].map(|_| world.place(early, false));
+            let router = places[1].sites[0].expect("a home has a router").router;
+            let seat = Seat {
+                backend,
+                ..Seat::V4
+            };
+            let mut trio = Trio::of(world, (places[0], seat), (places[1], seat), 1);
+            trio.start_and_meet();
+            trio.world.power_off(trio.b);
+            // What is still under way would open the router anew.
+            trio.world.seconds(1);
+            trio.world.net.reboot(router);
+            let early = trio.flow(SECOND);
+            trio.world.seconds(25);
+            trio.world.stop(early);
+            trio.world.boot(trio.b);
+            let took = trio.world.meet(trio.a, trio.b, 10 * SECOND);
+            assert!(
+                took.is_some_and(|took| took < 6 * SECOND),
+                "{took:?}\n{}",
+                trio.world.describe()
+            );
+            trio.world.seconds(1);
+            assert_eq!(trio.shown(trio.a, trio.b).state, PeerState::Relayed);
+            let since = trio.world.net.now();
+            let flow = trio.flow(Duration::from_millis(50));
+            trio.world.seconds(85);
+            trio.world.stop(flow);
+            trio.world.seconds(5);
+            let lost = trio.world.flows[flow.0].lost(since, trio.world.net.now());
+            assert_eq!(lost, 0, "{backend:?}\n{}", trio.world.describe());
+            for (id, peer) in [(trio.a, trio.b), (trio.b, trio.a)] {
+                let shown = trio.shown(id, peer);
+                let context = || format!("{backend:?}\n{}", trio.world.describe());
+                assert_eq!(shown.state, PeerState::Direct, "{}", context());
+            }
+            trio.assert_off_relay();
+        }
+    }
+}
+
+#[test]
+fn of_several_sockets_that_get_through_to_the_peer_one_is_told_and_taken() {
+    for seed in 640..680 {
+        let mut world = World::new(seed);
+        let hard = world.place(Access::Nat(HARD), false);
+        let strict = world.place(Access::Nat(STRICT), false);
+        let mut trio = Trio::of(world, (hard, Seat::V4), (strict, Seat::V4), 1);
+        trio.start_and_meet();
+        trio.world.seconds(20);
+        for (id, peer) in [(trio.a, trio.b), (trio.b, trio.a)] {
+            let key = trio.world.nodes[peer.0].disk.key.public();
+            let moves = &trio.world.nodes[id.0].moves[&key];
+            let direct = moves.iter().filter(|(_, at)| at.ip() != moves[0].1.ip());
+            assert!(direct.count() <= 2, "seed {seed}: {moves:?}");
+        }
     }
 }
 

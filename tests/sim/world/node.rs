@@ -47,6 +47,10 @@ pub struct Node {
     pub issues_authority: Option<IdentitySecret>,
     pub(super) applied: Option<HostPlan>,
     pub relay: Relay,
+    /// Own port and remote of what has arrived.
+    heard: BTreeSet<(u16, SocketAddr)>,
+    /// Probes to where nothing came from yet, by address: to what others name, and to ports that are guessed.
+    pub blind: BTreeMap<IpAddr, u64>,
     pub(super) paused: bool,
     pub(super) pod: IpAddr,
     pub(super) epoch: Instant,
@@ -99,6 +103,8 @@ impl Node {
             issues_authority: None,
             applied: None,
             relay: Relay::default(),
+            heard: BTreeSet::new(),
+            blind: BTreeMap::new(),
             paused: false,
             pod,
             epoch,
@@ -225,6 +231,14 @@ impl Node {
             .unwrap_or(self.config.listen_port)
     }
 
+    /// Books what leaves the host.
+    pub(super) fn book(&mut self, (source, destination, _, bytes): &Outgoing) {
+        let known = self.heard.contains(&(source.port(), *destination));
+        if is_request(bytes) && !known && !self.relay.holds(source.port()) {
+            *self.blind.entry(destination.ip()).or_default() += 1;
+        }
+    }
+
     pub fn command(&mut self, command: Command, now: Now) -> CommandId {
         self.commands += 1;
         let id = self.commands;
@@ -239,6 +253,7 @@ impl Node {
             return;
         }
         let port = delivery.local.port();
+        self.heard.insert((port, delivery.remote));
         let main = port == self.config.listen_port;
         let extra = self
             .extras
@@ -502,6 +517,11 @@ fn route(plan: &HostPlan, ip: IpAddr) -> Option<RouteKind> {
         .filter(|route| route.prefix.contains(&ip))
         .max_by_key(|route| (route.prefix.prefix_len(), u32::MAX - route.metric))
         .map(|route| route.kind)
+}
+
+/// A STUN Binding request.
+fn is_request(bytes: &[u8]) -> bool {
+    is_binding(bytes) && bytes.starts_with(&[0x00, 0x01])
 }
 
 /// What the shared port hands to the agent: STUN Binding messages only.

@@ -95,6 +95,7 @@ fn a_relay_that_never_answers_is_asked_five_times_and_given_up() {
     let failed = Event::Failed {
         peer: PEER,
         relay: RELAY,
+        refused: false,
     };
     assert_eq!(client.poll_event(), Some(failed));
     assert_eq!(client.poll_timeout(), None);
@@ -153,6 +154,32 @@ fn an_offer_spares_the_first_step_and_its_copies_start_nothing_anew() {
     client.handle_offer(PEER, RELAY, main_port(), &offer(3000, Some(6)), now);
     let rebinds = [(at(3000), Some(vec![6; 16]))];
     assert_eq!(sent(&mut client), rebinds, "the relay has forgotten it");
+}
+
+#[test]
+fn offer_upon_offer_does_not_keep_a_relay_whose_port_is_silent() {
+    let now = start();
+    let mut client = Client::default();
+    let mut requests = 0;
+    for step in 0..100 {
+        let now = now + Duration::from_millis(50) * step;
+        client.handle_timeout(now);
+        if client.poll_event().is_some() {
+            break;
+        }
+        client.handle_offer(PEER, RELAY, main_port(), &offer(3000, Some(5)), now);
+        for (to, _) in sent(&mut client) {
+            requests += 1;
+            if to == main_port() {
+                client.handle_answer(PEER, RELAY, to, &offer(3000, Some(5)), now);
+            }
+        }
+        assert!(step < 99, "it ends");
+    }
+    assert!(
+        requests <= RETRY.len() + 3 * usize::from(NONCES_MAX),
+        "{requests}"
+    );
 }
 
 #[test]

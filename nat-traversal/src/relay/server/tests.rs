@@ -252,6 +252,26 @@ fn an_end_that_does_not_come_is_told_a_few_times_more() {
 }
 
 #[test]
+fn a_wish_that_nobody_follows_is_told_ever_more_rarely() {
+    let now = start();
+    let mut server = server((28672, 29183), now);
+    let mut told = 0;
+    for tenths in 0..6000 {
+        let now = now + Duration::from_millis(100) * tenths;
+        server.handle_timeout(now);
+        for (from, to) in server.offers_due(now) {
+            told += u32::from(
+                server
+                    .offer_again(from, to, Some(at(2, 0).ip()), now)
+                    .is_some(),
+            );
+        }
+        told += u32::from(server.offer(id(1), id(2), at(2, 0).ip(), now).is_some());
+    }
+    assert!((10..30).contains(&told), "{told} in ten minutes");
+}
+
+#[test]
 fn an_end_out_of_reach_is_not_told_again() {
     let now = start();
     let mut server = server((28672, 29183), now);
