@@ -15,6 +15,7 @@ use mesh_types::address::mesh_prefix;
 use mesh_types::consts::{
     BLACKHOLE_METRIC, PERSISTENT_KEEPALIVE, ROUTE_METRIC, ROUTE_TABLE, RULE_PRIORITY,
 };
+use mesh_types::observation::Source;
 use mesh_types::plan::host_prefix;
 use mesh_types::plan::{Adoption, DevicePlan, Route, RouteKind, Rule, TunnelPeer, TunnelPlan};
 use mesh_types::report::Backend;
@@ -216,13 +217,24 @@ impl Overlay {
         let endpoint = match (path, session) {
             (Some(remote), _) => Some(remote),
             (None, true) if !record.hushed => None,
-            (None, _) => record
-                .last_endpoint
-                .or_else(|| peer.endpoints.first().map(|c| c.address)),
+            (None, _) => record.last_endpoint.or_else(|| self.guess(peer)),
         };
         let open = (path.is_some() && record.open(now.mono)) || session;
         let keepalive = open.then_some(peer.persistent_keepalive.unwrap_or(PERSISTENT_KEEPALIVE));
         (endpoint, keepalive)
+    }
+
+    /// Where a peer may be that was never reached. The kernel's WireGuard is told what the file says, and nothing
+    /// else: the first packet would begin a handshake that goes nowhere, and it begins no other one for five
+    /// seconds, be there a path by then. The userspace engine begins anew as soon as the plan names another
+    /// endpoint, and keeps the packets until then.
+    fn guess(&self, peer: &Peer) -> Option<SocketAddr> {
+        let fit = match self.config.backend {
+            Backend::Userspace => true,
+            Backend::Kernel => peer.source == Source::Config,
+        };
+        let first = peer.endpoints.first().filter(|_| fit);
+        first.map(|candidate| candidate.address)
     }
 
     fn routes(&self, ipv6: bool) -> BTreeSet<Route> {

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use mesh_types::report::Backend;
 use sim_net::{Families, LinkSpec};
 
 use super::meeting::Meeting;
@@ -16,6 +17,7 @@ pub(super) struct Trial {
     pub(super) seeds: u64,
     pub(super) most: Duration,
     pub(super) link: LinkSpec,
+    pub(super) backend: Backend,
     /// Is the path then used for a while, too?
     pub(super) used: bool,
     /// Some pings are lost.
@@ -36,6 +38,7 @@ impl Trial {
             seeds: 5,
             most: 60 * SECOND,
             link: LinkSpec::UPLINK,
+            backend: Backend::Userspace,
             used: true,
             lossy: false,
             others: 0,
@@ -66,7 +69,11 @@ impl Rate {
                 let mut world = World::new(seed + 1000);
                 let a = world.place_with(first, false, trial.link);
                 let b = world.place_with(second, false, trial.link);
-                let meeting = Meeting::of(&mut world, (a, Seat::V4), (b, Seat::V4));
+                let seat = Seat {
+                    backend: trial.backend,
+                    ..Seat::V4
+                };
+                let meeting = Meeting::of(&mut world, (a, seat), (b, seat));
                 for _ in 1..trial.neighbours {
                     let core = world.place(Access::Public, false);
                     let id = world.member("neighbour", core, Seat::V4, &[meeting.introducer]);
