@@ -26,6 +26,8 @@ pub(super) struct Standby {
     spare: Option<SocketAddr>,
     /// What probes on the second way say while the path is suspect.
     pub(super) doubt: Purpose,
+    /// When the peer doubted the path last.
+    pub(super) doubted: Option<Instant>,
     /// The own mapping may have changed: relays must be told.
     pub(super) renew: bool,
 }
@@ -36,8 +38,16 @@ impl Default for Standby {
             next: None,
             spare: None,
             doubt: Purpose::Check,
+            doubted: None,
             renew: false,
         }
+    }
+}
+
+impl Standby {
+    /// There is nothing to stand by for.
+    pub(super) fn stop(&mut self) {
+        self.next = None;
     }
 }
 
