@@ -58,7 +58,15 @@ impl PathAgent {
     }
 
     pub(super) fn refresh_spare(&mut self, node: &mut Node) {
-        let spare = self.suspect_since().and_then(|since| self.spare_of(since));
+        // Whoever hears the tunnel follows it: to a relay, which he knows for one, or to where both ways are proven.
+        let sound = |address: &SocketAddr, since| {
+            let remote = self.remotes.get(address);
+            remote.is_some_and(|r| r.relay.is_some() || r.last_answer >= Some(since))
+        };
+        let spare = self.suspect_since().and_then(|since| {
+            let spare = self.spare_of(since);
+            spare.filter(|address| sound(address, since))
+        });
         if spare != self.standby.spare {
             self.standby.spare = spare;
             node.events.push_back(Event::SpareChanged { peer: self.id });
