@@ -64,6 +64,13 @@ const QUEUE: usize = 1024;
 pub enum Event {
     /// A control datagram arrived.
     Datagram(Datagram),
+    /// The tunnel begins a handshake.
+    Initiation {
+        /// Where it sends to.
+        remote: SocketAddr,
+        /// What.
+        bytes: Vec<u8>,
+    },
     /// The kernel's view of the host changed.
     HostChanged(Change),
     /// A person or a script asks something.
@@ -314,7 +321,10 @@ impl Agent {
         let core = core_config(&config, &saved, backend, port, alternate_port);
         let now = clock.now();
         info!(name = %config.name, key = %identity.key.public(), port, backend = backend.kind(), "Agent starts");
-        let overlay = Overlay::new(identity, core, saved, state::random()?, now);
+        let mut overlay = Overlay::new(identity, core, saved, state::random()?, now);
+        if tunnel.tells_initiations() {
+            overlay.let_idle_peers_sleep();
+        }
         let mut names = Names::default();
         names.set(config.names.clone(), now.mono);
         pass_on(host.changes(), events.clone());
@@ -387,6 +397,9 @@ impl Agent {
             }) => {
                 self.overlay
                     .handle_datagram(socket, local, remote, &bytes, now);
+            }
+            Event::Initiation { remote, bytes } => {
+                self.overlay.handle_initiation(remote, &bytes, now);
             }
             Event::HostChanged(change) => {
                 debug!(?change, "Host changed");

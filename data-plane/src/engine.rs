@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
 use std::{fmt, io};
 
@@ -144,6 +144,7 @@ impl Engine {
             wake,
             stop: AtomicBool::new(false),
             failure: Mutex::new(None),
+            initiations: OnceLock::new(),
             counters,
         });
         let worker =
@@ -216,6 +217,12 @@ impl Engine {
     ) -> io::Result<()> {
         let sockets = self.shared.sockets.lock().clone();
         sockets.send_control(source, destination, ttl, bytes)
+    }
+
+    /// Tells of every handshake initiation from now on: where it goes, and its bytes. Called on the worker, before it
+    /// is sent: it must return soon, and not drop the engine. Only the first call counts.
+    pub fn tell_initiations(&self, told: Box<dyn Fn(SocketAddr, &[u8]) + Send + Sync>) {
+        let _ = self.shared.initiations.set(told);
     }
 
     /// What is known of peers there is a session or traffic for.

@@ -3,8 +3,8 @@
 use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsFd as _;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use mesh_types::SocketId;
@@ -18,7 +18,7 @@ use crate::counters::{Count, Counters};
 use crate::engine::ControlDatagram;
 use crate::inbox::{Inbox, Merged};
 use crate::lent::{self, Lent, LentSocket};
-use crate::outbox::{Destination, Outbox};
+use crate::outbox::{Destination, Message, Outbox};
 use crate::segment::{SLACK, VnetHeader};
 use crate::tun::Tun;
 use crate::udp::{Sender, Sockets};
@@ -46,6 +46,9 @@ enum Source {
     Lent(Arc<LentSocket>),
 }
 
+/// Takes the destination and the bytes of a handshake initiation.
+pub(crate) type OnInitiation = Box<dyn Fn(SocketAddr, &[u8]) + Send + Sync>;
+
 /// What the worker shares with the handle.
 pub(crate) struct Shared {
     pub core: Mutex<Core>,
@@ -54,6 +57,8 @@ pub(crate) struct Shared {
     pub wake: EventFd,
     pub stop: AtomicBool,
     pub failure: Mutex<Option<String>>,
+    /// Told of each handshake initiation that goes out.
+    pub initiations: OnceLock<OnInitiation>,
     pub counters: Arc<Counters>,
 }
 
@@ -325,6 +330,14 @@ impl Worker {
             return;
         }
         let shared = &self.shared;
+        if let Some(tell) = shared.initiations.get() {
+            let begins = |message: &&Message| message.bytes().starts_with(&[1, 0, 0, 0]);
+            for message in self.out.messages().iter().filter(begins) {
+                for datagram in message.datagrams().take(1) {
+                    tell(message.to.remote, datagram);
+                }
+            }
+        }
         let family = |to: &Destination| match self.lent.family(to.remote) {
             Some(family) => Ok(family),
             None => self.sockets.family(to.remote),

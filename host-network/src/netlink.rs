@@ -15,7 +15,7 @@ use crate::HostError;
 /// Larger than any datagram the kernel builds for a dump (32 KiB since Linux 4.9).
 const DATAGRAM: usize = 64 * 1024;
 /// A netlink message's header (RFC 3549 2.3.2), bytes.
-const HEADER: usize = 16;
+pub(crate) const HEADER: usize = 16;
 /// The kernel saw its tables change while it dumped them (`NLM_F_DUMP_INTR`).
 const DUMP_INTERRUPTED: u16 = 0x10;
 
@@ -45,6 +45,11 @@ impl Channel {
             port,
             sequence: 0,
         })
+    }
+
+    /// The socket alone, for what the kernel tells unasked.
+    pub(crate) fn into_socket(self) -> Socket {
+        self.socket
     }
 
     /// The socket's own netlink address, by which its doings are told from those of others.

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use crate::schedule::{ACTIVE_BYTES, ACTIVE_WINDOW};
 
-/// Reports kept; at two a second they span the window.
-const SAMPLES_MAX: usize = 32;
+/// Reports kept; at ten a second they span the window.
+const SAMPLES_MAX: usize = 128;
 
 /// Byte counts over time.
 #[derive(Debug, Clone, Default)]
@@ -17,8 +17,8 @@ pub(crate) struct Activity {
 }
 
 impl Activity {
-    /// The tunnel's counters at a moment. Counters that fall begin anew.
-    pub(crate) fn update(&mut self, rx: u64, tx: u64, now: Instant) {
+    /// The tunnel's counters at a moment. Counters that fall begin anew. True where they have changed.
+    pub(crate) fn update(&mut self, rx: u64, tx: u64, now: Instant) -> bool {
         let (before, old_rx, old_tx) = self.last.unwrap_or((now, rx, tx));
         if rx < old_rx || tx < old_tx {
             *self = Self::default();
@@ -37,6 +37,7 @@ impl Activity {
             self.samples.pop_front();
         }
         self.samples.push_back((now, rx.saturating_add(tx)));
+        (rx, tx) != (old_rx, old_tx)
     }
 
     /// Does it move more than keepalives?

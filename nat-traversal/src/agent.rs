@@ -3,7 +3,7 @@
 //! [`run`](PathAgent::run) does what is due; [`wake`](PathAgent::wake) says when something will be. The
 //! parts: `agent/probing.rs` sends probes to candidate addresses, `agent/path.rs` takes, watches and
 //! loses the path in use, `agent/choice.rs` agrees on it, `agent/calling.rs` exchanges candidates through others,
-//! `agent/relaying.rs` says when a relay is needed, `agent/standby.rs` keeps a second way ready, `agent/searching.rs` finds ports that nobody can name.
+//! `agent/relaying.rs` says when a relay is needed, `agent/standby.rs` keeps a second way ready, `agent/rest.rs` lets idle peers sleep, `agent/searching.rs` finds ports that nobody can name.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -30,6 +30,7 @@ mod path;
 mod probing;
 mod relaying;
 mod report;
+mod rest;
 mod searching;
 mod standby;
 
@@ -39,6 +40,7 @@ use openers::Openers;
 use path::InUse;
 use probing::Slot;
 pub(crate) use relaying::Need;
+use rest::Resting;
 use searching::Search;
 use standby::Standby;
 
@@ -73,6 +75,7 @@ pub(crate) struct PathAgent {
     activity: Activity,
     tunnel_endpoint: Option<SocketAddr>,
     standby: Standby,
+    resting: Resting,
     key_seen: Option<WgKey>,
     /// How far the peer is from its relays, as its last call says.
     their_relays: Vec<RelayDistance>,
@@ -113,6 +116,7 @@ impl PathAgent {
             activity: Activity::default(),
             tunnel_endpoint: None,
             standby: Standby::default(),
+            resting: Resting::new(now.mono),
             key_seen: None,
             their_relays: Vec::new(),
             proposal: None,
@@ -239,6 +243,9 @@ impl PathAgent {
         if current.is_none() {
             return;
         }
+        if self.is_asleep() {
+            return;
+        }
         if self.in_use.is_some() {
             // The peer learns a new key of ours from a probe; nothing else tells it so soon.
             self.heartbeat(node, now.mono);
@@ -333,6 +340,9 @@ impl PathAgent {
                 remote.kind = node.tier(&remote.candidate.address.ip());
             }
         }
+        if self.is_asleep() {
+            return;
+        }
         if self.in_use.is_some() {
             self.suspect(node, now.mono);
             self.widen(node, now.mono);
@@ -344,6 +354,9 @@ impl PathAgent {
 
     /// What was sent of late counts for nothing: sends it again.
     pub(crate) fn again(&mut self, node: &mut Node, now: Instant) {
+        if self.is_asleep() {
+            return;
+        }
         if self.in_use.is_some() {
             self.heartbeat(node, now);
         }
@@ -353,6 +366,9 @@ impl PathAgent {
 
     /// The own candidates have changed: whoever is being called must know.
     pub(crate) fn endpoints_changed(&mut self, node: &mut Node, now: Instant) {
+        if self.is_asleep() {
+            return;
+        }
         if self.current.is_some() {
             self.recall(now);
             self.run_calling(node, now);
@@ -361,6 +377,9 @@ impl PathAgent {
 
     /// Does what is due.
     pub(crate) fn run(&mut self, node: &mut Node, now: Now) {
+        if self.is_asleep() {
+            return;
+        }
         if self.current.is_some() {
             self.run_nomination(node, now.mono);
             self.run_path(node, now);
@@ -414,7 +433,7 @@ impl PathAgent {
 
     /// Computes [`Self::wake`]; after every change.
     pub(crate) fn rearm(&mut self) {
-        self.wake = if self.current.is_none() {
+        self.wake = if self.current.is_none() || self.is_asleep() {
             None
         } else {
             let probes = self

@@ -101,6 +101,17 @@ pub struct Path {
     pub searched: bool,
 }
 
+/// How much is sent to a peer that is not used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Rest {
+    /// All that keeps path and session alive.
+    Awake,
+    /// Keepalives of the path. The tunnel's own should end, and nothing that can wait be sent through it.
+    Resting,
+    /// Nothing. A handshake that the tunnel begins must be told by [`crate::Traversal::wake_peer`].
+    Asleep,
+}
+
 /// Something the owner must do or know.
 #[expect(
     clippy::large_enum_variant,
@@ -111,6 +122,16 @@ pub enum Event {
     /// [`crate::Traversal::path`] or [`crate::Traversal::is_silent`] of this peer changed.
     PathChanged {
         /// Whose.
+        peer: PeerId,
+    },
+    /// [`crate::Traversal::rest`] of this peer changed.
+    RestChanged {
+        /// Whose.
+        peer: PeerId,
+    },
+    /// A peer that was woken answers on the path that it had before. Otherwise the path changes.
+    Woken {
+        /// Who.
         peer: PeerId,
     },
     /// [`crate::Traversal::spare`] of this peer changed.

@@ -32,11 +32,16 @@
 //! ([`PathKind`]), then round trip time, with hysteresis. An address is followed only after it answered a
 //! probe, because integrity does not cover addresses.
 //!
-//! **Keeping.** A heartbeat of 2 s while the tunnel is active, else a keepalive of 20 to 25 s. Silence makes
-//! a path suspect: three fast probes; when the first brings nothing, all other addresses get bursts, the
+//! **Keeping.** A heartbeat of 2 s while the tunnel is active, else a keepalive of 20 to 25 s. An active path that
+//! brings nothing for 500 ms is asked, and suspect where it does not answer in two round trips: three fast probes on
+//! it and on the second way, which stands by at a relay ([`Traversal::spare`]: the tunnel may use both); when the first brings nothing, all other addresses get bursts, the
 //! own reflexive address is asked of two other peers, and the peer is called. Without an answer the path
 //! is gone, and what answered meanwhile takes its place. A changed host address, and a wake-up much later
 //! than asked for (the machine slept), make every path suspect at once.
+//!
+//! **Sleeping.** A pair that is not used for ten minutes sends nothing ([`Traversal::rest`]), if both ends can be called
+//! through relays that stay awake. [`Traversal::wake_peer`], a call or a doubt of the peer wakes it: the path is asked,
+//! everything else gets bursts, and the peer is called.
 //!
 //! **Relays.** A pair without a direct path meets at a member that forwards ciphertext (`relay`): both ends bind
 //! there, and its port for the peer is one more candidate address, proven by the same probes, of the last tier.
@@ -97,6 +102,6 @@ mod traversal;
 
 pub use api::{
     CandidateReport, Config, Counters, Event, JoinRequest, Path, PathKind, PeerReport, PeerSpec,
-    Refused, RelaySettings,
+    Refused, RelaySettings, Rest,
 };
 pub use traversal::Traversal;

@@ -123,6 +123,16 @@ pub(crate) struct Node {
     pub(crate) relays: Vec<RelayDistance>,
     /// Peers of which something has changed that decides whether they are met at a relay.
     pub(crate) meet: BTreeSet<PeerId>,
+    /// Idle peers may sleep: their next packet will be told.
+    pub(crate) lazy: bool,
+    /// The own name as a relay.
+    pub(crate) name: Option<Idx>,
+    /// Relays through which others call this node.
+    pub(crate) anchors: BTreeSet<PeerId>,
+    /// There is one, or strangers reach this node.
+    pub(crate) anchored: bool,
+    /// Others are relayed here.
+    pub(crate) relaying: bool,
     reported_nat: NatReport,
     epoch: u32,
     sequence: u64,
@@ -161,6 +171,11 @@ impl Node {
             relay_ips: BTreeMap::new(),
             relays: Vec::new(),
             meet: BTreeSet::new(),
+            lazy: false,
+            name: None,
+            anchors: BTreeSet::new(),
+            anchored: false,
+            relaying: false,
             reported_nat: NatReport::default(),
             epoch,
             sequence: 0,

@@ -96,6 +96,15 @@ impl PathMtu {
         self.active = active;
     }
 
+    /// It was not run for a while: what is overdue is due now, for a deadline long past means that the machine slept.
+    pub(crate) fn catch_up(&mut self, now: Instant) {
+        let next = self.round.as_mut().map(|round| &mut round.next);
+        let times = [self.confirm_at.as_mut(), self.raise_at.as_mut(), next];
+        for at in times.into_iter().flatten() {
+            *at = (*at).max(now);
+        }
+    }
+
     /// Sizes to be probed now.
     pub(crate) fn run(&mut self, rtt: Duration, now: Instant) -> Vec<u16> {
         if self.round.is_none() {

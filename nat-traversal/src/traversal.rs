@@ -11,7 +11,7 @@ use mesh_types::token::{TicketId, TicketKeys};
 use mesh_types::{Candidate, Idx, IpNet, Message, NatReport, Now, PeerId, SocketId, Transmit};
 
 use crate::agent::PathAgent;
-use crate::api::{Config, Counters, Event, JoinRequest, Path, PeerReport, PeerSpec, Refused};
+use crate::api::{Config, Counters, Event, JoinRequest, Path, PeerReport, PeerSpec, Refused, Rest};
 use crate::budget::Bucket;
 use crate::candidate;
 use crate::hard::sampler::Sampler;
@@ -342,6 +342,24 @@ impl Traversal {
     /// ([`mesh_types::consts::MTU_MIN`]).
     pub fn path_mtu(&self, id: &PeerId) -> Option<u16> {
         self.agents.get(id)?.path_mtu()
+    }
+
+    /// May idle peers sleep, where both ends can be called? Only if each handshake that the tunnel begins is told by
+    /// [`Self::wake_peer`]. `name` is this node's as a relay: its identity's.
+    pub fn set_lazy(&mut self, lazy: bool, name: Idx) {
+        self.node.lazy = lazy;
+        self.node.name = Some(name);
+    }
+
+    /// How much is sent to a peer; its changes are told by [`Event::RestChanged`].
+    pub fn rest(&self, id: &PeerId) -> Rest {
+        self.agents.get(id).map_or(Rest::Awake, PathAgent::rest)
+    }
+
+    /// A packet waits for this peer.
+    pub fn wake_peer(&mut self, id: &PeerId, now: Now) {
+        self.check_suspended(now);
+        self.with(id, now, |agent, node| agent.wake_up(node, now.mono));
     }
 
     /// Where the tunnel's packets to a peer should go too, because the path in use is suspect; its changes are told

@@ -140,6 +140,8 @@ impl Overlay {
                 self.refresh_relay(now);
                 self.announcement_changed(now);
             }
+            nat_traversal::Event::RestChanged { peer } => self.rest_changed(&peer, now),
+            nat_traversal::Event::Woken { peer } => self.send_initiation(&peer, now),
             nat_traversal::Event::RelayChanged
             | nat_traversal::Event::SpareChanged { .. }
             | nat_traversal::Event::SocketsChanged => {
@@ -198,6 +200,7 @@ impl Overlay {
                 let records = fresh || record.greeting.is_some_and(|greeting| greeting.records);
                 // On an old connection the words only force a packet onto the new path.
                 record.greeting = Some(Greeting::new(records, seq));
+                self.send_initiation(id, now);
                 self.persist_soon(now);
             }
             None => {
@@ -245,6 +248,7 @@ impl Overlay {
     /// Follows a peer's state and says when it comes and goes.
     pub(crate) fn refresh_peer(&mut self, id: &PeerId, now: Now) {
         let plain = self.directory.peer(id).is_some_and(|peer| peer.plain);
+        let resting = self.is_resting(id);
         let Some(record) = self.peers.get_mut(id) else {
             return;
         };
@@ -253,7 +257,7 @@ impl Overlay {
             record.planned = planned;
             self.plan_dirty = true;
         }
-        let state = record.current_state(plain, now.mono);
+        let state = record.current_state(plain, resting, now.mono);
         let before = record.state;
         if state == before {
             return;

@@ -214,21 +214,27 @@ impl Overlay {
         }
     }
 
-    /// Connected peers that may reach `target`: publicly reachable ones first.
+    /// Connected peers that may reach `target`: its own relays first, then publicly reachable ones that are awake.
     fn neighbours(&self, target: &PeerId, now: Now) -> Vec<PeerId> {
-        let mut out: Vec<(bool, PeerId)> = self
+        let homes = self.directory.peer(target).map(|peer| &peer.relays);
+        let home = |id: &PeerId| match id {
+            PeerId::Node(node) => homes.is_some_and(|homes| homes.contains(&node.identity.idx())),
+            PeerId::Key(_) => false,
+        };
+        let mut out: Vec<(bool, bool, bool, PeerId)> = self
             .peers
             .keys()
             .filter(|id| *id != target && self.connected(id, now))
             .filter_map(|id| {
                 let peer = self.directory.peer(id)?;
-                Some((!public(&peer.nat, &peer.endpoints), *id))
+                let public = public(&peer.nat, &peer.endpoints);
+                Some((!home(id), self.is_resting(id), !public, *id))
             })
             .collect();
         out.sort();
         out.into_iter()
             .take(FORWARD_WAYS)
-            .map(|(_, id)| id)
+            .map(|(.., id)| id)
             .collect()
     }
 

@@ -195,10 +195,11 @@ impl Overlay {
         }
     }
 
+    /// Whom news is told. Those that rest hear of it from those that never do.
     pub(crate) fn connected_peers(&self, now: Now) -> Vec<PeerId> {
         self.peers
             .keys()
-            .filter(|id| self.connected(id, now))
+            .filter(|id| self.connected(id, now) && !self.is_resting(id))
             .copied()
             .collect()
     }

@@ -42,6 +42,7 @@ mod peer;
 mod plan;
 mod relay;
 mod rotation;
+mod sleep;
 mod snapshot;
 mod state;
 mod view;

@@ -8,7 +8,8 @@
 //!             Down-'
 //!         path found
 //! ```
-//! A plain device is Direct while it has a session, else Idle: nobody looks for it.
+//! A plain device is Direct while it has a session, else Idle: nobody looks for it. A node that is not used is Idle
+//! once its session has ended; the path it had is kept.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -17,6 +18,7 @@ use mesh_types::report::TunnelStats;
 use mesh_types::{Idx, WgKey};
 
 use crate::budget::Budget;
+use crate::sleep::Initiation;
 use crate::snapshot::PeerState;
 
 /// WireGuard drops a session that old (REJECT_AFTER_TIME), so a younger handshake means a live session.
@@ -134,6 +136,8 @@ pub(crate) struct PeerRecord {
     window: Option<(u64, Instant)>,
     /// Since when WireGuard hears nothing where it has roamed to, and bytes it had sent by then.
     astray: Option<(Instant, u64)>,
+    /// A handshake that waits for a way.
+    pub(crate) initiation: Option<Initiation>,
     /// How often it was put back: [`mesh_types::plan::TunnelPeer::insist`].
     pub(crate) insist: u32,
     /// When it was last active.
@@ -177,6 +181,7 @@ impl PeerRecord {
             stats_at: None,
             window: None,
             astray: None,
+            initiation: None,
             insist: 0,
             active_at: None,
             heard: None,
@@ -277,7 +282,7 @@ impl PeerRecord {
     }
 
     /// The state that follows from what is known.
-    pub(crate) fn current_state(&self, plain: bool, now: Instant) -> PeerState {
+    pub(crate) fn current_state(&self, plain: bool, resting: bool, now: Instant) -> PeerState {
         let session = self.session(now);
         if plain {
             return if session {
@@ -289,6 +294,7 @@ impl PeerRecord {
         match (self.path_since, session) {
             (Some(_), true) if self.relayed => PeerState::Relayed,
             (Some(_), true) => PeerState::Direct,
+            (Some(_), false) if resting => PeerState::Idle,
             (Some(_), false) => PeerState::Connecting,
             (None, _) => {
                 let began = match self.state {

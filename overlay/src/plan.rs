@@ -220,7 +220,8 @@ impl Overlay {
             (None, _) => record.last_endpoint.or_else(|| self.guess(peer)),
         };
         let open = (path.is_some() && record.open(now.mono)) || session;
-        let keepalive = open.then_some(peer.persistent_keepalive.unwrap_or(PERSISTENT_KEEPALIVE));
+        let own = Some(PERSISTENT_KEEPALIVE).filter(|_| !self.is_resting(id));
+        let keepalive = peer.persistent_keepalive.or(own).filter(|_| open);
         (endpoint, keepalive)
     }
 

@@ -79,7 +79,7 @@ impl Overlay {
             public_key: record.key,
             region: peer.region.clone(),
             source: peer.source,
-            state: record.current_state(peer.plain, now.mono),
+            state: record.current_state(peer.plain, self.is_resting(id), now.mono),
             identity: peer.identity,
             reason: self.reason(id, now),
             path: path.map(|path| PathSnapshot {
@@ -111,7 +111,7 @@ impl Overlay {
         let Some((peer, record)) = self.directory.peer(id).zip(self.peers.get(id)) else {
             return "it is no longer a peer".to_owned();
         };
-        let state = record.current_state(peer.plain, now.mono);
+        let state = record.current_state(peer.plain, self.is_resting(id), now.mono);
         if peer.plain {
             return match record.handshake_age(now.mono) {
                 Some(age) => format!(
@@ -145,6 +145,9 @@ impl Overlay {
                 format!("direct {way}, which stopped answering a moment ago")
             }
             (PeerState::Direct, Some(way)) => format!("direct {way}, both ways proven by probes"),
+            (PeerState::Idle, Some(way)) => {
+                format!("not used for a while; the next packet for it wakes it up, last {way}")
+            }
             (PeerState::Connecting, Some(way)) => {
                 format!("a path {way} is proven, WireGuard's handshake is awaited")
             }

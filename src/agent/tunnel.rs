@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::{Result, anyhow, bail};
 use data_plane::{Engine, EngineError, Settings};
-use host_network::{Demux, Host, HostError, Wireguard};
+use host_network::{Demux, Host, HostError, Initiations, Wireguard};
 use mesh_types::address::next_port;
 use mesh_types::plan::TunnelPlan;
 use mesh_types::report::Backend;
@@ -43,6 +43,10 @@ pub enum Tunnel {
         opened: u16,
         /// The port in use.
         port: u16,
+        /// Tells of handshakes that begin, where the kernel logs packets.
+        watch: Option<Watch>,
+        /// Where they are told.
+        events: mpsc::Sender<Event>,
     },
     /// The in-process engine, which owns the port.
     Userspace {
@@ -131,11 +135,13 @@ impl Tunnel {
                 let binding = Binding::Underlay {
                     fwmark: settings.fwmark,
                 };
+                let told = events.clone();
                 let main = Port::open(SocketId::Main, binding, events)
                     .map_err(|error| anyhow!("cannot open a UDP socket: {}", sentence(&error)))?;
                 let mut demux = Demux::new()?;
                 // Before the first datagram: one that left from the socket's own port would lead peers there.
                 demux.apply(port, main.port())?;
+                let watch = Watch::start(&mut demux, port, &told);
                 Ok((
                     Self::Kernel {
                         interface,
@@ -145,6 +151,8 @@ impl Tunnel {
                         wish,
                         opened: port,
                         port,
+                        watch,
+                        events: told,
                     },
                     port,
                 ))
@@ -195,6 +203,8 @@ impl Tunnel {
                 wish,
                 opened: _,
                 port,
+                watch,
+                events,
             } => {
                 let mut lend = |port| demux.lend(port, &host.adoptions, &host.aliases);
                 lend(*port).map_err(|error| error.to_string())?;
@@ -216,6 +226,9 @@ impl Tunnel {
                     demux.apply(used, main.port())?;
                     demux.lend(used, &host.adoptions, &host.aliases)?;
                     *port = used;
+                    if watch.as_ref().is_some_and(|watch| watch.port != used) {
+                        *watch = Watch::start(demux, used, events);
+                    }
                     Ok(done)
                 });
                 done.map_err(|error: HostError| error.to_string())
@@ -268,6 +281,14 @@ impl Tunnel {
         }
     }
 
+    /// Is each handshake that it begins told by [`Event::Initiation`]?
+    pub fn tells_initiations(&self) -> bool {
+        match self {
+            Self::Kernel { watch, .. } => watch.is_some(),
+            Self::Userspace { .. } => true,
+        }
+    }
+
     /// What the tunnel knows of its peers.
     pub fn report(&mut self) -> Result<TunnelReport, String> {
         match self {
@@ -289,6 +310,42 @@ impl Tunnel {
                 engine.as_ref().map(Engine::counters).unwrap_or_default()
             }
         }
+    }
+}
+
+/// Reads the log of handshake initiations until it is dropped.
+#[derive(Debug)]
+pub struct Watch {
+    port: u16,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Watch {
+    /// `None` where the kernel has no packet log: idle peers are kept awake then.
+    fn start(demux: &mut Demux, port: u16, events: &mpsc::Sender<Event>) -> Option<Self> {
+        let opened = demux
+            .log_initiations(port)
+            .and_then(|_| Initiations::open(port));
+        let mut initiations = match opened {
+            Ok(initiations) => initiations,
+            Err(error) => {
+                tracing::info!(%error, "Idle peers are kept awake");
+                return None;
+            }
+        };
+        let events = events.clone();
+        let task = tokio::spawn(async move {
+            while let Ok((remote, bytes)) = initiations.next().await {
+                _ = events.try_send(Event::Initiation { remote, bytes });
+            }
+        });
+        Some(Self { port, task })
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.task.abort();
     }
 }
 
@@ -334,13 +391,19 @@ fn start_patiently(
 }
 
 fn start(settings: &Settings, events: &mpsc::Sender<Event>) -> Result<Engine, EngineError> {
-    let events = events.clone();
-    Engine::start(
+    let controls = events.clone();
+    let engine = Engine::start(
         settings.clone(),
         Box::new(move |datagram| {
-            pass(&events, datagram);
+            pass(&controls, datagram);
         }),
-    )
+    )?;
+    let events = events.clone();
+    engine.tell_initiations(Box::new(move |remote, bytes| {
+        let bytes = bytes.to_vec();
+        _ = events.try_send(Event::Initiation { remote, bytes });
+    }));
+    Ok(engine)
 }
 
 /// Can both families be bound? WireGuard in the kernel binds both.

@@ -22,6 +22,7 @@ pub const BACKEND: &str = "kernel";
 mod agent;
 mod device;
 mod harness;
+mod initiations;
 mod matrix;
 mod ranges;
 mod session;

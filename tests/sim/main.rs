@@ -8,6 +8,7 @@ mod scenarios {
     mod failover;
     mod hard;
     mod healing;
+    mod lazy;
     mod meeting;
     mod mtu;
     mod quiet;

@@ -9,7 +9,7 @@ use mesh_types::plan::{Adoption, Alias};
 use netlink_packet_netfilter::nftables::InetHookNumber;
 
 use super::expression::{
-    DESTINATION_PORT, SOURCE_PORT, UDP, bytes_at, drop, limit_over, masked_bytes_at, protocol,
+    DESTINATION_PORT, SOURCE_PORT, UDP, bytes_at, drop, limit_over, log, masked_bytes_at, protocol,
     set_port,
 };
 use super::{Chain, Rule, Tables, adoption};
@@ -17,6 +17,9 @@ use crate::HostError;
 
 /// Names of the chains.
 const CHAINS: &[&str] = &["demux_in", "demux_out"];
+const LOG_CHAINS: &[&str] = &["initiations"];
+/// WireGuard's handshake initiation: its first four bytes.
+const INITIATION: [u8; 4] = [1, 0, 0, 0];
 /// STUN's magic cookie (RFC 8489 5), and where it stands behind the UDP header.
 pub(super) const COOKIE: [u8; 4] = [0x21, 0x12, 0xa4, 0x42];
 pub(super) const COOKIE_OFFSET: u32 = 12;
@@ -63,9 +66,29 @@ impl Demux {
         adoption::lend(&mut self.tables, wireguard_port, adoptions, aliases)
     }
 
+    /// Handshake initiations that leave from `wireguard_port` are logged, for [`crate::Initiations`]; not those that the
+    /// agent sends again. Idempotent; returns whether anything had to be changed.
+    pub fn log_initiations(&mut self, wireguard_port: u16) -> Result<bool, HostError> {
+        let rule = vec![
+            protocol(UDP),
+            bytes_at(SOURCE_PORT, &wireguard_port.to_be_bytes()),
+            bytes_at(TYPE_OFFSET, &INITIATION),
+            log(wireguard_port),
+        ];
+        let comment = format!("farspan: initiations from {wireguard_port} are told to the agent");
+        let chain = Chain {
+            name: "initiations",
+            hook: InetHookNumber::LocalOut,
+            priority: NFT_DEMUX_OUT_PRIORITY - 1,
+            rules: vec![Rule::new(comment, rule)],
+        };
+        self.tables.apply(LOG_CHAINS, &[chain])
+    }
+
     /// Takes the rules away. There being none is no error.
     pub fn remove(&mut self) -> Result<(), HostError> {
         self.tables.apply(CHAINS, &[])?;
+        self.tables.apply(LOG_CHAINS, &[])?;
         self.lend(0, &BTreeSet::new(), &BTreeSet::new())?;
         Ok(())
     }

@@ -99,6 +99,14 @@ pub(crate) fn masked_bytes_at(offset: u32, bits: &[u8], value: &[u8]) -> Vec<Exp
     ]
 }
 
+/// `log group GROUP`.
+pub(crate) fn log(group: u16) -> Vec<Expressions> {
+    /// `NFTA_LOG_GROUP`.
+    const GROUP: u16 = 1;
+    let group = DefaultNla::new(GROUP, group.to_be_bytes().to_vec());
+    vec![other("log", vec![group])]
+}
+
 /// `udp sport set PORT` or `udp dport set PORT`, checksum kept right.
 pub(crate) fn set_port(offset: u32, port: u16) -> Vec<Expressions> {
     vec![

@@ -147,6 +147,7 @@ impl PathAgent {
                 if self.calling.seen.contains(&call.seq) {
                     return;
                 }
+                self.wake_up(node, now.mono);
                 if self.calling.seen.len() == SEEN_MAX {
                     self.calling.seen.pop_front();
                 }

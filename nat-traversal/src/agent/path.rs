@@ -22,6 +22,8 @@ use crate::score::{Preference, SAMPLES, Score};
 
 /// While a challenger is compared, it is probed this often.
 const SAMPLE_EVERY: Duration = Duration::from_secs(1);
+/// Doubts of the peer count this often: it says three in a row.
+const DOUBT_EVERY: Duration = Duration::from_secs(1);
 /// Two round trips are at least this, for hosts that are slow to answer.
 const ASK_LEAST: Duration = Duration::from_millis(50);
 
@@ -126,6 +128,7 @@ impl PathAgent {
             if matches!(in_use.health, Health::Suspect { .. }) {
                 in_use.health = Health::Good;
                 in_use.next = now + node.jitter(KEEPALIVE);
+                self.mtu.catch_up(now);
                 node.meet.insert(self.id);
                 if in_use.path.kind.is_relayed() {
                     self.calling.relayed(now);
@@ -141,6 +144,9 @@ impl PathAgent {
             }
         }
         self.refresh_spare(node);
+        if self.path().is_some_and(|path| path.remote == address) {
+            self.woken(node);
+        }
         if let Some((_, seq)) = self.awaited_ready.take_if(|(remote, _)| *remote == address) {
             self.follow(node, address, seq, now);
         }
@@ -238,6 +244,7 @@ impl PathAgent {
         });
         self.slot = None;
         self.standby.renew = false;
+        self.resting.awake();
         self.refresh_spare(node);
         if direct {
             self.calling.stop();
@@ -253,6 +260,11 @@ impl PathAgent {
 
     /// Is the path still there? Asks it fast.
     pub(super) fn suspect(&mut self, node: &mut Node, now: Instant) {
+        self.suspect_saying(node, Purpose::Doubt, now);
+    }
+
+    /// The same; `doubt` says what the peer is told by the second way.
+    fn suspect_saying(&mut self, node: &mut Node, doubt: Purpose, now: Instant) {
         let Some(in_use) = self.in_use.as_mut() else {
             return;
         };
@@ -266,7 +278,7 @@ impl PathAgent {
             };
             node.counters.add("suspects");
             self.mtu.doubt();
-            self.standby.doubt = Purpose::Doubt;
+            self.standby.doubt = doubt;
             self.standby.renew = true;
             node.meet.insert(self.id);
             self.refresh_spare(node);
@@ -276,11 +288,13 @@ impl PathAgent {
 
     /// The peer doubts the path in use.
     pub(super) fn doubted(&mut self, node: &mut Node, now: Instant) {
-        if self.in_use.is_some() && !self.is_suspect() {
-            self.suspect(node, now);
-            // It knows.
-            self.standby.doubt = Purpose::Check;
+        let just = |at| now.saturating_duration_since(at) < DOUBT_EVERY;
+        if self.is_suspect() || self.standby.doubted.is_some_and(just) {
+            return;
         }
+        self.standby.doubted = Some(now);
+        // It knows: to say it back would go on for ever.
+        self.suspect_saying(node, Purpose::Check, now);
     }
 
     /// Looks for other ways while the path is suspect.
@@ -333,7 +347,8 @@ impl PathAgent {
             };
             in_use.probed();
             let widen_now = widen_due(in_use, now);
-            self.send_probe(node, remote, self.purpose(remote), now);
+            let purpose = self.asking().unwrap_or(self.purpose(remote));
+            self.send_probe(node, remote, purpose, now);
             let spare = self.spare_of(since);
             if let Some(spare) = spare {
                 self.send_probe(node, spare, self.standby.doubt, now);
@@ -421,6 +436,9 @@ impl PathAgent {
 
     /// One probe on the path.
     pub(crate) fn heartbeat(&mut self, node: &mut Node, now: Instant) {
+        if self.is_asleep() {
+            return;
+        }
         if let Some(in_use) = &mut self.in_use {
             in_use.probed();
             in_use.next = in_use.next.max(now + KEEPALIVE_RETRY);
@@ -450,8 +468,14 @@ impl PathAgent {
     /// What the tunnel says of this peer.
     pub(crate) fn on_tunnel(&mut self, node: &mut Node, stats: &TunnelStats, now: Instant) {
         let was_active = self.activity.is_active(now);
-        self.activity.update(stats.rx_bytes, stats.tx_bytes, now);
+        let moved = self.activity.update(stats.rx_bytes, stats.tx_bytes, now);
         let active = self.activity.is_active(now);
+        let slept = self.is_asleep();
+        self.run_rest(node, moved, now);
+        if slept || self.is_asleep() {
+            self.tunnel_endpoint = stats.endpoint;
+            return;
+        }
         if stats.endpoint != self.tunnel_endpoint {
             self.tunnel_endpoint = stats.endpoint;
             let elsewhere = stats
@@ -461,6 +485,9 @@ impl PathAgent {
                 self.roamed(node, endpoint, now);
                 self.suspect(node, now);
             }
+        }
+        if active && !was_active {
+            self.mtu.catch_up(now);
         }
         self.mtu.set_active(active);
         let silence = self.activity.silence(now);
@@ -489,7 +516,7 @@ impl PathAgent {
     pub(crate) fn shows_nat(&self) -> Option<SocketAddr> {
         let path = self.path()?;
         let outside = path.kind != PathKind::Lan && !path.kind.is_relayed();
-        (outside && !self.is_suspect()).then_some(path.remote)
+        (outside && !self.is_suspect() && !self.is_asleep()).then_some(path.remote)
     }
 
     /// Are other ways looked for, because the path does not answer?
@@ -502,7 +529,7 @@ impl PathAgent {
     /// Asks a connected peer under which IPv4 address it sees us, be the path to it of IPv6. False where that
     /// cannot be.
     pub(crate) fn ask_ipv4(&mut self, node: &mut Node, now: Instant) -> bool {
-        if self.in_use.is_none() || self.is_suspect() {
+        if self.in_use.is_none() || self.is_suspect() || self.is_asleep() {
             return false;
         }
         let fit = |remote: &Remote| remote.confirmed && remote.kind == PathKind::Ipv4;

@@ -156,7 +156,11 @@ impl PathAgent {
                 key: *key,
             });
         }
-        if data.is_some_and(<[u8]>::is_empty) {
+        let doubt = || matches!(data.map(Message::decode), Some(Ok(Message::Doubt(_))));
+        if self.is_asleep() && doubt() {
+            self.wake_up(node, now);
+        }
+        if data.is_some_and(<[u8]>::is_empty) || self.is_asleep() {
             return None;
         }
         let known = self.remotes.contains_key(&address);

@@ -43,7 +43,7 @@ impl PathAgent {
     }
 
     pub(crate) fn relay_need(&self, node: &Node, now: Instant) -> Need {
-        if self.current.is_none() {
+        if self.current.is_none() || self.is_asleep() {
             return Need::No;
         }
         match &self.in_use {

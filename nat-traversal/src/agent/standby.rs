@@ -26,6 +26,8 @@ pub(super) struct Standby {
     spare: Option<SocketAddr>,
     /// What probes on the second way say while the path is suspect.
     pub(super) doubt: Purpose,
+    /// When the peer doubted the path last.
+    pub(super) doubted: Option<Instant>,
     /// The own mapping may have changed: relays must be told.
     pub(super) renew: bool,
 }
@@ -36,8 +38,16 @@ impl Default for Standby {
             next: None,
             spare: None,
             doubt: Purpose::Check,
+            doubted: None,
             renew: false,
         }
+    }
+}
+
+impl Standby {
+    /// There is nothing to stand by for.
+    pub(super) fn stop(&mut self) {
+        self.next = None;
     }
 }
 
@@ -48,7 +58,15 @@ impl PathAgent {
     }
 
     pub(super) fn refresh_spare(&mut self, node: &mut Node) {
-        let spare = self.suspect_since().and_then(|since| self.spare_of(since));
+        // Whoever hears the tunnel follows it: to a relay, which he knows for one, or to where both ways are proven.
+        let sound = |address: &SocketAddr, since| {
+            let remote = self.remotes.get(address);
+            remote.is_some_and(|r| r.relay.is_some() || r.last_answer >= Some(since))
+        };
+        let spare = self.suspect_since().and_then(|since| {
+            let spare = self.spare_of(since);
+            spare.filter(|address| sound(address, since))
+        });
         if spare != self.standby.spare {
             self.standby.spare = spare;
             node.events.push_back(Event::SpareChanged { peer: self.id });

@@ -175,7 +175,12 @@ impl Traversal {
                 ms: millis(relay.rtt),
             })
             .collect();
-        self.update_homes(reach, now)
+        let homes = self.update_homes(reach, now);
+        self.node.relaying = self.server.is_on();
+        self.node.anchors = self.homes.keys().copied().collect();
+        let public = |relay: &Reach| relay.public && self.homes.contains_key(&relay.id);
+        self.node.anchored = self.node.relaying || reach.iter().any(public);
+        homes
     }
 
     /// Remembers the addresses of all that may relay, in reach or not: a relay forwards for an end that has just

@@ -512,6 +512,9 @@ impl Net {
             | Event::PathMtuChanged { .. }
             | Event::SpareChanged { .. }
             | Event::EpochRaised(_)
+            | Event::SpareChanged { .. }
+            | Event::RestChanged { .. }
+            | Event::Woken { .. }
             | Event::RelayChanged => {}
         }
     }

@@ -143,6 +143,7 @@ impl Node {
         };
         let mut overlay = Overlay::new(identity, self.config.clone(), self.state(), seed, now);
         overlay.handle_host(self.host_report.clone(), now);
+        overlay.let_idle_peers_sleep();
         self.overlay = Some(overlay);
         if self.tunnel.is_none() {
             let [first, second, ..] = seed;
@@ -452,6 +453,11 @@ impl Node {
         while let Some(tunnel) = &mut self.tunnel
             && let Some((destination, bytes)) = tunnel.poll_transmit()
         {
+            if bytes.first() == Some(&1)
+                && let Some(overlay) = &mut self.overlay
+            {
+                overlay.handle_initiation(destination, &bytes, now);
+            }
             let unspecified = match destination {
                 SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
                 SocketAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
