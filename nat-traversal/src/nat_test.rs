@@ -1,8 +1,10 @@
 //! Tests of the own NAT with a connected peer's two ports (RFC 5780 4.3 and 4.4).
 //!
 //! Filtering first: the peer is asked to answer from its alternate port, to which nothing was sent yet.
-//! Then mapping: that port is asked how it sees us.
+//! Then mapping: that port is asked how it sees us. From then on whatever comes from there says nothing of
+//! filtering: a test that is repeated has the first one's verdict.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -16,6 +18,8 @@ const TRIES: u8 = 3;
 /// Between two tries, least and most: an answer takes a round trip, and no hard translator is met before the
 /// last try has brought none.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_millis(300));
+/// A translator may let in what was sent to for so long.
+const OPEN: Duration = NAT_TEST;
 /// Another peer may tell more.
 const AGAIN: Duration = Duration::from_secs(10);
 
@@ -44,16 +48,28 @@ pub(crate) struct NatTest {
     /// Not before.
     due: Option<Instant>,
     last: Option<PeerId>,
+    /// Alternate ports that something was sent to, and when: translators and firewalls let them in.
+    opened: BTreeMap<SocketAddr, Instant>,
+    /// Was such a port let in before anything was sent to it?
+    let_in: Option<bool>,
 }
 
 impl NatTest {
-    /// Tests afresh, as soon as somebody is connected.
+    /// Tests afresh in another network, as soon as somebody is connected.
     pub(crate) fn restart(&mut self, now: Instant) {
         *self = Self {
             running: None,
             due: Some(now),
             last: self.last,
+            opened: BTreeMap::new(),
+            let_in: None,
         };
+    }
+
+    /// Tests again in the same network.
+    pub(crate) fn repeat(&mut self, now: Instant) {
+        self.running = None;
+        self.due = Some(now);
     }
 
     /// May a test begin now? With another peer than the last, where there is a choice.
@@ -105,12 +121,18 @@ impl NatTest {
         if running.sent == TRIES {
             match running.phase {
                 Phase::Filtering => {
+                    self.let_in = Some(false);
                     node.nat.other_port_silent();
                     self.next_phase(now);
                 }
                 Phase::Mapping => self.finish(AGAIN, now),
             }
             return;
+        }
+        if running.phase == Phase::Mapping {
+            self.opened
+                .retain(|_, at| now.saturating_duration_since(*at) < OPEN);
+            self.opened.insert(running.other, now);
         }
         running.sent += 1;
         running.next = now + running.retry;
@@ -129,10 +151,18 @@ impl NatTest {
         from_other: bool,
         now: Instant,
     ) {
-        match (purpose, self.running.as_ref().map(|running| running.phase)) {
+        let running = self.running.as_ref();
+        let opened = running.and_then(|running| self.opened.get(&running.other));
+        let open = opened.is_some_and(|at| now.saturating_duration_since(*at) < OPEN);
+        match (purpose, running.map(|running| running.phase)) {
             (Purpose::OtherPort, Some(Phase::Filtering)) => {
-                if from_other {
-                    node.nat.other_port_answered();
+                if from_other && !open {
+                    self.let_in = Some(true);
+                }
+                match self.let_in {
+                    Some(true) if from_other => node.nat.other_port_answered(),
+                    Some(false) if from_other => node.nat.other_port_silent(),
+                    Some(_) | None => {}
                 }
                 self.next_phase(now);
             }

@@ -472,7 +472,7 @@ impl Traversal {
     pub fn reprobe(&mut self, now: Now) {
         self.node.nat.reset();
         self.servers.refresh(now.mono);
-        self.nat_test.restart(now.mono);
+        self.nat_test.repeat(now.mono);
         self.sampler.restart(&mut self.node);
         for agent in self.agents.values_mut() {
             agent.heartbeat(&mut self.node, now.mono);

@@ -266,6 +266,21 @@ fn the_own_nat_is_told_from_what_peers_see() {
 }
 
 #[test]
+fn a_test_of_the_own_nat_that_is_repeated_comes_to_the_same() {
+    let (mut net, a, ..) = two_sites();
+    net.run(5 * SECOND);
+    let before = net.nodes[a].traversal.nat();
+    assert_eq!(before.filtering, Filtering::AddressAndPortDependent);
+    for _ in 0..5 {
+        let now = net.now;
+        net.nodes[a].traversal.reprobe(now);
+        // Now the translator lets in what comes from the port that the first test has asked.
+        net.run(5 * SECOND);
+        assert_eq!(net.nodes[a].traversal.nat(), before);
+    }
+}
+
+#[test]
 fn a_node_nobody_answers_knows_that_udp_is_blocked() {
     let mut net = Net::new();
     let a = net.node("192.0.2.1", None);

@@ -14,6 +14,9 @@ use super::netns::Namespace;
 /// Labs made by this process.
 static LABS: AtomicU32 = AtomicU32::new(0);
 
+/// The internet is so many routers wide, though only one stands there: what is meant to end on the way does.
+const WIDTH: u8 = 8;
+
 /// One isolated internet. Dropping it removes everything it made.
 pub struct Lab {
     prefix: String,
@@ -64,6 +67,9 @@ impl Lab {
         fs::create_dir_all(&directory).expect("the temporary directory is writable");
         let internet = Namespace::create(format!("{prefix}-internet"));
         forwarding(&internet);
+        internet.nft(&format!(
+            "table inet distance {{ chain f {{ type filter hook forward priority -20; ip ttl < {WIDTH} drop\n ip6 hoplimit < {WIDTH} drop\n }}\n }}\n"
+        ));
         Self {
             prefix,
             directory,

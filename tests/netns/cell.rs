@@ -264,17 +264,16 @@ impl Pair {
     /// Waits until the node that starts first knows its relay and its NAT.
     fn settled(&self) {
         wait_until("paris is settled", PATIENCE, || {
-            let report = self.paris.ask("/netcheck")?;
-            let relays = report["relays"].as_array().map_or(0, Vec::len);
-            let nat = &report["nat"];
+            // Not `netcheck`, which would test the NAT anew.
+            let status = self.paris.ask("/status")?;
+            let nat = &status["node"]["nat"];
             let known = nat["mapping"] != "unknown"
-                && (!self.hard
-                    || nat["allocation"] != "unknown"
-                    || nat["mapping"] == "address-dependent");
-            if relays > 0 && known {
+                && nat["filtering"] != "unknown"
+                && (!self.hard || nat["allocation"] != "unknown");
+            if known && state(&status, "hub") == "direct" {
                 Ok(())
             } else {
-                Err(report.to_string())
+                Err(nat.to_string())
             }
         });
     }

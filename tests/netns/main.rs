@@ -1,6 +1,7 @@
 //! Real agents in network namespaces, behind real NATs. Needs root, and the tools `scripts/test` installs.
 #![expect(clippy::disallowed_methods, reason = "these tests measure real time")]
 
+#[expect(dead_code, reason = "the lab serves other tests, too")]
 #[path = "../lab/lab.rs"]
 mod lab;
 

@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use crate::cell::{Class, FIRST_PACKET, Pair, Way, entry};
+use crate::lab::{Nat, NatKind};
 use crate::scene::assert_pods_meet;
 
 /// How much slower than on a quiet machine.
@@ -77,11 +78,7 @@ fn assert_cell(west: Class, east: Class) {
                 "not direct within {:?}",
                 figure * SLACK
             );
-            let (sent, relayed) = pair.weigh();
-            assert!(
-                relayed < sent / 10,
-                "of {sent} bytes {relayed} crossed the relay's link"
-            );
+            assert_off_relay(&pair);
         }
         Way::Relay => {
             let (silence, changes) = pair.watch(WATCHED);
@@ -99,4 +96,28 @@ fn assert_cell(west: Class, east: Class) {
             );
         }
     }
+}
+
+#[test]
+fn routers_that_take_early_packets_for_themselves_are_passed_by_openers() {
+    let nat = Nat::new(NatKind::Prc).accepting();
+    let mut pair = Pair::behind(nat, nat, false, "");
+    // The second to start sends to the first's router while that does not expect it: a silence must pass.
+    let trial = pair.trial(Duration::from_secs(180), Some(Way::Direct));
+    println!("port filtering, early packets accepted: {trial:?}");
+    let first = trial.first.expect("a first packet is answered");
+    assert!(
+        first < FIRST_PACKET * SLACK,
+        "the first packet took {first:?}"
+    );
+    assert!(trial.direct.is_some(), "not direct");
+    assert_off_relay(&pair);
+}
+
+fn assert_off_relay(pair: &Pair) {
+    let (sent, relayed) = pair.weigh();
+    assert!(
+        relayed < sent / 10,
+        "of {sent} bytes {relayed} crossed the relay's link"
+    );
 }
