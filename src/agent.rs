@@ -637,7 +637,9 @@ impl Agent {
                 .overlay_port
                 .as_ref()
                 .map(|(_, port)| port.send(transmit)),
-            SocketId::Extra(_) | SocketId::Relay(_) => self.ports.send(transmit),
+            SocketId::Extra(_) | SocketId::Relay(_) | SocketId::Turn(_) => {
+                self.ports.send(transmit)
+            }
         };
         if let Some(Err(error)) = result {
             debug!(to = %transmit.destination, socket = ?transmit.socket, %error, "Failed to send");

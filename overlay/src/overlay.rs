@@ -226,7 +226,11 @@ impl Overlay {
     ) {
         match socket {
             SocketId::Overlay => self.handle_control(remote, bytes, now),
-            SocketId::Main | SocketId::Alternate | SocketId::Extra(_) | SocketId::Relay(_) => self
+            SocketId::Main
+            | SocketId::Alternate
+            | SocketId::Extra(_)
+            | SocketId::Relay(_)
+            | SocketId::Turn(_) => self
                 .traversal
                 .handle_datagram(socket, local, remote, bytes, now),
         }
@@ -263,6 +267,7 @@ impl Overlay {
         match answer {
             Answer::Resolved { name, addresses } => self.take_resolved(name, addresses, now),
             Answer::PortMapping(mapping) => self.take_port_mapping(mapping, now),
+            Answer::TurnLink { .. } => {}
         }
         self.settle(now);
     }

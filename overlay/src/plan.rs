@@ -126,6 +126,7 @@ impl Overlay {
             adoptions: self.adoptions(),
             relay_pairs: self.traversal.relay_pairs(),
             aliases: self.aliases(),
+            turn_links: BTreeSet::new(),
             proxies: BTreeSet::new(),
             filters: BTreeSet::new(),
         }

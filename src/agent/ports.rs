@@ -52,7 +52,9 @@ impl Ports {
                 continue;
             }
             let binding = match *id {
-                SocketId::Main | SocketId::Alternate | SocketId::Overlay => continue,
+                SocketId::Main | SocketId::Alternate | SocketId::Overlay | SocketId::Turn(_) => {
+                    continue;
+                }
                 SocketId::Extra(_) => Binding::Underlay {
                     fwmark: self.fwmark,
                 },

@@ -119,7 +119,7 @@ impl Traversal {
         let port = match arrival.socket {
             SocketId::Main => None,
             SocketId::Relay(port) => Some(port),
-            SocketId::Alternate | SocketId::Overlay | SocketId::Extra(_) => {
+            SocketId::Alternate | SocketId::Overlay | SocketId::Extra(_) | SocketId::Turn(_) => {
                 return Err("refused-relay-port");
             }
         };

@@ -414,7 +414,7 @@ impl Net {
                 }
                 return;
             }
-            SocketId::Extra(_) | SocketId::Relay(_) => return,
+            SocketId::Extra(_) | SocketId::Relay(_) | SocketId::Turn(_) => return,
         };
         let from = SocketAddr::new(machine.address, port);
         self.post(

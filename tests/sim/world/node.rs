@@ -191,9 +191,11 @@ impl Node {
             .iter()
             .filter_map(|socket| match socket {
                 SocketId::Extra(number) => Some(*number),
-                SocketId::Main | SocketId::Alternate | SocketId::Overlay | SocketId::Relay(_) => {
-                    None
-                }
+                SocketId::Main
+                | SocketId::Alternate
+                | SocketId::Overlay
+                | SocketId::Relay(_)
+                | SocketId::Turn(_) => None,
             })
             .collect();
         let idle: Vec<u32> = self
@@ -429,6 +431,7 @@ impl Node {
                     }
                     continue;
                 }
+                SocketId::Turn(_) => continue,
                 SocketId::Relay(port) => port,
                 SocketId::Extra(number) => match self.extras.get(&number) {
                     Some(port) => *port,
