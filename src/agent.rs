@@ -261,6 +261,7 @@ fn core_config(
         may_relay: config.relay_serve,
         relay_ports: config.relay_ports,
         pair_rate: config.relay_pair_rate,
+        turn: config.turn.clone(),
     }
 }
 

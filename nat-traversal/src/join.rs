@@ -58,7 +58,7 @@ impl Joins {
             ..Outgoing::default()
         }
         .encode(Class::Request);
-        node.nat.sent(remote.ip(), !node.connected, now);
+        node.nat.sent(remote.ip(), !node.by_udp, now);
         node.transmit(SocketId::Main, None, remote, bytes.clone());
         let attempt = Attempt {
             ticket,

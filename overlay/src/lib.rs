@@ -44,6 +44,7 @@ mod relay;
 mod rotation;
 mod snapshot;
 mod state;
+mod turn;
 mod view;
 
 pub use config::{Config, Identity};

@@ -183,6 +183,7 @@ impl Overlay {
         );
         self.resolve_stun();
         self.tell_stun(now);
+        self.tell_turn(now);
         self.settle(now);
         self.refresh_own_membership(now);
         self.wish_soon(now);
@@ -267,7 +268,9 @@ impl Overlay {
         match answer {
             Answer::Resolved { name, addresses } => self.take_resolved(name, addresses, now),
             Answer::PortMapping(mapping) => self.take_port_mapping(mapping, now),
-            Answer::TurnLink { .. } => {}
+            Answer::TurnLink { number, state } => {
+                self.traversal.handle_turn_link(number, &state, now);
+            }
         }
         self.settle(now);
     }

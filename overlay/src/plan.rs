@@ -126,8 +126,8 @@ impl Overlay {
             adoptions: self.adoptions(),
             relay_pairs: self.traversal.relay_pairs(),
             aliases: self.aliases(),
-            turn_links: BTreeSet::new(),
-            proxies: BTreeSet::new(),
+            turn_links: self.traversal.turn_links(),
+            proxies: self.traversal.proxies(),
             filters: BTreeSet::new(),
         }
     }

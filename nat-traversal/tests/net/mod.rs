@@ -512,7 +512,9 @@ impl Net {
             | Event::PathMtuChanged { .. }
             | Event::SpareChanged { .. }
             | Event::EpochRaised(_)
-            | Event::RelayChanged => {}
+            | Event::RelayChanged
+            | Event::TurnChanged
+            | Event::TurnResolve(_) => {}
         }
     }
 
