@@ -90,6 +90,8 @@ const DEPENDENCIES: [(&str, Allowed); 8] = [
                 "parking_lot",
                 "prefix-trie",
                 "quinn-udp",
+                "rustls",
+                "rustls-native-certs",
                 "socket2",
                 "thiserror",
                 "tracing",
