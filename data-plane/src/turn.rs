@@ -169,8 +169,9 @@ impl Link {
         let mut changed = false;
         let mut failure = None;
         self.proxies.retain(|channel, (loopback, socket)| {
-            let right = || socket.peer_addr().is_ok_and(|peer| peer == tunnel);
-            wanted.get(channel) == Some(loopback) && right()
+            // The tunnel may have moved to another port.
+            let right = socket.peer_addr().is_ok_and(|peer| peer == tunnel);
+            wanted.get(channel) == Some(loopback) && (right || socket.connect(tunnel).is_ok())
         });
         changed |= self.proxies.len() != before;
         for (channel, loopback) in wanted {

@@ -116,8 +116,8 @@ pub(crate) struct Turn {
     by_peer: BTreeMap<(u32, SocketAddr), SocketAddr>,
     next_loopback: u32,
     strangers: VecDeque<SocketAddr>,
-    /// At which addresses peers are to be reached.
-    wishes: BTreeMap<PeerId, BTreeSet<SocketAddr>>,
+    /// At which addresses peers are to be reached; of no peer: who is asked to let us join.
+    wishes: BTreeMap<Option<PeerId>, BTreeSet<SocketAddr>>,
     /// Since when there is no allocation.
     seeking: Option<Instant>,
     survey: Option<Instant>,
@@ -289,7 +289,7 @@ impl Turn {
 
     /// Is a peer to be reached through a link?
     pub(crate) fn is_wished(&self, id: &PeerId) -> bool {
-        self.wishes.contains_key(id)
+        self.wishes.contains_key(&Some(*id))
     }
 
     /// Own relayed addresses.
@@ -401,11 +401,14 @@ impl Turn {
     }
 
     /// A peer is to be reached at these addresses through whatever link there is, and at no others.
-    pub(crate) fn wish(&mut self, id: PeerId, targets: BTreeSet<SocketAddr>, now: Instant) {
-        if self.wishes.get(&id) == Some(&targets) {
+    pub(crate) fn wish(&mut self, id: Option<PeerId>, targets: BTreeSet<SocketAddr>, now: Instant) {
+        let before = self.wishes.remove(&id).unwrap_or_default();
+        if before == targets {
+            if !before.is_empty() {
+                self.wishes.insert(id, before);
+            }
             return;
         }
-        let before = self.wishes.remove(&id).unwrap_or_default();
         let gone: Vec<SocketAddr> = before
             .difference(&targets)
             .filter(|at| !self.wishes.values().any(|other| other.contains(at)))
@@ -455,13 +458,14 @@ impl Turn {
 
     fn tell_bound(&mut self, number: u32, peer: SocketAddr) {
         let wishes = self.wishes.iter();
-        let peers: BTreeSet<PeerId> = wishes
+        let owners: BTreeSet<Option<PeerId>> = wishes
             .filter(|(_, targets)| targets.contains(&peer))
             .map(|(id, _)| *id)
             .collect();
-        if peers.is_empty() {
+        if owners.is_empty() {
             return;
         }
+        let peers = owners.into_iter().flatten().collect();
         let loopback = self.stand_in(number, peer);
         self.strangers.retain(|stranger| *stranger != loopback);
         self.changed = true;
@@ -470,9 +474,17 @@ impl Turn {
 
     /// The name of a peer has changed.
     pub(crate) fn rename(&mut self, from: &PeerId, to: PeerId) {
-        if let Some(wish) = self.wishes.remove(from) {
-            self.wishes.entry(to).or_default().extend(wish);
+        if let Some(wish) = self.wishes.remove(&Some(*from)) {
+            self.wishes.entry(Some(to)).or_default().extend(wish);
         }
+    }
+
+    /// Where an address that is wished for is reached now: links, and what stands for it there.
+    pub(crate) fn ways(&mut self, peer: SocketAddr) -> Vec<(u32, SocketAddr)> {
+        let ready = |(number, link): (&u32, &Link)| link.relayed().map(|_| *number);
+        let links: Vec<u32> = self.links.iter().filter_map(ready).collect();
+        let way = |number| (number, self.stand_in(number, peer));
+        links.into_iter().map(way).collect()
     }
 
     /// A path through a link does not answer: is it the peer, or the server?

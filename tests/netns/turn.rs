@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::lab::agent::PATIENCE;
 use crate::lab::coturn::Coturn;
-use crate::lab::traffic::{Echo, udp_exchange};
+use crate::lab::traffic::{Echo, ping_once, udp_exchange};
 use crate::lab::wait::wait_until;
 use crate::lab::{Lab, Nat, NatKind, Node, Site};
 use crate::scene::{assert_pods_meet, founder};
@@ -24,7 +24,8 @@ struct Scene {
     west: Site,
     east: Site,
     coturn: Coturn,
-    lab: Lab,
+    /// Dropped last.
+    _lab: Lab,
 }
 
 impl Scene {
@@ -50,7 +51,7 @@ impl Scene {
             west,
             east,
             coturn,
-            lab,
+            _lab: lab,
         }
     }
 }
@@ -197,6 +198,27 @@ fn without_udp_on_one_side_a_pair_meets_by_tcp() {
 }
 
 #[test]
+fn a_node_whose_network_lets_no_udp_out_joins_by_tls() {
+    let lab = Lab::new();
+    let coturn = Coturn::start(&lab, lab.public_host("turn"), SECRET);
+    let west = lab.site("west", Nat::new(NatKind::Symmetric));
+    block_udp(&west);
+    let mut hub = founder(&lab, lab.public_host("hub"));
+    let mut paris = Node::new(&lab, west.host("paris")).with_pod(&lab, 1);
+    hub.up();
+    add_turn(&paris, &coturn, &["udp", "tls"], SECRET);
+    start(&mut paris, &coturn);
+    wait_allocated(&paris);
+    paris.join(&hub);
+    wait_kind(&paris, "hub", "turn-tls");
+    wait_kind(&hub, "paris", "turn-udp");
+    let target = crate::scene::overlay_ipv4(&hub);
+    wait_until("the hub answers", PATIENCE, || {
+        ping_once(&paris.host.namespace, target)
+    });
+}
+
+#[test]
 fn a_server_that_is_killed_and_started_again_carries_the_pair_again() {
     for transport in ["udp", "tcp"] {
         let mut scene = Scene::joined(&[transport], &[]);
@@ -261,8 +283,14 @@ fn a_wrong_secret_is_one_finding_and_the_right_one_is_taken_by_reload() {
 
     std::fs::write(hub.file("turn.secret"), SECRET).expect("the node's directory is writable");
     hub.signal(nix::sys::signal::Signal::SIGHUP);
+    wait_allocated(&hub);
+    assert_eq!(findings(&hub, "turn-"), Vec::<Value>::new());
+    assert!(coturn.log().contains("ALLOCATE processed, success"));
+}
+
+fn wait_allocated(node: &Node) {
     wait_until("there is an allocation", PATIENCE, || {
-        let status = hub.status()?;
+        let status = node.status()?;
         let endpoints = status["node"]["endpoints"]
             .as_array()
             .cloned()
@@ -270,8 +298,6 @@ fn a_wrong_secret_is_one_finding_and_the_right_one_is_taken_by_reload() {
         let relayed = endpoints.iter().any(|endpoint| endpoint["kind"] == "relay");
         relayed.then_some(()).ok_or(format!("{endpoints:?}"))
     });
-    assert_eq!(findings(&hub, "turn-"), Vec::<Value>::new());
-    assert!(coturn.log().contains("ALLOCATE processed, success"));
 }
 
 #[test]

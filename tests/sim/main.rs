@@ -14,4 +14,5 @@ mod scenarios {
     mod relaying;
     mod trial;
     mod trust;
+    mod turning;
 }

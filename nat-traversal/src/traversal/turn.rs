@@ -127,7 +127,7 @@ impl Traversal {
         }
         let Some(agent) = self.agents.get_mut(&id) else {
             self.turning.remove(&id);
-            self.node.turn.wish(id, BTreeSet::new(), now);
+            self.node.turn.wish(Some(id), BTreeSet::new(), now);
             return;
         };
         let need = agent.turn_need(&self.node);
@@ -154,7 +154,7 @@ impl Traversal {
             }
         };
         let leaving = targets.is_empty();
-        self.node.turn.wish(id, targets, now);
+        self.node.turn.wish(Some(id), targets, now);
         if leaving {
             agent.prune_turn(&mut self.node, now);
             agent.rearm();
