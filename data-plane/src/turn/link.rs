@@ -76,8 +76,8 @@ fn carry(shared: &Shared, wire: Wire) -> io::Result<()> {
                     _ = shared.wake.read();
                     worker.take_inbox()?;
                 }
-                SERVER => worker.from_server()?,
-                channel => worker.from_tunnel(u16::try_from(channel).unwrap_or_default())?,
+                SERVER => worker.take_from_server()?,
+                channel => worker.take_from_tunnel(u16::try_from(channel).unwrap_or_default())?,
             }
         }
     }
@@ -106,7 +106,7 @@ impl Worker<'_> {
         sends.iter().try_for_each(|bytes| self.wire.send(bytes))
     }
 
-    fn from_server(&mut self) -> io::Result<()> {
+    fn take_from_server(&mut self) -> io::Result<()> {
         let Self {
             shared,
             wire,
@@ -125,7 +125,7 @@ impl Worker<'_> {
         })
     }
 
-    fn from_tunnel(&mut self, channel: u16) -> io::Result<()> {
+    fn take_from_tunnel(&mut self, channel: u16) -> io::Result<()> {
         let Some(socket) = self.proxies.get(&channel) else {
             return Ok(());
         };

@@ -4,7 +4,7 @@ use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use mesh_types::plan::TurnLink;
 use mesh_types::report::TurnLinkState;
@@ -15,6 +15,7 @@ use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 
 use super::frame::{self, Garbage};
 use super::link::QUEUE;
+use crate::worker::now;
 
 /// A connection that is not there after this is not coming.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -46,13 +47,13 @@ pub(super) fn connect(link: &TurnLink, fwmark: u32) -> Result<Wire, TurnLinkStat
         TurnTransport::Udp => udp(link.server, fwmark).map(Wire::Udp).map_err(plain),
         TurnTransport::Tcp => {
             let tcp = tcp(link.server, fwmark).map_err(plain)?;
-            Stream::new(tcp, None).map_err(plain)
+            Stream::wire(tcp, None).map_err(plain)
         }
         TurnTransport::Tls => {
             let config = tls_config()?;
             let mut tcp = tcp(link.server, fwmark).map_err(plain)?;
             let tls = handshake(&mut tcp, config, &link.name).map_err(plain)?;
-            Stream::new(tcp, Some(tls)).map_err(plain)
+            Stream::wire(tcp, Some(tls)).map_err(plain)
         }
     }
 }
@@ -137,14 +138,6 @@ fn handshake(
     Ok(tls)
 }
 
-#[expect(
-    clippy::disallowed_methods,
-    reason = "this thread waits for a peer: its clock is the system's"
-)]
-fn now() -> Instant {
-    Instant::now()
-}
-
 fn refused(error: &rustls::Error) -> TurnLinkState {
     let certificate = matches!(error, rustls::Error::InvalidCertificate(_));
     TurnLinkState::Down {
@@ -154,6 +147,10 @@ fn refused(error: &rustls::Error) -> TurnLinkState {
 }
 
 /// An error as the end of a link.
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "the kinds of errors are an open set"
+)]
 pub(super) fn down(error: &io::Error) -> TurnLinkState {
     let inner = error
         .get_ref()
@@ -195,6 +192,10 @@ impl Wire {
         }
     }
 
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "the kinds of errors are an open set"
+    )]
     /// Sends a message, or lets it wait for [`Self::flush`]; drops it where too much waits already. An error is the
     /// end of the link.
     pub(super) fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
@@ -248,6 +249,10 @@ impl Wire {
 }
 
 /// Nothing to do now is no error.
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "the kinds of errors are an open set"
+)]
 fn blocked(error: io::Error) -> io::Result<()> {
     match error.kind() {
         io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => Ok(()),
@@ -256,7 +261,7 @@ fn blocked(error: io::Error) -> io::Result<()> {
 }
 
 impl Stream {
-    fn new(tcp: TcpStream, tls: Option<ClientConnection>) -> io::Result<Wire> {
+    fn wire(tcp: TcpStream, tls: Option<ClientConnection>) -> io::Result<Wire> {
         tcp.set_nonblocking(true)?;
         Ok(Wire::Stream(Box::new(Self {
             tcp,
@@ -271,9 +276,8 @@ impl Stream {
         loop {
             let wrote = match &mut self.tls {
                 None if self.out.is_empty() => return Ok(()),
-                None => self.tcp.write(&self.out).map(|n| {
-                    self.out.drain(..n);
-                    n
+                None => self.tcp.write(&self.out).inspect(|n| {
+                    self.out.drain(..*n);
                 }),
                 Some(tls) => {
                     if !tls.wants_write() && self.out.is_empty() {

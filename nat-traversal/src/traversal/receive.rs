@@ -42,7 +42,7 @@ impl Traversal {
     ) {
         self.check_suspended(now);
         match socket {
-            SocketId::Turn(link) => self.from_turn(link, bytes, now),
+            SocketId::Turn(link) => self.take_from_turn(link, bytes, now),
             SocketId::Main
             | SocketId::Alternate
             | SocketId::Overlay

@@ -57,7 +57,7 @@ impl Traversal {
     }
 
     /// Something came from a TURN server.
-    pub(super) fn from_turn(&mut self, link: u32, bytes: &[u8], now: Now) {
+    pub(super) fn take_from_turn(&mut self, link: u32, bytes: &[u8], now: Now) {
         let got = self.node.turn.handle(link, bytes, now.mono);
         if let Some((remote, local, content)) = got {
             let content = content.to_vec();
@@ -140,11 +140,11 @@ impl Traversal {
                 self.turning.remove(&id);
                 agent.turn_targets(&self.node)
             }
-            Need::No if !self.node.turn.is_wished(&id) => {
+            Need::No | Need::Standby if !self.node.turn.is_wished(&id) => {
                 self.turning.remove(&id);
                 return;
             }
-            Need::No => {
+            Need::No | Need::Standby => {
                 let leave = *self.turning.entry(id).or_insert(now + KEEP);
                 if leave > now {
                     return;

@@ -269,7 +269,7 @@ impl Node {
             .map(|(n, _)| *n);
         let tunnel = port == self.tunnel_port(delivery.remote) || main;
         if let Some(link) = self.turn.of_port(port) {
-            self.from_turn(link, &delivery.bytes, now);
+            self.take_from_turn(link, &delivery.bytes, now);
         } else if self.relay.holds(port) {
             if !is_indication(&delivery.bytes) {
                 let source = (delivery.remote, port);
@@ -307,7 +307,7 @@ impl Node {
     }
 
     /// A message has come on a link to a TURN server.
-    fn from_turn(&mut self, link: u32, bytes: &[u8], now: Now) {
+    fn take_from_turn(&mut self, link: u32, bytes: &[u8], now: Now) {
         if let Some((loopback, content)) = self.turn.unwrap(link, bytes) {
             let remote = self.relay.alias(loopback, self.config.backend);
             if let Some((tunnel, remote)) = self.tunnel.as_mut().zip(remote) {
@@ -319,9 +319,9 @@ impl Node {
         }
     }
 
-    pub(super) fn from_line(&mut self, link: u32, line: Line, now: Now) {
+    pub(super) fn take_line(&mut self, link: u32, line: Line, now: Now) {
         let state = match line {
-            Line::Bytes(bytes) => return self.from_turn(link, &bytes, now),
+            Line::Bytes(bytes) => return self.take_from_turn(link, &bytes, now),
             Line::Open => TurnLinkState::Up,
             Line::Close => TurnLinkState::Down {
                 reason: "it closed the connection".to_owned(),

@@ -269,7 +269,7 @@ impl World {
                 }
                 Way::ToNode => {
                     let clock = self.clock(node);
-                    self.nodes[node.0].from_line(link, line, clock);
+                    self.nodes[node.0].take_line(link, line, clock);
                     self.pump(node);
                 }
             }
