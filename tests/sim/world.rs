@@ -112,7 +112,7 @@ impl World {
                     let clock = self.clock(id);
                     self.nodes[id.0].handle_delivery(&delivery, clock);
                     self.pump(id);
-                } else if self.is_turn(delivery.host) {
+                } else if self.at_turn_host(delivery.host) {
                     self.turn_delivery(&delivery);
                 }
             }

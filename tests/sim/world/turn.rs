@@ -283,7 +283,7 @@ impl World {
         }
     }
 
-    pub(super) fn is_turn(&self, host: HostId) -> bool {
+    pub(super) fn at_turn_host(&self, host: HostId) -> bool {
         self.turn.as_ref().is_some_and(|turn| turn.host == host)
     }
 
@@ -320,10 +320,10 @@ impl World {
             ),
         };
         let leg = allocation.leg;
-        self.to_client(leg, bytes, now);
+        self.tell_client(leg, bytes, now);
     }
 
-    fn to_client(&mut self, leg: Leg, bytes: Vec<u8>, now: Instant) {
+    fn tell_client(&mut self, leg: Leg, bytes: Vec<u8>, now: Instant) {
         let turn = self.turn.as_mut().expect("there is a server");
         match leg {
             Leg::Udp(client) => {
@@ -380,7 +380,7 @@ impl World {
         if let Some(port) = fresh {
             self.net.bind(host, port);
         }
-        self.to_client(leg, answer, now);
+        self.tell_client(leg, answer, now);
         if message.method() == REFRESH
             && message
                 .get::<LifeTime>()
