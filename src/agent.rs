@@ -75,8 +75,8 @@ pub enum Event {
     HostChanged(Change),
     /// A person or a script asks something.
     Asked(Asked),
-    /// A STUN server's name was resolved.
-    Resolved(mesh_types::report::Answer),
+    /// A STUN or TURN server's name was resolved, or a link to a TURN server has something to tell.
+    Answered(mesh_types::report::Answer),
     /// A peer's name was looked up.
     Named {
         /// `host:port`.
@@ -268,6 +268,7 @@ fn core_config(
         may_relay: config.relay_serve,
         relay_ports: config.relay_ports,
         pair_rate: config.relay_pair_rate,
+        turn: config.turn.clone(),
     }
 }
 
@@ -407,7 +408,7 @@ impl Agent {
                 self.due.host_report = now.mono;
             }
             Event::Asked(asked) => return self.asked(asked, now).await,
-            Event::Resolved(answer) => self.overlay.handle_answer(answer, now),
+            Event::Answered(answer) => self.overlay.handle_answer(answer, now),
             Event::Named { name, found } => {
                 if self.names.answered(&name, found, now.mono) {
                     let observation = Observation {
@@ -505,6 +506,8 @@ impl Agent {
         }
         if let Some(tunnel) = &mut self.tunnel {
             let before = tunnel.port_moved();
+            let port = before.unwrap_or(plan.tunnel.listen_port);
+            applied.failures.extend(self.ports.turn(&plan, port).err());
             let now = self.clock.now().mono;
             match tunnel.apply(&plan, &mut self.ports) {
                 Ok(Done::Quiet) => {}
@@ -650,7 +653,9 @@ impl Agent {
                 .overlay_port
                 .as_ref()
                 .map(|(_, port)| port.send(transmit)),
-            SocketId::Extra(_) | SocketId::Relay(_) => self.ports.send(transmit),
+            SocketId::Extra(_) | SocketId::Relay(_) | SocketId::Turn(_) => {
+                self.ports.send(transmit)
+            }
         };
         if let Some(Err(error)) = result {
             debug!(to = %transmit.destination, socket = ?transmit.socket, %error, "Failed to send");
@@ -697,7 +702,7 @@ impl Agent {
                 }
             };
             let answer = mesh_types::report::Answer::Resolved { name, addresses };
-            _ = events.send(Event::Resolved(answer)).await;
+            _ = events.send(Event::Answered(answer)).await;
         });
     }
 }

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr as _;
 use std::time::Duration;
 
+use mesh_types::turn::{TurnSecret, TurnServer};
 use mesh_types::{AuthorityKey, ConfigPeer, IpNet, PresharedKey, WgKey, consts};
 
 use crate::cli::{AgentArgs, BackendChoice, Global};
@@ -90,6 +91,8 @@ pub struct Config {
     pub relay_ports: (u16, u16),
     /// Bits a second of a relayed pair.
     pub relay_pair_rate: u64,
+    /// TURN servers that this node may use.
+    pub turn: Vec<TurnServer>,
     /// Static peers.
     pub peers: Vec<ConfigPeer>,
     /// Their endpoints that are given by name, `host:port`.
@@ -380,6 +383,7 @@ impl Source<'_> {
                 Some(text) => self.text("ports", text, value::port_range(text.get_ref()))?,
                 None => consts::RELAY_PORTS,
             },
+            turn: self.turn(file, &mut warnings)?,
             relay_pair_rate: match &file.relay.pair_rate {
                 Some(text) => self.text("pair-rate", text, value::rate(text.get_ref()))?,
                 None => consts::RELAY_PAIR_RATE,
@@ -416,19 +420,41 @@ impl Source<'_> {
         if let Some(key) = &file.nat.birthday_search {
             without_effect("birthday-search", key.span());
         }
-        for turn in &file.relay.turn {
-            self.text("url", &turn.url, value::turn_url(turn.url.get_ref()))?;
-            if let Some(secret) = &turn.secret_file
-                && !path_of(secret).exists()
-            {
-                return Err(self.at(
-                    secret.span(),
-                    format!("`secret-file`: {} does not exist", secret.get_ref()),
-                ));
-            }
-            without_effect("turn", turn.url.span());
-        }
         Ok(())
+    }
+
+    fn turn(
+        &self,
+        file: &File,
+        warnings: &mut Vec<String>,
+    ) -> Result<Vec<TurnServer>, ConfigError> {
+        let mut servers = Vec::new();
+        for entry in &file.relay.turn {
+            let address = self.text("url", &entry.url, value::turn_url(entry.url.get_ref()))?;
+            let secret = match &entry.secret_file {
+                Some(text) => {
+                    let path = path_of(text);
+                    let refuse =
+                        |why: String| self.at(text.span(), format!("`secret-file`: {why}"));
+                    let content = fs::read_to_string(&path).map_err(|error| {
+                        let path = path.display();
+                        refuse(format!("{path} cannot be read: {}", sentence(&error)))
+                    })?;
+                    let secret = TurnSecret::new(&content);
+                    if secret.as_bytes().is_empty() {
+                        return Err(refuse(format!(
+                            "{} is empty; write the TURN server's shared secret into it",
+                            path.display()
+                        )));
+                    }
+                    warnings.extend(value::open_mode(&path));
+                    Some(secret)
+                }
+                None => None,
+            };
+            servers.push(TurnServer { address, secret });
+        }
+        Ok(servers)
     }
 
     fn peers(

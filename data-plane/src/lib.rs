@@ -17,6 +17,9 @@
 //!
 //! *Relayed.* [`Relay`] forwards between pairs of members on a thread of its own, where the kernel does not.
 //!
+//! *Behind TURN.* [`Turn`] keeps connections to TURN servers, each with a thread, and gives peers behind them
+//! loopback addresses. Either tunnel sends there as anywhere.
+//!
 //! # Invariants
 //!
 //! - One loop owns all packets: no channel, lock, allocation or task a packet. `core::Core` sits behind one
@@ -42,10 +45,12 @@ pub mod packet;
 pub mod relay;
 pub mod segment;
 mod tun;
+pub mod turn;
 mod udp;
 mod worker;
 
 pub use engine::{ControlDatagram, Engine, EngineError, Offload, Settings};
 pub use lent::Adopted;
 pub use relay::Relay;
+pub use turn::{Turn, TurnEvent};
 pub use udp::forbid_fragments;

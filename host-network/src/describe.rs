@@ -191,6 +191,7 @@ mod tests {
             adoptions: BTreeSet::new(),
             relay_pairs: BTreeSet::new(),
             aliases: BTreeSet::new(),
+            turn_links: BTreeSet::new(),
             proxies: BTreeSet::new(),
             filters: BTreeSet::new(),
         };

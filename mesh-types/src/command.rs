@@ -73,6 +73,8 @@ pub struct Reload {
     pub addresses: Vec<IpNet>,
     /// `[nat] stun`.
     pub stun: Vec<String>,
+    /// `[relay] turn`.
+    pub turn: Vec<crate::turn::TurnServer>,
     /// `[mesh] authorities`.
     pub authorities: Vec<crate::key::AuthorityKey>,
     /// `[host] forward-accept`.

@@ -1,5 +1,6 @@
 //! Numbers that meet the outside world, each with its reason and its known neighbours.
 
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 /// UDP port of agent-to-agent messages inside the tunnel (L2), bound to the overlay device only.
@@ -64,6 +65,10 @@ pub const TICKET_LIFETIME: Duration = Duration::from_secs(24 * 3600);
 pub const RELAY_PORTS: (u16, u16) = (28672, 29183);
 /// Bits a second of a relayed pair unless configured: a relay's operator pays for the traffic of others.
 pub const RELAY_PAIR_RATE: u64 = 50_000_000;
+/// Loopback addresses that stand for peers behind TURN servers: 127.128.0.0/9, far from what people use of 127.0.0.0/8.
+pub const PROXY_RANGE: (Ipv4Addr, u8) = (Ipv4Addr::new(127, 128, 0, 0), 9);
+/// Their port: below the listen ports, which WireGuard holds on all addresses.
+pub const PROXY_PORT: u16 = 20479;
 /// Protocol versions this build speaks, lowest and highest.
 pub const PROTOCOL: (u8, u8) = (1, 1);
 

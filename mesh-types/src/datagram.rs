@@ -33,13 +33,17 @@ pub enum SocketId {
     Alternate,
     /// [`crate::consts::CONTROL_PORT`] on the overlay device: messages inside the tunnel.
     Overlay,
-    /// A further socket named in the plan: birthday search, TURN, a framed TCP connection.
+    /// A further socket named in the plan: birthday search.
     Extra(u32),
     /// This very UDP port, on all addresses of both families: members that are relayed through this node send to it.
     /// Only Binding indications are passed up from it; what becomes of the rest says
     /// [`crate::plan::RelayPair`]. Where another process holds the port,
     /// [`crate::report::HostReport::busy_ports`] names it, and the next plan another one.
     Relay(u16),
+    /// The link of this number to a TURN server ([`crate::plan::TurnLink`]). What is sent goes out as it is, whatever
+    /// the destination says: the core frames. What comes up is a STUN message of the server, or ChannelData
+    /// (RFC 8656 12.4) with the header and without padding whose content is a control datagram.
+    Turn(u32),
 }
 
 /// A datagram to send.

@@ -23,6 +23,7 @@ pub mod report;
 pub mod sealed;
 pub mod state;
 pub mod token;
+pub mod turn;
 mod wire;
 
 pub use candidate::{Allocation, Candidate, CandidateKind, Filtering, Mapping, NatReport};

@@ -9,6 +9,7 @@ use ipnet::IpNet;
 
 use crate::datagram::SocketId;
 use crate::key::{PresharedKey, WgKey, WgSecret};
+use crate::turn::TurnTransport;
 
 /// Everything the host must hold. Equal plans have equal effects; `generation` rises with every change.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,7 +36,9 @@ pub struct HostPlan {
     pub relay_pairs: BTreeSet<RelayPair>,
     /// Late datagrams of relays, shown to WireGuard as if they had come by the path in use.
     pub aliases: BTreeSet<Alias>,
-    /// Peers reached through a framed relay, by loopback address.
+    /// Connections to TURN servers.
+    pub turn_links: BTreeSet<TurnLink>,
+    /// Peers reached through a TURN server, by loopback address.
     pub proxies: BTreeSet<Proxy>,
     /// Coarse packet filters per peer.
     pub filters: BTreeSet<Filter>,
@@ -184,15 +187,32 @@ pub struct Alias {
     pub path: SocketAddr,
 }
 
-/// A peer behind a framed relay, as the tunnel sees it.
+/// A connection to a TURN server: a UDP socket of its own, or a TCP or TLS connection. The edge opens it once and tells
+/// what became of it ([`crate::report::TurnLinkState`]); a link that has ended is not opened again, the core names
+/// another number.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct TurnLink {
+    /// [`SocketId::Turn`]. Never used for two links.
+    pub number: u32,
+    /// The server.
+    pub server: SocketAddr,
+    /// How it is spoken to.
+    pub transport: TurnTransport,
+    /// The server's name, which its certificate must bear (TLS).
+    pub name: String,
+}
+
+/// A peer behind a TURN server, as WireGuard sees it: what is sent to `loopback` goes out as ChannelData (RFC 8656
+/// 12.4) on `channel` of the link, and the link's ChannelData of that channel comes to WireGuard from `loopback`.
+/// Control datagrams (Binding messages with the cookie) are not shown to WireGuard, they are for the agent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Proxy {
-    /// In 127.128.0.0/9.
+    /// An address in [`crate::consts::PROXY_RANGE`], port [`crate::consts::PROXY_PORT`]. No two proxies share one.
     pub loopback: SocketAddr,
-    /// The relay's socket.
-    pub socket: SocketId,
-    /// The peer's relayed address.
-    pub relayed: SocketAddr,
+    /// Number of the link.
+    pub link: u32,
+    /// 0x4000 to 0x4fff.
+    pub channel: u16,
 }
 
 /// A peer may send to these.

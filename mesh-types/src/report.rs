@@ -124,6 +124,28 @@ pub enum Answer {
     },
     /// The gateway was asked for a port that leads to ours. Comes unasked, at start and with every change.
     PortMapping(PortMapping),
+    /// A link to a TURN server came up or ended. Comes unasked; the end comes once, and none where the plan has
+    /// dropped the link.
+    TurnLink {
+        /// Of [`crate::plan::TurnLink`].
+        number: u32,
+        /// What became of it.
+        state: TurnLinkState,
+    },
+}
+
+/// What became of a link to a TURN server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TurnLinkState {
+    /// It can be sent on.
+    Up,
+    /// It is at an end, or could not be made.
+    Down {
+        /// Why, one clause without a full stop.
+        reason: String,
+        /// The server's certificate was refused: another attempt will end the same way.
+        certificate: bool,
+    },
 }
 
 /// A port of the gateway that leads to this node.

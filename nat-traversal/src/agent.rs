@@ -3,7 +3,8 @@
 //! [`run`](PathAgent::run) does what is due; [`wake`](PathAgent::wake) says when something will be. The
 //! parts: `agent/probing.rs` sends probes to candidate addresses, `agent/path.rs` takes, watches and
 //! loses the path in use, `agent/choice.rs` agrees on it, `agent/calling.rs` exchanges candidates through others,
-//! `agent/relaying.rs` says when a relay is needed, `agent/standby.rs` keeps a second way ready, `agent/rest.rs` lets idle peers sleep, `agent/searching.rs` finds ports that nobody can name.
+//! `agent/relaying.rs` says when a relay is needed, `agent/turning.rs` when a TURN server is, `agent/standby.rs` keeps a
+//! second way ready, `agent/rest.rs` lets idle peers sleep, `agent/searching.rs` finds ports that nobody can name.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -33,6 +34,7 @@ mod report;
 mod rest;
 mod searching;
 mod standby;
+mod turning;
 
 use calling::Calling;
 use choice::Nomination;
@@ -191,6 +193,7 @@ impl PathAgent {
             remote.announced
                 || remote.confirmed
                 || remote.relay.is_some()
+                || remote.turn.is_some()
                 || remote.candidate.kind == CandidateKind::PeerReflexive
                 || Some(*address) == keep
         });
@@ -266,7 +269,8 @@ impl PathAgent {
 
     /// Adds a candidate where it is admissible and there is room. True where it is known afterwards.
     fn learn(&mut self, node: &mut Node, candidate: Candidate, now: Instant) -> bool {
-        if !node.admission.admits(&candidate.address)
+        let turn = node.turn.link_of(&candidate.address);
+        if turn.is_none() && !node.admission.admits(&candidate.address)
             || node
                 .endpoints
                 .iter()
@@ -276,6 +280,9 @@ impl PathAgent {
             return false;
         }
         if self.remotes.contains_key(&candidate.address) {
+            if candidate.kind == CandidateKind::Relayed {
+                self.told_relayed(node, candidate.address);
+            }
             return true;
         }
         if !self.room_for(candidate.kind, node) {
@@ -284,7 +291,12 @@ impl PathAgent {
         let (kind, relay) = self.tier_of(node, &candidate);
         let mut remote = Remote::new(candidate, kind, now);
         remote.relay = relay;
+        remote.turn = turn.map(|(link, _)| link);
         self.remotes.insert(candidate.address, remote);
+        if !self.has_direct() {
+            // It may be tried through a TURN server too.
+            node.meet.insert(self.id);
+        }
         true
     }
 
@@ -299,8 +311,9 @@ impl PathAgent {
     /// What may be a candidate has changed.
     pub(crate) fn readmit(&mut self, node: &Node) {
         let keep = self.path().map(|path| path.remote);
-        self.remotes
-            .retain(|address, _| Some(*address) == keep || node.admission.admits(address));
+        self.remotes.retain(|address, remote| {
+            remote.turn.is_some() || Some(*address) == keep || node.admission.admits(address)
+        });
     }
 
     fn make_room(&mut self, kind: CandidateKind) -> bool {
@@ -336,7 +349,7 @@ impl PathAgent {
         self.stop_search(node);
         for remote in self.remotes.values_mut() {
             remote.restart(true, now.mono);
-            if remote.relay.is_none() {
+            if !remote.kind.is_relayed() {
                 remote.kind = node.tier(&remote.candidate.address.ip());
             }
         }

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use mesh_types::token::TicketId;
+use mesh_types::turn::TurnAddress;
 use mesh_types::{Candidate, Idx, Message, NatReport, PeerId, WgKey};
 
 /// Settings of a node's traversal.
@@ -57,6 +58,10 @@ pub enum PathKind {
     Ipv4,
     /// Through a member that forwards ciphertext.
     NodeRelay,
+    /// Through a TURN server, by datagrams on this side; how the peer reaches its own server is not known.
+    TurnUdp,
+    /// Through a TURN server that is spoken to over TCP or TLS.
+    TurnTcp,
 }
 
 impl PathKind {
@@ -67,6 +72,8 @@ impl PathKind {
             Self::Ipv6 => "ipv6",
             Self::Ipv4 => "ipv4",
             Self::NodeRelay => "node-relay",
+            Self::TurnUdp => "turn-udp",
+            Self::TurnTcp => "turn-tcp",
         }
     }
 
@@ -74,7 +81,58 @@ impl PathKind {
     pub fn is_relayed(self) -> bool {
         match self {
             Self::Lan | Self::Ipv6 | Self::Ipv4 => false,
-            Self::NodeRelay => true,
+            Self::NodeRelay | Self::TurnUdp | Self::TurnTcp => true,
+        }
+    }
+}
+
+/// A path through an own TURN server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TurnPath {
+    /// The server.
+    pub server: TurnAddress,
+    /// The peer's address, as the server sees it.
+    pub peer: SocketAddr,
+}
+
+/// A configured TURN server, and how it does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TurnReport {
+    /// Where it is.
+    pub address: TurnAddress,
+    /// Where peers send to, where there is an allocation.
+    pub relayed: Option<SocketAddr>,
+    /// Round trip time, where it was asked lately.
+    pub rtt: Option<Duration>,
+    /// Why there is no allocation, where the last attempt failed.
+    pub problem: Option<TurnProblem>,
+}
+
+/// Why a TURN server is of no use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TurnProblem {
+    /// Its name has no usable address.
+    Unresolved,
+    /// It does not answer.
+    Silent,
+    /// No connection to it, for this reason.
+    Unreachable(String),
+    /// Its certificate is refused, for this reason.
+    Certificate(String),
+    /// It refuses the credentials, with this code.
+    Credentials(u16),
+    /// It wants credentials, and no secret is configured.
+    NoCredentials,
+    /// It refuses with this code and reason.
+    Refused(u16, String),
+}
+
+impl TurnProblem {
+    /// Must a person change something before it goes away?
+    pub(crate) fn is_lasting(&self) -> bool {
+        match self {
+            Self::Certificate(_) | Self::Credentials(_) | Self::NoCredentials => true,
+            Self::Unresolved | Self::Silent | Self::Unreachable(_) | Self::Refused(..) => false,
         }
     }
 }
@@ -82,7 +140,8 @@ impl PathKind {
 /// The path in use to a peer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Path {
-    /// Where to send.
+    /// Where the tunnel sends. Behind an own TURN server that is the peer's loopback address
+    /// ([`mesh_types::plan::Proxy`]).
     pub remote: SocketAddr,
     /// Its tier.
     pub kind: PathKind,
@@ -94,6 +153,8 @@ pub struct Path {
     pub confirmed: bool,
     /// The relay that carries it.
     pub via: Option<PeerId>,
+    /// The own TURN server that carries it.
+    pub turn: Option<TurnPath>,
     /// The local port it leaves from where that is not the listen port: one of [`crate::Traversal::sockets`]
     /// got through, and the tunnel's data must leave from its port ([`mesh_types::plan::Adoption`]).
     pub local_port: Option<u16>,
@@ -154,6 +215,10 @@ pub enum Event {
         /// CallMe, CallMeAck or RelayOffer.
         message: Message,
     },
+    /// [`crate::Traversal::turn_links`] or [`crate::Traversal::proxies`] changed.
+    TurnChanged,
+    /// A TURN server's name is to be looked up, `host:port`; [`crate::Traversal::handle_turn_resolved`] takes the answer.
+    TurnResolve(String),
     /// [`crate::Traversal::sockets`] changed. Once the host has opened them, [`crate::Traversal::handle_sockets`].
     SocketsChanged,
     /// [`crate::Traversal::endpoints`], [`crate::Traversal::nat`] or [`crate::Traversal::home_relays`] changed.

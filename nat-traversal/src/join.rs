@@ -29,6 +29,13 @@ impl Attempt {
     fn next(&self) -> Instant {
         self.began + JOIN_RETRY.get(self.step).copied().unwrap_or(JOIN_LIFETIME)
     }
+
+    fn send(&self, node: &mut Node) {
+        node.transmit(SocketId::Main, None, self.remote, self.bytes.clone());
+        for (link, loopback) in node.turn.ways(self.remote) {
+            node.transmit(SocketId::Turn(link), None, loopback, self.bytes.clone());
+        }
+    }
 }
 
 /// Own joins, by transaction id.
@@ -58,8 +65,7 @@ impl Joins {
             ..Outgoing::default()
         }
         .encode(Class::Request);
-        node.nat.sent(remote.ip(), !node.connected, now);
-        node.transmit(SocketId::Main, None, remote, bytes.clone());
+        node.nat.sent(remote.ip(), !node.by_udp, now);
         let attempt = Attempt {
             ticket,
             password,
@@ -68,7 +74,9 @@ impl Joins {
             began: now,
             step: 0,
         };
+        attempt.send(node);
         self.0.insert(transaction, attempt);
+        self.wish(node, now);
         transaction
     }
 
@@ -87,7 +95,9 @@ impl Joins {
             node.counters.add("refused-integrity");
             return true;
         };
-        node.nat.heard();
+        if node.turn.link_of(&remote).is_none() {
+            node.nat.heard();
+        }
         let ticket = attempt.ticket;
         node.events.push_back(Event::JoinAnswer {
             ticket,
@@ -99,13 +109,20 @@ impl Joins {
         true
     }
 
+    /// Where no datagrams pass, who is asked is asked through a TURN server.
+    fn wish(&self, node: &mut Node, now: Instant) {
+        let remotes = self.0.values().map(|attempt| attempt.remote).collect();
+        node.turn.wish(None, remotes, now);
+    }
+
     pub(crate) fn run(&mut self, node: &mut Node, now: Instant) {
         self.0
             .retain(|_, attempt| now.saturating_duration_since(attempt.began) < JOIN_LIFETIME);
+        self.wish(node, now);
         for attempt in self.0.values_mut() {
             if attempt.next() <= now {
                 attempt.step += 1;
-                node.transmit(SocketId::Main, None, attempt.remote, attempt.bytes.clone());
+                attempt.send(node);
             }
         }
     }

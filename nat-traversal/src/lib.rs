@@ -52,6 +52,11 @@
 //! **Path MTU.** Probes on the path in use, padded until they are as long as WireGuard's packets, find what it
 //! carries without ICMP (RFC 8899); [`Traversal::path_mtu`] tells.
 //!
+//! **TURN** (`turn`). A node with TURN servers keeps an allocation on one of them and announces its relayed address,
+//! where others send to as to any other. It tries the peer's addresses through the server too, as soon as a pair is
+//! without a path. An address behind a server has a loopback address of its own, which the tunnel and all of this
+//! crate take for the address: probed, chosen, watched and left like others, of the last tiers.
+//!
 //! **The own NAT** is judged from what others see: mapping from two remotes or two ports of one (answers
 //! name the peer's alternate port in OTHER-ADDRESS), filtering by asking a peer to answer from its
 //! alternate port (CHANGE-REQUEST). A reflexive address counts when a peer confirms it, when two servers
@@ -99,9 +104,10 @@ mod seal;
 mod servers;
 mod stun;
 mod traversal;
+mod turn;
 
 pub use api::{
     CandidateReport, Config, Counters, Event, JoinRequest, Path, PathKind, PeerReport, PeerSpec,
-    Refused, RelaySettings, Rest,
+    Refused, RelaySettings, Rest, TurnPath, TurnProblem, TurnReport,
 };
 pub use traversal::Traversal;

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use mesh_types::consts::RELAY_PORTS;
+use mesh_types::consts::{CANDIDATES_MAX, RELAY_PORTS};
 use mesh_types::message::{Doubt, PathReady, RelayBind, RelayDistance};
 use mesh_types::report::HostAddress;
 use mesh_types::{Candidate, CandidateKind, Idx, Mapping, Message, NatReport, PeerId, SocketId};
@@ -24,6 +24,7 @@ use crate::probe::{Link, transaction};
 use crate::schedule::ANSWER_LIFETIME;
 use crate::score;
 use crate::stun::{Class, Outgoing};
+use crate::turn::Turn;
 
 /// Validated sources remembered; beyond that they are treated as strangers.
 const VALIDATED_MAX: usize = 8192;
@@ -117,6 +118,9 @@ pub(crate) struct Node {
     pub(crate) refresh: bool,
     /// Some peer has a path.
     pub(crate) connected: bool,
+    /// Some peer has a path that is not through an own TURN server: UDP is not blocked.
+    pub(crate) by_udp: bool,
+    pub(crate) turn: Turn,
     /// Public addresses of members that relay.
     pub(crate) relay_ips: BTreeMap<IpAddr, RelayAddress>,
     /// Relays in reach, nearest first, as calls tell it.
@@ -141,8 +145,10 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    pub(crate) fn new(config: Config, epoch: u32, seed: [u8; 32]) -> Self {
+    pub(crate) fn new(config: Config, epoch: u32, seed: [u8; 32], now: Instant) -> Self {
         let mut rng = ChaCha20Rng::from_seed(seed);
+        let mut turn_seed = seed;
+        turn_seed[0] ^= 0xff;
         let admission = Admission {
             excluded: Vec::new(),
             allow_loopback: config.allow_loopback,
@@ -168,6 +174,8 @@ impl Node {
             validated: BTreeSet::new(),
             refresh: false,
             connected: false,
+            by_udp: false,
+            turn: Turn::new(turn_seed, now),
             relay_ips: BTreeMap::new(),
             relays: Vec::new(),
             meet: BTreeSet::new(),
@@ -282,7 +290,14 @@ impl Node {
             outgoing.data = Some(&padding);
             bytes = outgoing.encode(Class::Request);
         }
-        self.nat.sent(remote.ip(), !self.connected, now);
+        match socket {
+            SocketId::Turn(_) => {}
+            SocketId::Main
+            | SocketId::Alternate
+            | SocketId::Overlay
+            | SocketId::Extra(_)
+            | SocketId::Relay(_) => self.nat.sent(remote.ip(), !self.by_udp, now),
+        }
         self.counters.add("probes-sent");
         self.await_answer((transaction, socket), peer, link, remote, purpose, now);
         self.transmit(socket, None, remote, bytes);
@@ -372,10 +387,28 @@ impl Node {
             self.counters.add("too-long");
             return;
         }
+        if let SocketId::Turn(link) = socket {
+            match self.turn.wrap(link, destination, &bytes) {
+                Some((server, framed)) => self.transmit_raw(socket, server, framed),
+                None => self.counters.add("turn-no-link"),
+            }
+            return;
+        }
         self.transmits.push_back(Transmit {
             socket,
             source,
             destination,
+            ttl: None,
+            bytes,
+        });
+    }
+
+    /// Queues what goes to a TURN server as it is.
+    pub(crate) fn transmit_raw(&mut self, socket: SocketId, server: SocketAddr, bytes: Vec<u8>) {
+        self.transmits.push_back(Transmit {
+            socket,
+            source: None,
+            destination: server,
             ttl: None,
             bytes,
         });
@@ -415,8 +448,15 @@ impl Node {
             .map(|address| self.settled(address))
             .collect();
         let mapped = self.mapped.filter(|address| self.admission.admits(address));
-        let endpoints =
+        let mut endpoints =
             candidate::endpoints(mapped, &self.hosts, self.config.listen_port, &reflexive);
+        let relayed = self.turn.relayed().filter(|at| self.admission.admits(at));
+        endpoints.extend(relayed.map(|address| Candidate {
+            kind: CandidateKind::Relayed,
+            address,
+        }));
+        endpoints.sort();
+        endpoints.truncate(CANDIDATES_MAX);
         let change = if endpoints != self.endpoints {
             Change::Endpoints
         } else if self.nat.report() != self.reported_nat {

@@ -26,6 +26,8 @@ pub(crate) struct Remote {
     pub(crate) kind: PathKind,
     /// The relay whose port it is.
     pub(crate) relay: Option<PeerId>,
+    /// The link to a TURN server that it is behind.
+    pub(crate) turn: Option<u32>,
     /// The socket that reaches it, where that is not the main one.
     pub(crate) local: Option<Local>,
     /// It stands in the peer's announcement.
@@ -55,6 +57,7 @@ impl Remote {
             candidate,
             kind,
             relay: None,
+            turn: None,
             local: None,
             announced: false,
             confirmed: false,
@@ -85,8 +88,11 @@ impl Remote {
 
     /// Probes to it leave from here.
     pub(crate) fn socket(&self) -> SocketId {
-        self.local
-            .map_or(SocketId::Main, |local| SocketId::Extra(local.socket))
+        match (self.turn, self.local) {
+            (Some(link), _) => SocketId::Turn(link),
+            (None, Some(local)) => SocketId::Extra(local.socket),
+            (None, None) => SocketId::Main,
+        }
     }
 
     /// May it be sent to at all?

@@ -110,6 +110,8 @@ mod tests {
             PathKind::Ipv6,
             PathKind::Ipv4,
             PathKind::NodeRelay,
+            PathKind::TurnUdp,
+            PathKind::TurnTcp,
         ]
         .into_iter()
         .flat_map(|kind| (0..40).map(move |i| score(kind, i * 7)))

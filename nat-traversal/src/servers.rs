@@ -66,7 +66,7 @@ impl Servers {
                 ..Outgoing::default()
             }
             .encode(Class::Request);
-            node.nat.sent(server.address.ip(), !node.connected, now);
+            node.nat.sent(server.address.ip(), !node.by_udp, now);
             node.transmit(SocketId::Main, None, server.address, bytes);
         }
     }

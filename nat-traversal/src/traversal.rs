@@ -27,6 +27,7 @@ use crate::servers::Servers;
 mod receive;
 mod relay;
 mod settle;
+mod turn;
 
 use relay::Meeting;
 
@@ -45,6 +46,8 @@ pub struct Traversal {
     client: Client,
     server: Server,
     meetings: BTreeMap<PeerId, Meeting>,
+    /// When to see whether a peer is to be tried through a TURN server, or no longer.
+    turning: BTreeMap<PeerId, Instant>,
     /// Members that relay and are in reach.
     in_reach: BTreeSet<PeerId>,
     /// Those that are announced, and since when they are out of reach.
@@ -59,7 +62,7 @@ pub struct Traversal {
 impl Traversal {
     /// Starts. `epoch` is already stored and higher than any used before; `seed` is random.
     pub fn new(config: Config, epoch: u32, seed: [u8; 32], now: Now) -> Self {
-        let mut node = Node::new(config, epoch, seed);
+        let mut node = Node::new(config, epoch, seed, now.mono);
         let server = Server::new(node.random(), now.mono);
         let mut traversal = Self {
             node,
@@ -73,6 +76,7 @@ impl Traversal {
             client: Client::default(),
             server,
             meetings: BTreeMap::new(),
+            turning: BTreeMap::new(),
             in_reach: BTreeSet::new(),
             homes: BTreeMap::new(),
             addresses: (Vec::new(), false),
@@ -207,6 +211,8 @@ impl Traversal {
             agent.rename_relay(from, to);
         }
         self.forget_meetings(from);
+        self.node.turn.rename(from, to);
+        self.turning.remove(from);
         self.node.meet.insert(to);
     }
 
@@ -231,6 +237,8 @@ impl Traversal {
         self.by_idx.retain(|_, peer| peer != id);
         self.node.pending.retain(|_, pending| pending.peer != *id);
         self.forget_meetings(id);
+        self.turning.remove(id);
+        self.node.meet.insert(*id);
     }
 
     /// CallMe, CallMeAck or RelayOffer arrived, authenticated by the session or by its seal.
@@ -474,6 +482,7 @@ impl Traversal {
         self.servers.refresh(now.mono);
         self.nat_test.repeat(now.mono);
         self.sampler.restart(&mut self.node);
+        self.node.turn.survey(now.mono);
         for agent in self.agents.values_mut() {
             agent.heartbeat(&mut self.node, now.mono);
             agent.rearm();
@@ -495,6 +504,7 @@ impl Traversal {
             agent.rearm();
         }
         self.client.moved(now.mono);
+        self.node.turn.moved(now.mono);
         self.settle(now);
     }
 

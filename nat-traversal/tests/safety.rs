@@ -397,10 +397,11 @@ fn a_joiner_is_heard_before_it_is_a_peer_and_gets_its_answer() {
             | Event::PathMtuChanged { .. }
             | Event::SpareChanged { .. }
             | Event::EpochRaised(_)
-            | Event::SpareChanged { .. }
             | Event::RestChanged { .. }
             | Event::Woken { .. }
-            | Event::RelayChanged => None,
+            | Event::RelayChanged
+            | Event::TurnChanged
+            | Event::TurnResolve(_) => None,
         });
     let request = request.unwrap();
     assert_eq!((request.ticket, request.transaction), (ticket, transaction));

@@ -144,8 +144,12 @@ impl Overlay {
             nat_traversal::Event::Woken { peer } => self.send_initiation(&peer, now),
             nat_traversal::Event::RelayChanged
             | nat_traversal::Event::SpareChanged { .. }
-            | nat_traversal::Event::SocketsChanged => {
+            | nat_traversal::Event::SocketsChanged
+            | nat_traversal::Event::TurnChanged => {
                 self.plan_dirty = true;
+            }
+            nat_traversal::Event::TurnResolve(name) => {
+                self.events.push_back(Event::Resolve { name });
             }
             nat_traversal::Event::PeerKeySeen { peer, key } => {
                 self.peer_key_seen(&peer, key, now);
@@ -421,8 +425,16 @@ impl Overlay {
         self.traversal.set_stun_servers(servers, now);
     }
 
-    /// A name was looked up. Answers in private ranges are refused: a name must not turn probes inwards.
+    pub(crate) fn tell_turn(&mut self, now: Now) {
+        let servers = self.config.turn.clone();
+        self.traversal
+            .set_turn_servers(servers, &self.config.name, now);
+    }
+
+    /// A name was looked up. Of STUN servers, answers in private ranges are refused: a name must not turn probes
+    /// inwards. A TURN server may be anywhere: it is spoken to with a secret that both share.
     pub(crate) fn take_resolved(&mut self, name: String, addresses: Vec<SocketAddr>, now: Now) {
+        self.traversal.handle_turn_resolved(&name, &addresses, now);
         if !self.config.stun.contains(&name) {
             return;
         }

@@ -12,7 +12,7 @@ use rand_core::Rng as _;
 use crate::event::{Event, Reply};
 use crate::overlay::Overlay;
 use crate::rotation::Force;
-use crate::snapshot::PathKind;
+use crate::turn::path_kind;
 
 /// An echo is repeated after this,
 const PING_REPEAT: Duration = Duration::from_secs(1);
@@ -131,8 +131,10 @@ impl Overlay {
             .and_then(|record| record.stats.endpoint);
         let reply = Reply::Pong {
             rtt: now.mono.saturating_duration_since(ping.sent),
-            path: path.map(|path| PathKind::from(path.kind)),
-            remote: path.map(|path| path.remote).or(learned),
+            path: path.map(path_kind),
+            remote: path
+                .map(|path| self.traversal.real_address(path.remote))
+                .or(learned),
         };
         self.reply(ping.id, Ok(reply));
     }
@@ -186,6 +188,7 @@ impl Overlay {
             routes,
             addresses,
             stun,
+            turn,
             authorities,
             forward_accept,
             authority,
@@ -205,6 +208,8 @@ impl Overlay {
             self.resolve_stun();
             self.tell_stun(now);
         }
+        self.config.turn = turn;
+        self.tell_turn(now);
         self.adopt_authorities(now);
         self.tell_own_ranges(now);
         self.directory.handle_observation(

@@ -3,6 +3,7 @@
 use ipnet::IpNet;
 use mesh_types::observation::ConfigPeer;
 use mesh_types::report::Backend;
+use mesh_types::turn::TurnServer;
 use mesh_types::{AuthorityKey, IdentitySecret, WgSecret};
 
 /// The node's own secrets, as its key files hold them.
@@ -55,4 +56,6 @@ pub struct Config {
     pub relay_ports: (u16, u16),
     /// Bits a second of a relayed pair, both directions together; 0 is no limit.
     pub pair_rate: u64,
+    /// TURN servers that this node may use.
+    pub turn: Vec<TurnServer>,
 }

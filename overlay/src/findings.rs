@@ -80,6 +80,7 @@ impl Overlay {
         self.clock_findings(&mut out, now);
         self.record_findings(&mut out, now);
         self.own_findings(&mut out);
+        self.turn_findings(&mut out);
         out.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
         out
     }

@@ -45,6 +45,7 @@ mod rotation;
 mod sleep;
 mod snapshot;
 mod state;
+mod turn;
 mod view;
 
 pub use config::{Config, Identity};

@@ -183,6 +183,7 @@ impl Overlay {
         );
         self.resolve_stun();
         self.tell_stun(now);
+        self.tell_turn(now);
         self.settle(now);
         self.refresh_own_membership(now);
         self.wish_soon(now);
@@ -226,7 +227,11 @@ impl Overlay {
     ) {
         match socket {
             SocketId::Overlay => self.handle_control(remote, bytes, now),
-            SocketId::Main | SocketId::Alternate | SocketId::Extra(_) | SocketId::Relay(_) => self
+            SocketId::Main
+            | SocketId::Alternate
+            | SocketId::Extra(_)
+            | SocketId::Relay(_)
+            | SocketId::Turn(_) => self
                 .traversal
                 .handle_datagram(socket, local, remote, bytes, now),
         }
@@ -263,6 +268,9 @@ impl Overlay {
         match answer {
             Answer::Resolved { name, addresses } => self.take_resolved(name, addresses, now),
             Answer::PortMapping(mapping) => self.take_port_mapping(mapping, now),
+            Answer::TurnLink { number, state } => {
+                self.traversal.handle_turn_link(number, &state, now);
+            }
         }
         self.settle(now);
     }

@@ -127,7 +127,8 @@ impl Overlay {
             adoptions: self.adoptions(),
             relay_pairs: self.traversal.relay_pairs(),
             aliases: self.aliases(),
-            proxies: BTreeSet::new(),
+            turn_links: self.traversal.turn_links(),
+            proxies: self.traversal.proxies(),
             filters: BTreeSet::new(),
         }
     }

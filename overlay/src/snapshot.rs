@@ -88,6 +88,12 @@ pub enum PathKind {
     Ipv4,
     /// Through a member that forwards ciphertext.
     NodeRelay,
+    /// Through a TURN server, by UDP.
+    TurnUdp,
+    /// Through a TURN server, by TCP.
+    TurnTcp,
+    /// Through a TURN server, by TLS.
+    TurnTls,
 }
 
 impl PathKind {
@@ -98,6 +104,9 @@ impl PathKind {
             Self::Ipv6 => "ipv6",
             Self::Ipv4 => "ipv4",
             Self::NodeRelay => "node-relay",
+            Self::TurnUdp => "turn-udp",
+            Self::TurnTcp => "turn-tcp",
+            Self::TurnTls => "turn-tls",
         }
     }
 }
@@ -109,7 +118,7 @@ pub struct PathSnapshot {
     pub kind: PathKind,
     /// The peer's end of it.
     pub remote: SocketAddr,
-    /// The relay's name, where there is one.
+    /// The name of the relay, or the URL of the own TURN server, where there is one.
     pub via: Option<String>,
 }
 
@@ -221,6 +230,9 @@ pub struct NetcheckSnapshot {
     pub stun: Vec<(String, Vec<SocketAddr>)>,
     /// Members in reach that relay, and their round trip times, nearest first.
     pub relays: Vec<(String, Duration)>,
+    /// Configured TURN servers by URL, in the order in which they are tried, and their round trip times where they
+    /// answered.
+    pub turn: Vec<(String, Option<Duration>)>,
     /// What came of asking the gateway for a port, once it is known.
     pub port_mapping: Option<PortMapping>,
     /// Has the host IPv6 with a default route?
@@ -231,15 +243,4 @@ pub struct NetcheckSnapshot {
     pub reach: Reach,
     /// What is wrong or worth knowing about it.
     pub findings: Vec<Finding>,
-}
-
-impl From<nat_traversal::PathKind> for PathKind {
-    fn from(kind: nat_traversal::PathKind) -> Self {
-        match kind {
-            nat_traversal::PathKind::Lan => Self::Lan,
-            nat_traversal::PathKind::Ipv6 => Self::Ipv6,
-            nat_traversal::PathKind::Ipv4 => Self::Ipv4,
-            nat_traversal::PathKind::NodeRelay => Self::NodeRelay,
-        }
-    }
 }

@@ -8,9 +8,7 @@ use peer_discovery::Peer;
 
 use crate::overlay::Overlay;
 use crate::peer::PeerRecord;
-use crate::snapshot::{
-    NetcheckSnapshot, NodeSnapshot, PathSnapshot, PeerSnapshot, PeerState, Snapshot,
-};
+use crate::snapshot::{NetcheckSnapshot, NodeSnapshot, PeerSnapshot, PeerState, Snapshot};
 
 impl Overlay {
     pub(crate) fn view(&self, now: Now) -> Snapshot {
@@ -82,11 +80,7 @@ impl Overlay {
             state: record.current_state(peer.plain, self.is_resting(id), now.mono),
             identity: peer.identity,
             reason: self.reason(id, now),
-            path: path.map(|path| PathSnapshot {
-                kind: path.kind.into(),
-                remote: path.remote,
-                via: path.via.map(|relay| self.peer_name(&relay)),
-            }),
+            path: path.map(|path| self.path_view(path)),
             rtt: path.map(|path| path.rtt),
             loss: path
                 .and(report.as_ref())
@@ -136,6 +130,17 @@ impl Overlay {
                     let relay = relay.unwrap_or_else(|| "a member".to_owned());
                     return format!("through {relay}, {} ms", path.rtt.as_millis());
                 }
+                nat_traversal::PathKind::TurnUdp | nat_traversal::PathKind::TurnTcp => {
+                    let rtt = path.rtt.as_millis();
+                    return match &path.turn {
+                        Some(turn) => format!(
+                            "by the TURN server {} over {}, {rtt} ms",
+                            turn.server.authority(),
+                            turn.server.transport.kind()
+                        ),
+                        None => format!("by the peer's TURN server at {}, {rtt} ms", path.remote),
+                    };
+                }
             };
             format!("{kind} at {}", path.remote)
         });
@@ -176,6 +181,11 @@ impl Overlay {
             "port-moved",
             "clock",
             "stun-unresolved",
+            "turn-unresolved",
+            "turn-unreachable",
+            "turn-certificate",
+            "turn-credentials",
+            "turn-refused",
             "no-path",
         ];
         NetcheckSnapshot {
@@ -191,6 +201,12 @@ impl Overlay {
                 .relays()
                 .into_iter()
                 .map(|(id, rtt)| (self.peer_name(&id), rtt))
+                .collect(),
+            turn: self
+                .traversal
+                .turn_report()
+                .into_iter()
+                .map(|report| (report.address.to_string(), report.rtt))
                 .collect(),
             port_mapping: self.port_mapping.clone(),
             ipv6: !self.host.ipv6_off && self.host.default_route_v6,

@@ -283,6 +283,7 @@ impl Agent {
             routes: new.routes.clone(),
             addresses: new.addresses.clone(),
             stun: new.stun.clone(),
+            turn: new.turn.clone(),
             authorities,
             forward_accept: new.forward_accept,
             authority: key,

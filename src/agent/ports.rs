@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
-use data_plane::{Adopted, ControlDatagram, Relay};
+use data_plane::{Adopted, ControlDatagram, Relay, Turn, TurnEvent};
 use mesh_types::plan::{Adoption, RelayPair};
+use mesh_types::report::Answer;
 use mesh_types::{HostPlan, SocketId, Transmit};
 use tokio::sync::mpsc;
 use tracing::{debug, warn};
@@ -25,6 +26,7 @@ pub struct Ports {
     open: BTreeMap<SocketId, Port>,
     busy: BTreeSet<u16>,
     relay: Option<Relay>,
+    turn: Turn,
 }
 
 impl Ports {
@@ -33,6 +35,7 @@ impl Ports {
         allow_files(OPEN_MAX as u64 + FILES_BESIDE);
         Self {
             fwmark,
+            turn: turn(fwmark, events.clone()),
             events,
             open: BTreeMap::new(),
             busy: BTreeSet::new(),
@@ -52,7 +55,9 @@ impl Ports {
                 continue;
             }
             let binding = match *id {
-                SocketId::Main | SocketId::Alternate | SocketId::Overlay => continue,
+                SocketId::Main | SocketId::Alternate | SocketId::Overlay | SocketId::Turn(_) => {
+                    continue;
+                }
                 SocketId::Extra(_) => Binding::Underlay {
                     fwmark: self.fwmark,
                 },
@@ -95,6 +100,17 @@ impl Ports {
         ))
     }
 
+    /// Opens and closes links to TURN servers, and the loopback addresses of peers behind them. `port` is the tunnel's.
+    pub fn turn(&mut self, plan: &HostPlan, port: u16) -> Result<(), String> {
+        let done = self.turn.apply(&plan.turn_links, &plan.proxies, port);
+        done.map_err(|error| {
+            format!(
+                "cannot open what reaching peers through a TURN server wants: {}; it is tried again",
+                crate::config::sentence(&error)
+            )
+        })
+    }
+
     /// Relay ports that another process holds.
     pub fn busy(&self) -> &BTreeSet<u16> {
         &self.busy
@@ -102,6 +118,9 @@ impl Ports {
 
     /// Sends from a socket of the plan; `None` where it is not open.
     pub fn send(&self, transmit: &Transmit) -> Option<io::Result<()>> {
+        if let SocketId::Turn(number) = transmit.socket {
+            return self.turn.send(number, &transmit.bytes).then_some(Ok(()));
+        }
         let port = self.open.get(&transmit.socket)?;
         Some(port.send(transmit))
     }
@@ -208,6 +227,20 @@ pub fn pass(events: &mpsc::Sender<Event>, datagram: ControlDatagram) {
         remote,
         bytes,
     }));
+}
+
+fn turn(fwmark: u32, events: mpsc::Sender<Event>) -> Turn {
+    Turn::new(
+        fwmark,
+        Box::new(move |event| match event {
+            // It comes once; its thread has nothing else to do meanwhile.
+            TurnEvent::State { number, state } => {
+                let answer = Answer::TurnLink { number, state };
+                _ = events.blocking_send(Event::Answered(answer));
+            }
+            TurnEvent::Control(datagram) => pass(&events, datagram),
+        }),
+    )
 }
 
 /// Raises the process's own limit of descriptors, as far as the system lets it.

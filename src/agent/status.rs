@@ -38,6 +38,10 @@ pub fn netcheck(snapshot: &NetcheckSnapshot) -> api::Netcheck {
                 name: name.clone(),
                 rtt_ms: Some(milliseconds(*rtt)),
             })
+            .chain(snapshot.turn.iter().map(|(name, rtt)| api::Relay {
+                name: name.clone(),
+                rtt_ms: rtt.map(milliseconds),
+            }))
             .collect(),
         port_mapping: snapshot
             .port_mapping

@@ -332,3 +332,32 @@ proptest! {
         let _ = (value::port_range(&text), value::host_address(&text), crate::cli::duration(&text));
     }
 }
+
+#[test]
+fn turn_servers_are_read_with_their_secrets() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("turn.secret");
+    let text = |url: &str, file: &Path| {
+        let file = file.display();
+        format!("[relay]\nturn = [{{ url = \"{url}\", secret-file = \"{file}\" }}]\n")
+    };
+    fs::write(&file, "north\n").unwrap();
+    let config = parse(&text("turn:h:443?transport=tcp", &file)).unwrap();
+    let [server] = config.turn.as_slice() else {
+        panic!("{:?}", config.turn)
+    };
+    assert_eq!(server.address.to_string(), "turn:h:443?transport=tcp");
+    assert_eq!(server.secret.as_ref().unwrap().as_bytes(), b"north");
+    assert!(!format!("{config:?}").contains("north"));
+
+    let wrong = error(&text("stun:h:3478", &file));
+    assert!(wrong.contains("is not a TURN server"), "{wrong}");
+    fs::write(&file, " \n").unwrap();
+    let empty = error(&text("turn:h", &file));
+    assert!(empty.contains("is empty"), "{empty}");
+    let missing = error(&text("turn:h", &folder.path().join("none")));
+    assert!(
+        missing.contains("cannot be read: no such file"),
+        "{missing}"
+    );
+}

@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
+use mesh_types::turn::TurnAddress;
 use mesh_types::{IpNet, consts};
 
 use crate::cli::BackendChoice;
@@ -214,17 +215,10 @@ pub fn rate(text: &str) -> Result<u64, String> {
 }
 
 /// `turn:host:port` or `turns:host:port`, perhaps with `?transport=tcp`.
-pub fn turn_url(text: &str) -> Result<(), String> {
-    let rest = text
-        .strip_prefix("turns:")
-        .or_else(|| text.strip_prefix("turn:"));
-    let host = rest.map(|rest| rest.split('?').next().unwrap_or_default());
-    match host.map(server) {
-        Some(Ok(_)) => Ok(()),
-        Some(Err(_)) | None => Err(format!(
-            "{text:?} is not a TURN server; write it like turns:turn.example.org:443"
-        )),
-    }
+pub fn turn_url(text: &str) -> Result<TurnAddress, String> {
+    TurnAddress::parse(text).map_err(|why| {
+        format!("{text:?} is not a TURN server ({why}); write it like turns:turn.example.org:443")
+    })
 }
 
 /// Warns of a key file that others may read, as `wg` does.

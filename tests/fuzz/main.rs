@@ -9,3 +9,4 @@ mod harness;
 mod node;
 mod records;
 mod samples;
+mod turn;

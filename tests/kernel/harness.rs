@@ -195,6 +195,7 @@ impl Node {
             adoptions: Default::default(),
             relay_pairs: Default::default(),
             aliases: Default::default(),
+            turn_links: Default::default(),
             proxies: Default::default(),
             filters: Default::default(),
         }

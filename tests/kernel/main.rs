@@ -27,3 +27,5 @@ mod matrix;
 mod ranges;
 mod session;
 mod shared_port;
+#[path = "../netns/turn.rs"]
+mod turn;

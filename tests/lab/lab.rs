@@ -8,6 +8,7 @@
 //! nobody shares a link with anybody. Addresses are ordinary global ones, which no packet carries outside.
 
 pub mod agent;
+pub mod coturn;
 pub mod gateway;
 pub mod internet;
 pub mod nat;

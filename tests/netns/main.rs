@@ -23,5 +23,6 @@ mod relayed;
 mod rotation;
 mod scene;
 mod strangers;
+mod turn;
 mod verbs;
 mod weapon;

@@ -15,4 +15,5 @@ mod scenarios {
     mod relaying;
     mod trial;
     mod trust;
+    mod turning;
 }

@@ -10,6 +10,7 @@ mod node;
 mod noise;
 mod relay;
 mod stun;
+mod turn;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -38,6 +39,8 @@ pub struct World {
     pub relays: bool,
     pub noise: Vec<Noise>,
     stun: BTreeSet<HostId>,
+    /// Where there is one.
+    pub turn: Option<turn::Turn>,
     by_host: BTreeMap<HostId, NodeId>,
     sites: u8,
 }
@@ -56,6 +59,7 @@ impl World {
             relays: false,
             noise: Vec::new(),
             stun: BTreeSet::new(),
+            turn: None,
             by_host: BTreeMap::new(),
             sites: 0,
         }
@@ -91,6 +95,7 @@ impl World {
             let due = wakes
                 .chain(flows)
                 .chain(noise)
+                .chain(self.turn_due())
                 .chain(self.net.next_event_at())
                 .min()
                 .filter(|at| *at <= end);
@@ -107,8 +112,11 @@ impl World {
                     let clock = self.clock(id);
                     self.nodes[id.0].handle_delivery(&delivery, clock);
                     self.pump(id);
+                } else if self.at_turn_host(delivery.host) {
+                    self.turn_delivery(&delivery);
                 }
             }
+            self.run_turn(now);
             for index in 0..self.nodes.len() {
                 if self.nodes[index].wake.is_some_and(|at| at <= now) {
                     let clock = self.clock(NodeId(index));
@@ -156,6 +164,15 @@ impl World {
                 Port::Close => self.net.unbind(host, port),
             }
         }
+        self.turn_lines(id);
+        let node = &mut self.nodes[id.0];
+        for (port, wanted) in std::mem::take(&mut node.turn.ports) {
+            match wanted {
+                Port::Open => self.net.bind(host, port),
+                Port::Close => self.net.unbind(host, port),
+            }
+        }
+        let node = &mut self.nodes[id.0];
         for outgoing in outgoing {
             node.book(&outgoing);
             let (source, destination, ttl, bytes) = outgoing;

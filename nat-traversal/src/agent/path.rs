@@ -12,7 +12,7 @@ use mesh_types::{CandidateKind, Now, SocketId};
 use tracing::debug;
 
 use super::PathAgent;
-use crate::api::{Event, Path, PathKind};
+use crate::api::{Event, Path, PathKind, TurnPath};
 use crate::node::{Node, Purpose};
 use crate::remote::Remote;
 use crate::schedule::{
@@ -217,6 +217,10 @@ impl PathAgent {
             since: now,
             confirmed: false,
             via: remote.relay,
+            turn: node.turn.server_of(&address).map(|server| TurnPath {
+                server,
+                peer: node.turn.real(address),
+            }),
             local_port: remote.local.map(|local| local.port),
             searched: searched && remote.candidate.kind == CandidateKind::PeerReflexive
                 || remote.local.is_some(),
@@ -282,6 +286,9 @@ impl PathAgent {
             self.standby.renew = true;
             node.meet.insert(self.id);
             self.refresh_spare(node);
+            if let Some(link) = self.turn_link() {
+                node.turn.check(link, now);
+            }
             self.run_suspect(node, now);
         }
     }
@@ -376,7 +383,7 @@ impl PathAgent {
             .map(|(address, _)| *address)
     }
 
-    fn lose(&mut self, node: &mut Node, suspect_since: Instant, now: Instant) {
+    pub(super) fn lose(&mut self, node: &mut Node, suspect_since: Instant, now: Instant) {
         let next = self.runner_up(Some(suspect_since));
         let lost = self.path().map(|path| path.remote);
         debug!(peer = %self.id, ?lost, ?next, "Path lost");

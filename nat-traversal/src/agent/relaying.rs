@@ -54,7 +54,7 @@ impl PathAgent {
             }
             Some(in_use) => match in_use.path.via {
                 Some(relay) if !self.is_suspect() => Need::Served(relay),
-                None if self.has_widened() => Need::Yes,
+                None if self.has_widened() || in_use.path.kind.is_relayed() => Need::Yes,
                 None if self.wants_standby(now) => Need::Standby,
                 None => Need::No,
                 Some(_) => Need::Yes,
@@ -149,7 +149,7 @@ impl PathAgent {
     /// Is it an address of a relay?
     pub(crate) fn is_relayed(&self, address: &SocketAddr) -> bool {
         let remote = self.remotes.get(address);
-        remote.is_some_and(|remote| remote.relay.is_some())
+        remote.is_some_and(|remote| remote.kind.is_relayed())
     }
 
     /// Where datagrams of the peer may still come from after the path in use has left its relays.
@@ -157,13 +157,22 @@ impl PathAgent {
         let direct = self.has_direct();
         self.remotes
             .iter()
-            .filter(move |(_, remote)| direct && remote.relay.is_some())
+            .filter(move |(_, remote)| direct && remote.kind.is_relayed())
             .map(|(address, _)| *address)
     }
 
     /// Tier of an address that something came from, and the relay whose address it is: one that the peer
     /// does not share. An end that has just started does not remember its binds, the relay does.
     pub(super) fn tier_of(&self, node: &Node, candidate: &Candidate) -> (PathKind, Option<PeerId>) {
+        if let Some((_, kind)) = node.turn.link_of(&candidate.address) {
+            return (kind, None);
+        }
+        let listed = |own: &Candidate| {
+            own.kind == CandidateKind::Relayed && own.address == candidate.address
+        };
+        if listed(candidate) || self.spec.candidates.iter().any(listed) {
+            return (PathKind::TurnUdp, None);
+        }
         let ip = candidate.address.ip();
         let learned = candidate.kind == CandidateKind::PeerReflexive;
         let relay = node.relay_at(&candidate.address);

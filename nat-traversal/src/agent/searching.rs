@@ -117,7 +117,11 @@ impl PathAgent {
                 let owned = self.search.owned.contains(&socket);
                 owned.then_some(Local { socket, port })
             }
-            SocketId::Main | SocketId::Alternate | SocketId::Overlay | SocketId::Relay(_) => None,
+            SocketId::Main
+            | SocketId::Alternate
+            | SocketId::Overlay
+            | SocketId::Relay(_)
+            | SocketId::Turn(_) => None,
         }
     }
 

@@ -47,9 +47,11 @@ impl Sockets {
             .iter()
             .filter_map(|socket| match socket {
                 SocketId::Extra(number) => Some(*number),
-                SocketId::Main | SocketId::Alternate | SocketId::Overlay | SocketId::Relay(_) => {
-                    None
-                }
+                SocketId::Main
+                | SocketId::Alternate
+                | SocketId::Overlay
+                | SocketId::Relay(_)
+                | SocketId::Turn(_) => None,
             })
             .filter(|number| self.wanted.contains(number))
             .collect();

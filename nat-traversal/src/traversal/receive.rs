@@ -23,8 +23,14 @@ struct Arrival {
     now: Now,
 }
 
+impl Arrival {
+    fn by_turn(&self) -> bool {
+        matches!(self.socket, SocketId::Turn(_))
+    }
+}
+
 impl Traversal {
-    /// A control datagram arrived on [`SocketId::Main`], [`SocketId::Alternate`] or [`SocketId::Relay`]. Whatever is
+    /// A control datagram arrived on [`SocketId::Main`], [`SocketId::Alternate`], [`SocketId::Relay`] or [`SocketId::Turn`]. Whatever is
     /// in it, at most one datagram goes back to `remote`, and none to senders that are not known.
     pub fn handle_datagram(
         &mut self,
@@ -35,14 +41,38 @@ impl Traversal {
         now: Now,
     ) {
         self.check_suspended(now);
+        match socket {
+            SocketId::Turn(link) => self.take_from_turn(link, bytes, now),
+            SocketId::Main
+            | SocketId::Alternate
+            | SocketId::Overlay
+            | SocketId::Extra(_)
+            | SocketId::Relay(_) => {
+                if self.receive(socket, local, remote, bytes, now) {
+                    self.settle(now);
+                }
+            }
+        }
+    }
+
+    /// True where something may have changed.
+    pub(super) fn receive(
+        &mut self,
+        socket: SocketId,
+        local: SocketAddr,
+        remote: SocketAddr,
+        bytes: &[u8],
+        now: Now,
+    ) -> bool {
         let Some(header) = stun::header(bytes) else {
             self.node.counters.add("refused-header");
-            return;
+            return false;
         };
         let validated = self.node.validated.contains(&remote);
-        if !validated && !self.node.flood.admits(remote.ip(), now.mono) {
+        let ip = self.node.turn.real(remote).ip();
+        if !validated && !self.node.flood.admits(ip, now.mono) {
             self.node.counters.add("refused-flood");
-            return;
+            return false;
         }
         let arrival = Arrival {
             socket,
@@ -64,9 +94,8 @@ impl Traversal {
         };
         if let Err(reason) = refused {
             self.node.counters.add(reason);
-        } else {
-            self.settle(now);
         }
+        refused.is_ok()
     }
 
     fn request(
@@ -76,6 +105,10 @@ impl Traversal {
         bytes: &[u8],
     ) -> Result<(), &'static str> {
         let username = stun::username(bytes).ok_or("refused-stranger")?;
+        let by_turn = arrival.by_turn();
+        if parse_username(username).is_none() && by_turn {
+            return Err("refused-stranger");
+        }
         if parse_username(username).is_none() {
             return self.join_request(arrival, bytes);
         }
@@ -85,13 +118,15 @@ impl Traversal {
         } = arrival;
         let agent = self.agents.get_mut(&caller.id);
         let agent = agent.ok_or("refused-unknown-sender")?;
-        let relayed = agent.is_relayed(&remote);
+        let relayed = by_turn || agent.is_relayed(&remote);
         let key = agent.keys().iter().find(|key| key.idx() == caller.name);
         let key = key.copied().ok_or("refused-unknown-sender")?;
         if !relayed {
             self.node.nat.request_from(remote.ip());
         }
-        self.node.nat.heard();
+        if !by_turn {
+            self.node.nat.heard();
+        }
         let data = agent.on_request(
             &mut self.node,
             (arrival.socket, local.port(), remote),
@@ -119,7 +154,7 @@ impl Traversal {
         let port = match arrival.socket {
             SocketId::Main => None,
             SocketId::Relay(port) => Some(port),
-            SocketId::Alternate | SocketId::Overlay | SocketId::Extra(_) => {
+            SocketId::Alternate | SocketId::Overlay | SocketId::Extra(_) | SocketId::Turn(_) => {
                 return Err("refused-relay-port");
             }
         };
@@ -203,7 +238,8 @@ impl Traversal {
             password: Some(password),
             ..Outgoing::default()
         };
-        let source = Some(arrival.local.ip()).filter(|ip| !ip.is_unspecified());
+        let source =
+            Some(arrival.local.ip()).filter(|ip| !ip.is_unspecified() && !arrival.by_turn());
         let (socket, bytes) = match reply {
             Reply::Stale(highest) => {
                 let highest = highest.to_be_bytes();
@@ -220,7 +256,7 @@ impl Traversal {
                 other,
                 change_port,
             } => {
-                outgoing.mapped = Some(arrival.remote);
+                outgoing.mapped = Some(self.node.turn.real(arrival.remote));
                 outgoing.other = *other;
                 outgoing.data = data.as_deref();
                 let from_other = *change_port && self.node.alternate_port.is_some();
@@ -277,7 +313,9 @@ impl Traversal {
         }
         let message = stun::verify(bytes, &link.password).ok_or("refused-integrity")?;
         node.pending.remove(&header.transaction);
-        node.nat.heard();
+        if !arrival.by_turn() {
+            node.nat.heard();
+        }
         if let Purpose::Bind(peer) = pending.purpose
             && message.error != Some(STALE_EPOCH)
         {

@@ -130,12 +130,15 @@ impl Traversal {
         let meetings = self.meetings.iter().filter(|(_, meeting)| due(meeting));
         let mut peers: BTreeSet<PeerId> = meetings.map(|(id, _)| *id).collect();
         peers.append(&mut self.node.meet);
+        peers.extend(self.due_turn(now.mono));
         for id in peers {
             self.meet(id, &reach, now.mono);
+            self.meet_turn(id, now.mono);
         }
         self.drain_client(now.mono);
         for id in std::mem::take(&mut self.node.meet) {
             self.meet(id, &reach, now.mono);
+            self.meet_turn(id, now.mono);
         }
         self.send_binds(now.mono);
         if self.server.take_changed() {

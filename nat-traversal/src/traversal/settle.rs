@@ -30,12 +30,15 @@ impl Traversal {
             }
         }
         self.node.connected = connected;
+        let by_udp = |agent: &PathAgent| agent.path().is_some_and(|path| path.turn.is_none());
+        self.node.by_udp = self.agents.values().any(by_udp);
         if std::mem::take(&mut self.node.refresh) && self.refreshes.take(REFRESHES, now.mono) {
             self.refresh(now.mono);
         }
         self.begin_nat_test(now.mono);
         self.run_nat_test(now.mono);
         let homes = self.run_relays(now);
+        self.run_turn(now.mono);
         self.refresh_observers();
         self.sampler.run(&mut self.node, now.mono);
         if std::mem::take(&mut self.node.samples.news) {
@@ -76,6 +79,7 @@ impl Traversal {
             .chain(self.joins.deadline())
             .chain(self.nat_test.deadline())
             .chain(self.relay_deadline())
+            .chain(self.turn_deadline())
             .chain(self.sampler.deadline())
             .chain(self.node.nat.deadline().map(|at| (at, "udp-blocked")))
             .min()

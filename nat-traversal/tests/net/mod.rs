@@ -343,7 +343,7 @@ impl Net {
             SocketId::Main => node.port,
             SocketId::Alternate => node.port + 10_000,
             SocketId::Extra(number) => EXTRA_PORTS + u16::try_from(number % 10_000).unwrap(),
-            SocketId::Overlay | SocketId::Relay(_) => unreachable!("not used"),
+            SocketId::Overlay | SocketId::Relay(_) | SocketId::Turn(_) => unreachable!("not used"),
         };
         self.send(
             index,
@@ -512,10 +512,11 @@ impl Net {
             | Event::PathMtuChanged { .. }
             | Event::SpareChanged { .. }
             | Event::EpochRaised(_)
-            | Event::SpareChanged { .. }
             | Event::RestChanged { .. }
             | Event::Woken { .. }
-            | Event::RelayChanged => {}
+            | Event::RelayChanged
+            | Event::TurnChanged
+            | Event::TurnResolve(_) => {}
         }
     }
 

@@ -135,6 +135,7 @@ fn a_reload_removes_and_adds_peers_without_touching_the_rest() {
             routes,
             addresses,
             stun,
+            turn: Vec::new(),
             authorities,
             forward_accept,
             authority: None,

@@ -193,6 +193,7 @@ fn a_new_announcement_is_passed_on_to_those_it_does_not_reach_itself() {
         routes: Vec::new(),
         addresses: Vec::new(),
         stun: Vec::new(),
+        turn: Vec::new(),
         authorities: Vec::new(),
         forward_accept: false,
         authority: None,

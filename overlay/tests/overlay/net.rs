@@ -58,6 +58,7 @@ pub fn config(n: u8) -> Config {
         may_relay: false,
         relay_ports: (28672, 29183),
         pair_rate: 50_000_000,
+        turn: Vec::new(),
     }
 }
 
@@ -414,7 +415,7 @@ impl Net {
                 }
                 return;
             }
-            SocketId::Extra(_) | SocketId::Relay(_) => return,
+            SocketId::Extra(_) | SocketId::Relay(_) | SocketId::Turn(_) => return,
         };
         let from = SocketAddr::new(machine.address, port);
         self.post(

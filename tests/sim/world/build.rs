@@ -176,6 +176,7 @@ impl World {
             may_relay: self.relays,
             relay_ports: RELAY_PORTS,
             pair_rate: RELAY_PAIR_RATE,
+            turn: Vec::new(),
         };
         let pod = IpAddr::V4(Ipv4Addr::new(10, 244, number, 7));
         let mut node = Node::new(name, host, config, disk, pod, self.start);

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use mesh_types::command::{Command, CommandId};
 use mesh_types::consts::CONTROL_PORT;
 use mesh_types::plan::RouteKind;
-use mesh_types::report::Backend;
+use mesh_types::report::{Answer, Backend, TurnLinkState};
 use mesh_types::{
     Applied, HostPlan, HostReport, IdentitySecret, IpNet, Now, SocketId, State, WgKey, WgSecret,
 };
@@ -16,6 +16,7 @@ use sim_net::tunnel::{Inner, Tunnel, is_wireguard};
 use sim_net::{Delivery, HostId};
 
 use super::relay::{Relay, is_indication};
+use super::turn::{Line, Links};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct NodeId(pub usize);
@@ -51,6 +52,7 @@ pub struct Node {
     heard: BTreeSet<(u16, SocketAddr)>,
     /// Probes to where nothing came from yet, by address: to what others name, and to ports that are guessed.
     pub blind: BTreeMap<IpAddr, u64>,
+    pub(super) turn: Links,
     pub(super) paused: bool,
     pub(super) pod: IpAddr,
     pub(super) epoch: Instant,
@@ -105,6 +107,7 @@ impl Node {
             relay: Relay::default(),
             heard: BTreeSet::new(),
             blind: BTreeMap::new(),
+            turn: Links::default(),
             paused: false,
             pod,
             epoch,
@@ -159,6 +162,7 @@ impl Node {
         self.overlay = None;
         self.report_at = None;
         self.close_extras();
+        self.turn.clear();
         match self.config.backend {
             Backend::Kernel => {}
             Backend::Userspace => self.power_off(),
@@ -172,6 +176,7 @@ impl Node {
 
     pub(super) fn power_off(&mut self) {
         self.relay.clear();
+        self.turn.clear();
         self.overlay = None;
         self.tunnel = None;
         self.close_extras();
@@ -192,9 +197,11 @@ impl Node {
             .iter()
             .filter_map(|socket| match socket {
                 SocketId::Extra(number) => Some(*number),
-                SocketId::Main | SocketId::Alternate | SocketId::Overlay | SocketId::Relay(_) => {
-                    None
-                }
+                SocketId::Main
+                | SocketId::Alternate
+                | SocketId::Overlay
+                | SocketId::Relay(_)
+                | SocketId::Turn(_) => None,
             })
             .collect();
         let idle: Vec<u32> = self
@@ -262,7 +269,9 @@ impl Node {
             .find(|(_, local)| **local == port)
             .map(|(n, _)| *n);
         let tunnel = port == self.tunnel_port(delivery.remote) || main;
-        if self.relay.holds(port) {
+        if let Some(link) = self.turn.of_port(port) {
+            self.take_from_turn(link, &delivery.bytes, now);
+        } else if self.relay.holds(port) {
             if !is_indication(&delivery.bytes) {
                 let source = (delivery.remote, port);
                 self.relay.forward(source, &delivery.bytes, now.mono);
@@ -295,6 +304,44 @@ impl Node {
                 &delivery.bytes,
                 now,
             );
+        }
+    }
+
+    /// A message has come on a link to a TURN server.
+    fn take_from_turn(&mut self, link: u32, bytes: &[u8], now: Now) {
+        if let Some((loopback, content)) = self.turn.unwrap(link, bytes) {
+            let remote = self.relay.alias(loopback, self.config.backend);
+            if let Some((tunnel, remote)) = self.tunnel.as_mut().zip(remote) {
+                tunnel.handle_datagram(remote, &content, now.mono);
+            }
+        } else if let Some(overlay) = &mut self.overlay {
+            let nobody = SocketAddr::from(([0, 0, 0, 0], 0));
+            overlay.handle_datagram(SocketId::Turn(link), nobody, nobody, bytes, now);
+        }
+    }
+
+    pub(super) fn take_line(&mut self, link: u32, line: Line, now: Now) {
+        let state = match line {
+            Line::Bytes(bytes) => return self.take_from_turn(link, &bytes, now),
+            Line::Open => TurnLinkState::Up,
+            Line::Close => TurnLinkState::Down {
+                reason: "it closed the connection".to_owned(),
+                certificate: false,
+            },
+        };
+        self.tell_link(link, state, now);
+    }
+
+    fn tell_link(&mut self, number: u32, state: TurnLinkState, now: Now) {
+        if let Some(overlay) = &mut self.overlay {
+            overlay.handle_answer(Answer::TurnLink { number, state }, now);
+        }
+    }
+
+    fn send_turn(&mut self, link: u32, bytes: Vec<u8>, out: &mut Vec<Outgoing>) {
+        if let Some((port, server)) = self.turn.send(link, &bytes) {
+            let source = SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
+            out.push((source, server, None, bytes));
         }
     }
 
@@ -364,6 +411,7 @@ impl Node {
         tunnel.apply(&plan.tunnel, now.mono);
         let plan = plan.clone();
         self.relay.apply(&plan);
+        self.turn.apply(&plan);
         self.converge_sockets(&plan.sockets);
         for (key, peer) in &plan.tunnel.peers {
             let moves = self.moves.entry(*key).or_default();
@@ -381,6 +429,9 @@ impl Node {
         };
         if let Some(overlay) = &mut self.overlay {
             overlay.handle_applied(applied, now);
+        }
+        for number in std::mem::take(&mut self.turn.up) {
+            self.tell_link(number, TurnLinkState::Up, now);
         }
         true
     }
@@ -430,6 +481,10 @@ impl Node {
                     }
                     continue;
                 }
+                SocketId::Turn(number) => {
+                    self.send_turn(number, transmit.bytes, out);
+                    continue;
+                }
                 SocketId::Relay(port) => port,
                 SocketId::Extra(number) => match self.extras.get(&number) {
                     Some(port) => *port,
@@ -453,10 +508,17 @@ impl Node {
         while let Some(tunnel) = &mut self.tunnel
             && let Some((destination, bytes)) = tunnel.poll_transmit()
         {
+            moved = true;
             if bytes.first() == Some(&1)
                 && let Some(overlay) = &mut self.overlay
             {
                 overlay.handle_initiation(destination, &bytes, now);
+            }
+            if destination.ip().is_loopback() {
+                if let Some((link, framed)) = self.turn.wrap(destination, &bytes) {
+                    self.send_turn(link, framed, out);
+                }
+                continue;
             }
             let unspecified = match destination {
                 SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
@@ -464,7 +526,6 @@ impl Node {
             };
             let source = SocketAddr::new(unspecified, self.tunnel_port(destination));
             out.push((source, destination, None, bytes));
-            moved = true;
         }
         while let Some(tunnel) = &mut self.tunnel
             && let Some((_, inner)) = tunnel.poll_received()
@@ -531,7 +592,7 @@ fn is_request(bytes: &[u8]) -> bool {
 }
 
 /// What the shared port hands to the agent: STUN Binding messages only.
-fn is_binding(bytes: &[u8]) -> bool {
+pub(super) fn is_binding(bytes: &[u8]) -> bool {
     matches!(
         bytes,
         [0x00, 0x01 | 0x11, _, _, 0x21, 0x12, 0xa4, 0x42, ..]

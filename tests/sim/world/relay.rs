@@ -38,7 +38,11 @@ impl Relay {
         self.aliases = plan.aliases.iter().map(|a| (a.late, a.path)).collect();
         let ports = plan.sockets.iter().filter_map(|socket| match socket {
             SocketId::Relay(port) => Some(*port),
-            SocketId::Main | SocketId::Alternate | SocketId::Overlay | SocketId::Extra(_) => None,
+            SocketId::Main
+            | SocketId::Alternate
+            | SocketId::Overlay
+            | SocketId::Extra(_)
+            | SocketId::Turn(_) => None,
         });
         self.ports = ports.collect();
         for pair in &self.pairs {
