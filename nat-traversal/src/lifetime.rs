@@ -199,7 +199,9 @@ impl LifetimeTest {
     /// What is known is tried from both sides in turn.
     fn check(&self) -> Duration {
         match self.dead {
-            Some(dead) if self.turn % 2 == 0 || self.alive.is_zero() => dead.min(CHECK_MAX),
+            Some(dead) if self.turn.is_multiple_of(2) || self.alive.is_zero() => {
+                dead.min(CHECK_MAX)
+            }
             Some(_) | None => self.alive.min(CHECK_MAX),
         }
     }

@@ -396,7 +396,8 @@ fn a_joiner_is_heard_before_it_is_a_peer_and_gets_its_answer() {
             | Event::SocketsChanged
             | Event::PathMtuChanged { .. }
             | Event::EpochRaised(_)
-            | Event::RelayChanged => None,
+            | Event::RelayChanged
+            | Event::KeepaliveChanged => None,
         });
     let request = request.unwrap();
     assert_eq!((request.ticket, request.transaction), (ticket, transaction));

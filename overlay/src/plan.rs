@@ -209,7 +209,10 @@ impl Overlay {
                 .or_else(|| peer.endpoints.first().map(|c| c.address)),
         };
         let open = (path.is_some() && record.open(now.mono)) || session;
-        let keepalive = open.then_some(peer.persistent_keepalive.unwrap_or(PERSISTENT_KEEPALIVE));
+        let usual = || PERSISTENT_KEEPALIVE.min(self.traversal.keepalive());
+        // Whole seconds are all that WireGuard knows.
+        let usual = || Duration::from_secs(usual().as_secs());
+        let keepalive = open.then(|| peer.persistent_keepalive.unwrap_or_else(usual));
         (endpoint, keepalive)
     }
 

@@ -9,6 +9,7 @@ mod scenarios {
     mod healing;
     mod meeting;
     mod mtu;
+    mod own_nat;
     mod quiet;
     mod relaying;
     mod trial;

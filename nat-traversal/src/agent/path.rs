@@ -16,7 +16,7 @@ use crate::api::{Event, Path, PathKind};
 use crate::node::{Node, Purpose};
 use crate::remote::Remote;
 use crate::schedule::{
-    FAST_GRACE, FAST_INTERVAL, FAST_PROBES, HEARTBEAT, KEEPALIVE, KEEPALIVE_RETRY, SILENCE,
+    FAST_GRACE, FAST_INTERVAL, FAST_PROBES, HEARTBEAT, KEEPALIVE_RETRY, SILENCE,
 };
 use crate::score::{Preference, SAMPLES, Score};
 
@@ -112,7 +112,7 @@ impl PathAgent {
             self.activity.proven();
             if matches!(in_use.health, Health::Suspect { .. }) {
                 in_use.health = Health::Good;
-                in_use.next = now + node.jitter(KEEPALIVE);
+                in_use.next = now + node.keepalive();
                 node.meet.insert(self.id);
                 if in_use.path.kind.is_relayed() {
                     self.calling.relayed(now);
@@ -124,7 +124,7 @@ impl PathAgent {
             if self.activity.is_active(now) {
                 in_use.next = in_use.next.min(soonest);
             } else if in_use.next < soonest + HEARTBEAT {
-                in_use.next = now + node.jitter(KEEPALIVE);
+                in_use.next = now + node.keepalive();
             }
         }
         if let Some((_, seq)) = self.awaited_ready.take_if(|(remote, _)| *remote == address) {
@@ -205,7 +205,7 @@ impl PathAgent {
         let next = if self.activity.is_active(now) {
             HEARTBEAT
         } else {
-            node.jitter(KEEPALIVE)
+            node.keepalive()
         };
         let direct = !path.kind.is_relayed();
         if direct && !self.has_direct() {
@@ -395,6 +395,13 @@ impl PathAgent {
             in_use.next = in_use.next.max(now + KEEPALIVE_RETRY);
             let remote = in_use.path.remote;
             self.send_probe(node, remote, self.purpose(remote), now);
+        }
+    }
+
+    /// Mappings turn out to live for less than was thought.
+    pub(crate) fn hasten(&mut self, node: &mut Node, now: Instant) {
+        if let Some(in_use) = &mut self.in_use {
+            in_use.next = in_use.next.min(now + node.keepalive());
         }
     }
 

@@ -25,7 +25,8 @@ struct Arrival {
 
 impl Traversal {
     /// A control datagram arrived on [`SocketId::Main`], [`SocketId::Alternate`] or [`SocketId::Relay`]. Whatever is
-    /// in it, at most one datagram goes back to `remote`, and none to senders that are not known.
+    /// in it, at most one datagram goes back to `remote` (or, where a peer asks so and seldom, to another port of its
+    /// address), and none to senders that are not known.
     pub fn handle_datagram(
         &mut self,
         socket: SocketId,
@@ -57,6 +58,13 @@ impl Traversal {
             {
                 // Those of a bound pair are forwarded by the host.
                 Err("refused-relay-port")
+            }
+            Class::Request
+                if self
+                    .hairpin
+                    .heard(&mut self.node, header.transaction, now.mono) =>
+            {
+                Ok(())
             }
             Class::Request => self.request(arrival, header, bytes),
             Class::Success | Class::Error => self.answer(arrival, header, bytes),
@@ -92,6 +100,17 @@ impl Traversal {
             self.node.nat.request_from(remote.ip());
         }
         self.node.nat.heard();
+        let to = match caller.message.response_port {
+            None => remote,
+            Some(port) => {
+                let to = SocketAddr::new(remote.ip(), port);
+                if relayed || !self.node.admission.admits(&to) || !agent.answers_elsewhere(now.mono)
+                {
+                    return Err("refused-response-port");
+                }
+                to
+            }
+        };
         let data = agent.on_request(
             &mut self.node,
             (arrival.socket, local.port(), remote),
@@ -101,6 +120,7 @@ impl Traversal {
         );
         agent.rearm();
         let reply = Reply::Success {
+            to,
             data,
             other: self.node.other_address(local).filter(|_| !relayed),
             change_port: caller.message.change_port && !relayed,
@@ -133,6 +153,7 @@ impl Traversal {
         let served = self.serve(caller.id, caller.name, &bind, came, arrival.now.mono);
         let reply = match served {
             Ok(data) => Reply::Success {
+                to: arrival.remote,
                 data: Some(data),
                 other: None,
                 change_port: false,
@@ -204,6 +225,7 @@ impl Traversal {
             ..Outgoing::default()
         };
         let source = Some(arrival.local.ip()).filter(|ip| !ip.is_unspecified());
+        let mut destination = arrival.remote;
         let (socket, bytes) = match reply {
             Reply::Stale(highest) => {
                 let highest = highest.to_be_bytes();
@@ -216,10 +238,12 @@ impl Traversal {
                 (arrival.socket, outgoing.encode(Class::Error))
             }
             Reply::Success {
+                to,
                 data,
                 other,
                 change_port,
             } => {
+                destination = *to;
                 outgoing.mapped = Some(arrival.remote);
                 outgoing.other = *other;
                 outgoing.data = data.as_deref();
@@ -233,7 +257,7 @@ impl Traversal {
             }
         };
         self.node.counters.add("answers-sent");
-        self.node.transmit(socket, source, arrival.remote, bytes);
+        self.node.transmit(socket, source, destination, bytes);
     }
 
     fn answer(
@@ -250,6 +274,7 @@ impl Traversal {
             joins,
             node,
             agents,
+            lifetime,
             ..
         } = self;
         let Some(pending) = node.pending.get(&header.transaction).cloned() else {
@@ -313,6 +338,7 @@ impl Traversal {
                     node.samples.answered(token, mapped);
                 }
             }
+            Purpose::Elsewhere(_) => lifetime.answered(node, arrival.socket, now.mono),
             Purpose::Mtu(size) => agent.on_mtu_answer(node, remote, size, now.mono),
             Purpose::OtherPort | Purpose::Mapping | Purpose::Bind(_) => {
                 self.nat_test
@@ -365,6 +391,8 @@ fn sample_of_server(node: &mut Node, id: [u8; 12], remote: SocketAddr, bytes: &[
 /// What to answer.
 enum Reply {
     Success {
+        /// Whom it is for.
+        to: SocketAddr,
         data: Option<Vec<u8>>,
         other: Option<SocketAddr>,
         change_port: bool,

@@ -511,7 +511,8 @@ impl Net {
             | Event::JoinAnswer { .. }
             | Event::PathMtuChanged { .. }
             | Event::EpochRaised(_)
-            | Event::RelayChanged => {}
+            | Event::RelayChanged
+            | Event::KeepaliveChanged => {}
         }
     }
 

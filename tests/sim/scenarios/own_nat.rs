@@ -42,7 +42,7 @@ fn netcheck(world: &mut World, id: NodeId) -> NetcheckSnapshot {
     world.pump(id);
     world.seconds(4);
     match world.nodes[id.0].replies.remove(&command) {
-        Some(Ok(Reply::Netcheck(netcheck))) => netcheck,
+        Some(Ok(Reply::Netcheck(netcheck))) => *netcheck,
         other => panic!("no netcheck: {other:?}"),
     }
 }
