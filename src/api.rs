@@ -2,6 +2,8 @@
 //!
 //! [`Status`] is `farspan status -o json`, [`Netcheck`] is `farspan netcheck -o json`; both are stable.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 /// `GET /status`.
@@ -93,10 +95,28 @@ pub struct Netcheck {
     pub port_mapping: String,
     pub ipv6: bool,
     pub mtu: u16,
+    /// `yes`, `no` or `unknown`: do packets to the own public address come back?
+    #[serde(default)]
+    pub hairpin: String,
+    #[serde(default)]
+    pub mapping_lifetime: MappingLifetime,
+    /// The most time between two packets that keep a mapping.
+    #[serde(default)]
+    pub keepalive_s: f64,
+    /// By field: how a verdict is known, or why it is not.
+    #[serde(default)]
+    pub reasons: BTreeMap<String, String>,
     /// Kinds of networks that peers may be behind, by how they will be reached; empty while the own is unknown.
     #[serde(default)]
     pub reach: Reach,
     pub findings: Vec<Finding>,
+}
+
+/// How long a silent mapping lives: so much at least, and less than so much. What is not known is `null`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct MappingLifetime {
+    pub at_least_s: Option<f64>,
+    pub below_s: Option<f64>,
 }
 
 /// `open`, `address-filtered`, `port-filtered`, `address-dependent`, `sequential`, `small-block`, `random`,

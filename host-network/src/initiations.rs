@@ -52,6 +52,10 @@ impl Initiations {
         }
         let socket = channel.into_socket();
         socket.set_non_blocking(true).map_err(failed)?;
+        #[expect(
+            deprecated,
+            reason = "its successor is unsafe; the socket is owned here and never replaced"
+        )]
         let log = AsyncFd::new(socket).map_err(failed)?;
         tracing::debug!(fd = log.as_raw_fd(), "Packet log opened");
         Ok(Self { log })

@@ -16,7 +16,7 @@ use mesh_types::{Candidate, CandidateKind, Filtering, Idx, Now, PeerId, WgKey, W
 
 use crate::activity::Activity;
 use crate::api::{Path, PeerSpec};
-use crate::budget::Calls;
+use crate::budget::{Bucket, Calls, ELSEWHERE};
 use crate::node::Node;
 use crate::path_mtu::PathMtu;
 use crate::probe::Link;
@@ -72,6 +72,8 @@ pub(crate) struct PathAgent {
     slot: Option<Slot>,
     calling: Calling,
     calls: Calls,
+    /// Answers that went to other ports than the request came from.
+    elsewhere: Bucket,
     search: Search,
     openers: Openers,
     activity: Activity,
@@ -113,6 +115,7 @@ impl PathAgent {
             slot: None,
             calling: Calling::default(),
             calls: Calls::default(),
+            elsewhere: Bucket::default(),
             search: Search::default(),
             openers: Openers::default(),
             activity: Activity::default(),
@@ -163,6 +166,11 @@ impl PathAgent {
 
     pub(crate) fn last_heard(&self) -> Option<Instant> {
         self.last_heard
+    }
+
+    /// May an answer go to another port of the peer's address?
+    pub(crate) fn answers_elsewhere(&mut self, now: Instant) -> bool {
+        self.elsewhere.take(ELSEWHERE, now)
     }
 
     /// When to run next, and why.

@@ -173,6 +173,47 @@ pub enum Rest {
     Asleep,
 }
 
+/// Do packets to the own external address come back, as those of two hosts behind one NAT must (RFC 4787 REQ-9)?
+/// Each with one sentence: how that is known, or why it is not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hairpin {
+    /// They do.
+    Yes(&'static str),
+    /// They do not: such hosts meet inside their site only.
+    No(&'static str),
+    /// Nobody knows.
+    Unknown(&'static str),
+}
+
+impl Hairpin {
+    /// The word in JSON.
+    pub fn kind(self) -> &'static str {
+        match self {
+            Self::Yes(_) => "yes",
+            Self::No(_) => "no",
+            Self::Unknown(_) => "unknown",
+        }
+    }
+
+    /// The sentence.
+    pub fn why(self) -> &'static str {
+        match self {
+            Self::Yes(why) | Self::No(why) | Self::Unknown(why) => why,
+        }
+    }
+}
+
+/// How long a NAT or firewall remembers a flow that is silent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lifetime {
+    /// So much silence was survived.
+    pub at_least: Option<Duration>,
+    /// So much was not.
+    pub below: Option<Duration>,
+    /// One sentence: how that is known, or why nothing is.
+    pub why: &'static str,
+}
+
 /// Something the owner must do or know.
 #[expect(
     clippy::large_enum_variant,
@@ -223,6 +264,8 @@ pub enum Event {
     SocketsChanged,
     /// [`crate::Traversal::endpoints`], [`crate::Traversal::nat`] or [`crate::Traversal::home_relays`] changed.
     EndpointsChanged,
+    /// [`crate::Traversal::keepalive`] changed.
+    KeepaliveChanged,
     /// An authenticated probe arrived under another key of the peer than its first.
     PeerKeySeen {
         /// Whose.

@@ -17,6 +17,9 @@ const DESTINATION: Rate = Rate::new(13, 7);
 /// Calls that renew the allowance of unconfirmed addresses, per peer: the backoff of CallMe and its answers.
 const CALLS: Rate = Rate::every(Duration::from_secs(10), 6);
 
+/// Answers to other ports of a peer's address than it asked from, per peer.
+pub(crate) const ELSEWHERE: Rate = Rate::every(Duration::from_secs(1), 4);
+
 /// So many a second, and so many at once.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Rate {

@@ -60,7 +60,10 @@
 //! **The own NAT** is judged from what others see: mapping from two remotes or two ports of one (answers
 //! name the peer's alternate port in OTHER-ADDRESS), filtering by asking a peer to answer from its
 //! alternate port (CHANGE-REQUEST). A reflexive address counts when a peer confirms it, when two servers
-//! agree, or when the only configured server is all there is to ask.
+//! agree, or when the only configured server is all there is to ask. With spare sockets it is tested whether
+//! packets to the own external address come back (`hairpin`), and how long a silent mapping lives (`lifetime`):
+//! a peer is asked to answer to a socket that has been silent, by RESPONSE-PORT, for ever closer lengths of
+//! silence. Keepalives come often enough for what was found. All of it is repeated every 5 min.
 //!
 //! # Invariants
 //!
@@ -88,8 +91,10 @@ mod api;
 mod budget;
 mod candidate;
 mod flood;
+mod hairpin;
 mod hard;
 mod join;
+mod lifetime;
 mod nat_kind;
 mod nat_test;
 mod node;
@@ -107,7 +112,7 @@ mod traversal;
 mod turn;
 
 pub use api::{
-    CandidateReport, Config, Counters, Event, JoinRequest, Path, PathKind, PeerReport, PeerSpec,
-    Refused, RelaySettings, Rest, TurnPath, TurnProblem, TurnReport,
+    CandidateReport, Config, Counters, Event, Hairpin, JoinRequest, Lifetime, Path, PathKind,
+    PeerReport, PeerSpec, Refused, RelaySettings, Rest, TurnPath, TurnProblem, TurnReport,
 };
 pub use traversal::Traversal;

@@ -50,6 +50,8 @@ pub(crate) struct NatKind {
     silent: BTreeSet<IpAddr>,
     silent_since: Option<Instant>,
     report: NatReport,
+    /// Tests in a row in which another port's answer did not arrive.
+    silences: u8,
     /// How ports are allocated, as samples say, and how many a second others take.
     sampled: (Allocation, u32),
     /// Something here has changed since it was last judged.
@@ -64,6 +66,7 @@ impl NatKind {
             silent: BTreeSet::new(),
             silent_since: None,
             report: NatReport::default(),
+            silences: 0,
             sampled: (Allocation::Unknown, 0),
             unjudged: true,
         }
@@ -283,15 +286,21 @@ impl NatKind {
 
     /// An answer came from another port than the one asked.
     pub(crate) fn other_port_answered(&mut self) {
+        self.silences = 0;
         if self.report.filtering != Filtering::EndpointIndependent {
             self.report.filtering = Filtering::AddressDependent;
             self.unjudged = true;
         }
     }
 
-    /// No answer came from another port, though the peer is there.
+    /// No answer came from another port, though the peer is there. What was known to be let in is given up only
+    /// after a second silence: the first may be another's fault.
     pub(crate) fn other_port_silent(&mut self) {
-        if self.report.filtering == Filtering::Unknown {
+        self.silences = self.silences.saturating_add(1);
+        let known = self.report.filtering;
+        if known == Filtering::Unknown
+            || (self.silences > 1 && known != Filtering::AddressAndPortDependent)
+        {
             self.report.filtering = Filtering::AddressAndPortDependent;
             self.unjudged = true;
         }
@@ -406,6 +415,19 @@ mod tests {
         let lie = at("192.0.2.66:53000");
         nat.observe(at("198.51.100.3:3478"), lie, Witness::Server, now);
         assert_eq!(nat.reflexive(3), [mapped]);
+    }
+
+    #[test]
+    fn filtering_that_has_become_stricter_is_noticed_at_the_second_silence() {
+        let mut nat = NatKind::new();
+        nat.other_port_answered();
+        nat.other_port_silent();
+        assert_eq!(nat.report().filtering, Filtering::AddressDependent);
+        nat.other_port_answered();
+        nat.other_port_silent();
+        assert_eq!(nat.report().filtering, Filtering::AddressDependent);
+        nat.other_port_silent();
+        assert_eq!(nat.report().filtering, Filtering::AddressAndPortDependent);
     }
 
     #[test]

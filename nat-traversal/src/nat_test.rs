@@ -115,7 +115,7 @@ impl NatTest {
             return;
         };
         let Some(link) = link else {
-            self.finish(AGAIN, now);
+            self.finish(node, now);
             return;
         };
         if running.sent == TRIES {
@@ -123,9 +123,9 @@ impl NatTest {
                 Phase::Filtering => {
                     self.let_in = Some(false);
                     node.nat.other_port_silent();
-                    self.next_phase(now);
+                    self.next_phase(node, now);
                 }
-                Phase::Mapping => self.finish(AGAIN, now),
+                Phase::Mapping => self.finish(node, now),
             }
             return;
         }
@@ -164,9 +164,9 @@ impl NatTest {
                     Some(false) if from_other => node.nat.other_port_silent(),
                     Some(_) | None => {}
                 }
-                self.next_phase(now);
+                self.next_phase(node, now);
             }
-            (Purpose::Mapping, Some(Phase::Mapping)) => self.finish(NAT_TEST, now),
+            (Purpose::Mapping, Some(Phase::Mapping)) => self.end(NAT_TEST, now),
             (
                 Purpose::OtherPort
                 | Purpose::Mapping
@@ -175,6 +175,7 @@ impl NatTest {
                 | Purpose::Ready(_)
                 | Purpose::Bind(_)
                 | Purpose::Sample(_)
+                | Purpose::Elsewhere(_)
                 | Purpose::Search
                 | Purpose::Mtu(_),
                 Some(_) | None,
@@ -182,7 +183,7 @@ impl NatTest {
         }
     }
 
-    fn next_phase(&mut self, now: Instant) {
+    fn next_phase(&mut self, node: &Node, now: Instant) {
         match &mut self.running {
             // Behind a translator the peer does not know its alternate port's outer address.
             Some(running) if running.other.ip() == running.remote.ip() => {
@@ -190,12 +191,21 @@ impl NatTest {
                 running.sent = 0;
                 running.next = now;
             }
-            Some(_) => self.finish(AGAIN, now),
+            Some(_) => self.finish(node, now),
             None => {}
         }
     }
 
-    fn finish(&mut self, wait: Duration, now: Instant) {
+    fn finish(&mut self, node: &Node, now: Instant) {
+        let wait = if node.nat.wants_tests() {
+            AGAIN
+        } else {
+            NAT_TEST
+        };
+        self.end(wait, now);
+    }
+
+    fn end(&mut self, wait: Duration, now: Instant) {
         self.running = None;
         self.due = Some(now + wait);
     }

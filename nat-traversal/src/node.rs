@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use mesh_types::consts::{CANDIDATES_MAX, RELAY_PORTS};
 use mesh_types::message::{Doubt, PathReady, RelayBind, RelayDistance};
 use mesh_types::report::HostAddress;
-use mesh_types::{Candidate, CandidateKind, Idx, Mapping, Message, NatReport, PeerId, SocketId};
-use mesh_types::{Transmit, WgSecret};
+use mesh_types::{Candidate, CandidateKind, Filtering, Idx, Mapping, Message, NatReport, PeerId};
+use mesh_types::{SocketId, Transmit, WgSecret};
 use rand_chacha::ChaCha20Rng;
 use rand_core::{Rng as _, SeedableRng as _};
 
@@ -21,7 +21,7 @@ use crate::hard::sampler::Samples;
 use crate::hard::sockets::Sockets;
 use crate::nat_kind::NatKind;
 use crate::probe::{Link, transaction};
-use crate::schedule::ANSWER_LIFETIME;
+use crate::schedule::{ANSWER_LIFETIME, KEEPALIVE};
 use crate::score;
 use crate::stun::{Class, Outgoing};
 use crate::turn::Turn;
@@ -54,6 +54,8 @@ pub(crate) enum Purpose {
     Bind(PeerId),
     /// To see how the peer sees a socket that is no path.
     Sample(u64),
+    /// To have an answer sent to this port of ours.
+    Elsewhere(u16),
     /// To a port that the peer may have.
     Search,
     /// To see whether the path carries a packet of this size inside the tunnel.
@@ -121,6 +123,8 @@ pub(crate) struct Node {
     /// Some peer has a path that is not through an own TURN server: UDP is not blocked.
     pub(crate) by_udp: bool,
     pub(crate) turn: Turn,
+    /// Least and most time between two packets that keep a mapping.
+    pub(crate) keepalive: (Duration, Duration),
     /// Public addresses of members that relay.
     pub(crate) relay_ips: BTreeMap<IpAddr, RelayAddress>,
     /// Relays in reach, nearest first, as calls tell it.
@@ -176,6 +180,7 @@ impl Node {
             connected: false,
             by_udp: false,
             turn: Turn::new(turn_seed, now),
+            keepalive: KEEPALIVE,
             relay_ips: BTreeMap::new(),
             relays: Vec::new(),
             meet: BTreeSet::new(),
@@ -220,6 +225,11 @@ impl Node {
         low + (high - low) * (self.rng.next_u32() >> 16) / 0x1_0000
     }
 
+    /// Until the next packet that keeps a mapping.
+    pub(crate) fn keepalive(&mut self) -> Duration {
+        self.jitter(self.keepalive)
+    }
+
     /// A peer says it has seen `seen` of ours: goes above it. True where that was news to believe.
     pub(crate) fn raise_epoch(&mut self, seen: u32, unix_secs: u64) -> bool {
         if seen < self.epoch || u64::from(seen) > unix_secs.max(EPOCH_FLOOR) + EPOCH_LEAD {
@@ -240,6 +250,16 @@ impl Node {
         let at = self.relay_ips.get(&address.ip())?;
         let lent = (RELAY_PORTS.0..=RELAY_PORTS.1).contains(&address.port());
         (at.own || lent).then_some(at.relay)
+    }
+
+    /// Is this node seen under an address of its own, and reached there by strangers?
+    pub(crate) fn is_open(&self) -> bool {
+        let port = self.config.listen_port;
+        let own = |seen: &SocketAddr| {
+            seen.port() == port && self.hosts.iter().any(|host| host.ip == seen.ip())
+        };
+        let seen = self.nat.reflexive(self.config.stun.len());
+        self.nat.report().filtering == Filtering::EndpointIndependent && seen.iter().any(own)
     }
 
     /// The tier of a remote address, seen from this host.
@@ -265,7 +285,7 @@ impl Node {
             Purpose::Ready(seq) => Some(Message::from(PathReady { seq }).encode()),
             Purpose::Doubt => Some(Message::from(Doubt {}).encode()),
             // Nothing to say: the receiver takes it for no path.
-            Purpose::Sample(_) => Some(Vec::new()),
+            Purpose::Sample(_) | Purpose::Elsewhere(_) => Some(Vec::new()),
             Purpose::Check
             | Purpose::OtherPort
             | Purpose::Mapping
@@ -282,6 +302,9 @@ impl Node {
             password: Some(&link.password),
             ..Outgoing::default()
         };
+        if let Purpose::Elsewhere(port) = purpose {
+            outgoing.response_port = Some(port);
+        }
         let mut bytes = outgoing.encode(Class::Request);
         let padding;
         if let Purpose::Mtu(size) = purpose {

@@ -7,7 +7,7 @@ use mesh_types::SocketId;
 
 use crate::nat_kind::Witness;
 use crate::node::Node;
-use crate::schedule::{KEEPALIVE, STUN_AGAIN, STUN_RETRY};
+use crate::schedule::{STUN_AGAIN, STUN_RETRY};
 use crate::stun::{self, Class, Outgoing};
 
 #[derive(Debug)]
@@ -89,7 +89,7 @@ impl Servers {
         };
         server.transaction = None;
         server.tries = 0;
-        server.next = now + node.jitter(KEEPALIVE);
+        server.next = now + node.keepalive();
         if let Some(mapped) = stun::parse(bytes).and_then(|message| message.mapped) {
             node.nat.heard();
             if node.nat.observe(remote, mapped, Witness::Server, now) {

@@ -11,7 +11,9 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64URL;
 use mesh_types::consts::DATAGRAM_MAX;
 use mesh_types::sealed::SealKey;
-use stun_rs::attributes::discovery::{ChangeRequest, ChangeRequestFlags, OtherAddress};
+use stun_rs::attributes::discovery::{
+    ChangeRequest, ChangeRequestFlags, OtherAddress, ResponsePort,
+};
 use stun_rs::attributes::stun::{
     ErrorCode, Fingerprint, MessageIntegritySha256, UserName, XorMappedAddress,
 };
@@ -110,6 +112,8 @@ pub(crate) struct Outgoing<'a> {
     pub(crate) other: Option<SocketAddr>,
     /// CHANGE-REQUEST with the change-port flag (RFC 5780 7.2).
     pub(crate) change_port: bool,
+    /// RESPONSE-PORT (RFC 5780 7.5): the answer shall go to this port of the sender's address.
+    pub(crate) response_port: Option<u16>,
     pub(crate) error: Option<u16>,
     pub(crate) data: Option<&'a [u8]>,
     pub(crate) password: Option<&'a Password>,
@@ -146,6 +150,9 @@ impl Outgoing<'_> {
                 ChangeRequestFlags::ChangePort.into(),
             )));
         }
+        if let Some(port) = self.response_port {
+            message = message.with_attribute(ResponsePort::from(port));
+        }
         if let Some(data) = self.data {
             message = message.with_attribute(Data::new(data));
         }
@@ -170,6 +177,7 @@ pub(crate) struct Incoming {
     pub(crate) mapped: Option<SocketAddr>,
     pub(crate) other: Option<SocketAddr>,
     pub(crate) change_port: bool,
+    pub(crate) response_port: Option<u16>,
     pub(crate) error: Option<u16>,
     pub(crate) data: Option<Vec<u8>>,
 }
@@ -217,6 +225,10 @@ fn read(message: &StunMessage) -> Incoming {
             .get::<ChangeRequest>()
             .and_then(|a| a.as_change_request().ok())
             .is_some_and(|a| a.flags().contains(ChangeRequestFlags::ChangePort)),
+        response_port: message
+            .get::<ResponsePort>()
+            .and_then(|a| a.as_response_port().ok())
+            .map(|a| a.as_u16()),
         error: message
             .get::<ErrorCode>()
             .and_then(|a| a.as_error_code().ok())
@@ -243,6 +255,7 @@ mod tests {
             mapped: Some("203.0.113.7:22514".parse().unwrap()),
             other: Some("[2001:db8::1]:40000".parse().unwrap()),
             change_port: true,
+            response_port: Some(40_001),
             error: None,
             data: Some(b"hello"),
             password,
@@ -259,6 +272,7 @@ mod tests {
         assert_eq!(incoming.mapped, Some("203.0.113.7:22514".parse().unwrap()));
         assert_eq!(incoming.other, Some("[2001:db8::1]:40000".parse().unwrap()));
         assert!(incoming.change_port);
+        assert_eq!(incoming.response_port, Some(40_001));
         assert_eq!(username(&bytes), incoming.username.as_deref());
         for cut in 0..bytes.len() {
             let _ = username(&bytes[..cut]);

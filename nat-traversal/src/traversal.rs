@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use mesh_types::WgSecret;
 use mesh_types::message::Forward;
@@ -11,11 +11,14 @@ use mesh_types::token::{TicketId, TicketKeys};
 use mesh_types::{Candidate, Idx, IpNet, Message, NatReport, Now, PeerId, SocketId, Transmit};
 
 use crate::agent::PathAgent;
-use crate::api::{Config, Counters, Event, JoinRequest, Path, PeerReport, PeerSpec, Refused, Rest};
+use crate::api::{Config, Counters, Event, Hairpin, JoinRequest, Lifetime, Path, PeerReport};
+use crate::api::{PeerSpec, Refused, Rest};
 use crate::budget::Bucket;
 use crate::candidate;
+use crate::hairpin::HairpinTest;
 use crate::hard::sampler::Sampler;
 use crate::join::Joins;
+use crate::lifetime::LifetimeTest;
 use crate::nat_test::NatTest;
 use crate::node::{Node, Purpose};
 use crate::relay::client::Client;
@@ -42,6 +45,8 @@ pub struct Traversal {
     joins: Joins,
     nat_test: NatTest,
     sampler: Sampler,
+    hairpin: HairpinTest,
+    lifetime: LifetimeTest,
     refreshes: Bucket,
     client: Client,
     server: Server,
@@ -72,6 +77,8 @@ impl Traversal {
             joins: Joins::default(),
             nat_test: NatTest::default(),
             sampler: Sampler::default(),
+            hairpin: HairpinTest::new(now.mono),
+            lifetime: LifetimeTest::new(now.mono),
             refreshes: Bucket::default(),
             client: Client::default(),
             server,
@@ -386,6 +393,23 @@ impl Traversal {
         self.node.nat.report()
     }
 
+    /// Does the NAT lead packets to this node's public address back to it? Tested every 5 min.
+    pub fn hairpin(&self) -> Hairpin {
+        self.hairpin.verdict()
+    }
+
+    /// How long the NAT or firewall remembers a flow that is silent. The first test takes half a minute, the
+    /// exact number some minutes.
+    pub fn lifetime(&self) -> Lifetime {
+        self.lifetime.verdict()
+    }
+
+    /// The most time between two packets that keeps a mapping: 25 s, less where mappings are known to be forgotten
+    /// sooner than others' are. [`Event::KeepaliveChanged`] tells of changes.
+    pub fn keepalive(&self) -> Duration {
+        self.node.keepalive.1
+    }
+
     /// What is known of the attempts to reach a peer.
     pub fn peer_report(&self, id: &PeerId) -> Option<PeerReport> {
         Some(
@@ -476,13 +500,15 @@ impl Traversal {
         request.answer(keys, &sealed)
     }
 
-    /// Learns the own NAT afresh (`farspan netcheck`): forgets all verdicts, asks servers and peers.
+    /// Learns the own NAT afresh (`farspan netcheck`): forgets what is told from answers, asks servers and peers.
+    /// What takes a test of its own ([`Self::hairpin`], [`Self::lifetime`]) is known until a new one is over.
     pub fn reprobe(&mut self, now: Now) {
         self.node.nat.reset();
         self.servers.refresh(now.mono);
         self.nat_test.repeat(now.mono);
         self.sampler.restart(&mut self.node);
         self.node.turn.survey(now.mono);
+        self.hairpin.restart(&mut self.node, false, now.mono);
         for agent in self.agents.values_mut() {
             agent.heartbeat(&mut self.node, now.mono);
             agent.rearm();
@@ -498,6 +524,8 @@ impl Traversal {
         self.servers.refresh(now.mono);
         self.nat_test.restart(now.mono);
         self.sampler.restart(&mut self.node);
+        self.hairpin.restart(&mut self.node, true, now.mono);
+        self.lifetime.restart(&mut self.node, now.mono);
         for agent in self.agents.values_mut() {
             agent.moved(&mut self.node, now);
             agent.run(&mut self.node, now);

@@ -400,6 +400,7 @@ fn a_joiner_is_heard_before_it_is_a_peer_and_gets_its_answer() {
             | Event::RestChanged { .. }
             | Event::Woken { .. }
             | Event::RelayChanged
+            | Event::KeepaliveChanged
             | Event::TurnChanged
             | Event::TurnResolve(_) => None,
         });

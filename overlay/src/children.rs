@@ -134,7 +134,8 @@ impl Overlay {
     pub(crate) fn handle_traversal(&mut self, event: nat_traversal::Event, now: Now) {
         match event {
             nat_traversal::Event::PathChanged { peer } => self.path_changed(&peer, now),
-            nat_traversal::Event::PathMtuChanged { .. } => self.plan_dirty = true,
+            nat_traversal::Event::PathMtuChanged { .. }
+            | nat_traversal::Event::KeepaliveChanged => self.plan_dirty = true,
             nat_traversal::Event::Signal { peer, message } => self.signal(&peer, &message, now),
             nat_traversal::Event::EndpointsChanged => {
                 self.refresh_relay(now);

@@ -175,7 +175,7 @@ impl Overlay {
         self.pending.netchecks = under_way;
         for (id, _) in over {
             let netcheck = self.netcheck(now);
-            self.reply(id, Ok(Reply::Netcheck(netcheck)));
+            self.reply(id, Ok(Reply::Netcheck(Box::new(netcheck))));
         }
     }
 

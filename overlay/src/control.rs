@@ -11,8 +11,8 @@ use mesh_types::address::overlay_ipv6;
 use mesh_types::consts::{CONTROL_PORT, MESSAGE_MAX, PROTOCOL};
 use mesh_types::message::{Ack, Echo, Forward, Hello, MessageError};
 use mesh_types::record::Features;
-use mesh_types::{Candidate, CandidateKind, Filtering, Mapping, Message, NatReport, Now, PeerId};
-use mesh_types::{SocketId, Source, Transmit};
+use mesh_types::{Candidate, CandidateKind, Filtering, Idx, Mapping, Message, NatReport, Now};
+use mesh_types::{PeerId, SocketId, Source, Transmit};
 use nat_traversal::{PathKind, Refused};
 use peer_discovery::Peer;
 use tracing::debug;
@@ -22,6 +22,8 @@ use crate::peer::{Greeting, PeerRecord};
 
 /// Neighbours asked to pass one sealed message on.
 const FORWARD_WAYS: usize = 3;
+/// Neighbours that a sealed message crosses, at most.
+const HOPS_MAX: u8 = 2;
 /// Largest sealed part that is passed on, bytes.
 const FORWARD_MAX: usize = 1024;
 /// Messages that wait for the host to hold what they need, at most.
@@ -146,14 +148,22 @@ impl Overlay {
         if !allowed || forward.ttl == 0 || forward.sealed.len() > FORWARD_MAX {
             return self.count("forward-refused");
         }
+        // Whatever a sender claims.
+        let hops = forward.ttl.min(HOPS_MAX);
         let target = self
             .peers
             .iter()
             .find(|(id, record)| *id != from && record.idx == forward.to)
             .map(|(id, _)| *id);
-        let Some(target) = target.filter(|id| self.connected(id, now)) else {
-            return self.count("forward-no-way");
+        let ways = match target.filter(|id| self.connected(id, now)) {
+            Some(id) => vec![id],
+            // Perhaps a neighbour reaches it. Each hop takes one off what is left, so none goes in circles.
+            None if hops > 1 => self.neighbours(target, Some(*from), forward.from, now),
+            None => Vec::new(),
         };
+        if ways.is_empty() {
+            return self.count("forward-no-way");
+        }
         let first = self
             .peers
             .get(from)
@@ -163,13 +173,15 @@ impl Overlay {
         } else {
             forward.seen
         };
-        let passed = Forward {
-            ttl: forward.ttl - 1,
+        let passed = Message::from(Forward {
+            ttl: hops - 1,
             seen,
             ..forward
-        };
-        self.send_message(&target, &passed.into());
-        self.count("forwarded");
+        });
+        for way in ways {
+            self.send_message(&way, &passed);
+            self.count("forwarded");
+        }
     }
 
     /// The external address at which this node reaches a peer: what it vouches for to others.
@@ -201,7 +213,8 @@ impl Overlay {
         if session && sound && direct {
             return;
         }
-        let neighbours = self.neighbours(peer, now);
+        let own = self.identity.key.public().idx();
+        let neighbours = self.neighbours(Some(*peer), None, own, now);
         if neighbours.is_empty() {
             return;
         }
@@ -214,17 +227,28 @@ impl Overlay {
         }
     }
 
-    /// Connected peers that may reach `target`: its own relays first, then publicly reachable ones that are awake.
-    fn neighbours(&self, target: &PeerId, now: Now) -> Vec<PeerId> {
-        let homes = self.directory.peer(target).map(|peer| &peer.relays);
+    /// Connected peers that may reach `target`, if it is known: its own relays first, then publicly reachable ones that are
+    /// awake; neither `from` nor `sender`.
+    fn neighbours(
+        &self,
+        target: Option<PeerId>,
+        from: Option<PeerId>,
+        sender: Idx,
+        now: Now,
+    ) -> Vec<PeerId> {
+        let known = target.and_then(|target| self.directory.peer(&target));
+        let homes = known.map(|peer| &peer.relays);
         let home = |id: &PeerId| match id {
             PeerId::Node(node) => homes.is_some_and(|homes| homes.contains(&node.identity.idx())),
             PeerId::Key(_) => false,
         };
+        let but = [target, from];
         let mut out: Vec<(bool, bool, bool, PeerId)> = self
             .peers
-            .keys()
-            .filter(|id| *id != target && self.connected(id, now))
+            .iter()
+            .filter(|(id, record)| !but.contains(&Some(**id)) && record.idx != sender)
+            .map(|(id, _)| id)
+            .filter(|id| self.connected(id, now))
             .filter_map(|id| {
                 let peer = self.directory.peer(id)?;
                 let public = public(&peer.nat, &peer.endpoints);

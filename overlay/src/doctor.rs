@@ -6,12 +6,14 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use mesh_types::consts::PERSISTENT_KEEPALIVE;
 use mesh_types::{
     Allocation, Candidate, CandidateKind, Filtering, Mapping, NatReport, Now, PeerId,
 };
-use nat_traversal::CandidateReport;
+use nat_traversal::{CandidateReport, Hairpin};
 
 use crate::control::public;
+use crate::netcheck::seconds;
 use crate::overlay::Overlay;
 use crate::snapshot::{Finding, PathKind, PeerSnapshot, PeerState, Severity};
 
@@ -151,6 +153,90 @@ fn described(class: Option<Class>) -> &'static str {
     }
 }
 
+/// The same in few words.
+fn named(class: Class) -> &'static str {
+    match class {
+        Class::Open => "nothing that keeps others out",
+        Class::Cone => "a NAT that filters by address",
+        Class::PortCone => "a NAT or firewall that filters by port",
+        Class::PerAddress => "an address-dependent NAT",
+        Class::Sequential => "a symmetric NAT that counts up",
+        Class::Block => "a symmetric NAT with a small block",
+        Class::Random => "a random symmetric NAT",
+        Class::Blocked => "a network that lets no UDP through",
+    }
+}
+
+/// The pair in one sentence, where both sides are known.
+fn summary(view: &PeerSnapshot, own: Option<Class>, theirs: Option<Class>) -> Option<Finding> {
+    let (own, theirs) = own.zip(theirs)?;
+    let ours = match (own == theirs, own) {
+        (true, Class::Open) => "nothing either",
+        (true, _) => "another",
+        (false, own) => named(own),
+    };
+    let path = view.path.as_ref();
+    let way = match (view.state, path.and_then(|path| path.via.as_deref())) {
+        (PeerState::Relayed, Some(via)) => format!("relayed through {via}"),
+        (PeerState::Relayed, None) => "relayed".to_owned(),
+        (PeerState::Direct, _) => "direct".to_owned(),
+        (PeerState::Idle | PeerState::Connecting | PeerState::Down, _) => "no path".to_owned(),
+    };
+    let rtt = view.rtt.filter(|_| path.is_some());
+    let rtt = rtt.map_or_else(String::new, |rtt| format!(", {} ms", rtt.as_millis()));
+    let name = &view.name;
+    Some(info(
+        "pair",
+        format!(
+            "{name} is behind {} and this node behind {ours}: {way}{rtt}",
+            named(theirs)
+        ),
+        "",
+    ))
+}
+
+/// What both have in common where they are behind one NAT and do not meet inside.
+fn shared(
+    name: &str,
+    own: &[Candidate],
+    theirs: &[Candidate],
+    hairpin: Hairpin,
+) -> Option<Finding> {
+    let seen = |all: &[Candidate]| -> Vec<_> {
+        let outside = all
+            .iter()
+            .filter(|c| c.kind == CandidateKind::ServerReflexive);
+        outside.map(|c| c.address.ip()).collect()
+    };
+    let ip = seen(theirs)
+        .into_iter()
+        .find(|ip| ip.is_ipv4() && seen(own).contains(ip))?;
+    let both = format!("both are seen under {ip}: {name} and this node are behind one NAT");
+    Some(match hairpin {
+        Hairpin::Yes(_) => info(
+            "one-nat",
+            format!(
+                "{both}, and it leads packets to that address back inside, so they can meet there"
+            ),
+            "",
+        ),
+        Hairpin::No(_) => info(
+            "one-nat",
+            format!(
+                "{both}, and it does not lead packets to that address back inside: they can meet at their inner addresses only"
+            ),
+            "Let UDP between the two machines through inside that network (guest networks and client isolation forbid it), or switch on NAT loopback (hairpin) in the router.",
+        ),
+        Hairpin::Unknown(why) => info(
+            "one-nat",
+            format!(
+                "{both}; whether it leads packets to that address back inside is not known: {why}"
+            ),
+            "",
+        ),
+    })
+}
+
 fn info(code: &str, message: String, remedy: &str) -> Finding {
     Finding {
         code: code.to_owned(),
@@ -253,7 +339,8 @@ impl Overlay {
         let own = class(&self.traversal.nat(), self.traversal.endpoints());
         let theirs = class(nat, endpoints);
         let name = &view.name;
-        let mut out = vec![
+        let mut out: Vec<_> = summary(view, own, theirs).into_iter().collect();
+        out.extend([
             info(
                 "nat-here",
                 format!("this node is behind {}", described(own)),
@@ -270,7 +357,16 @@ impl Overlay {
                 },
                 "",
             ),
-        ];
+        ]);
+        out.extend(self.forgetful());
+        let inside = view
+            .path
+            .as_ref()
+            .is_some_and(|path| path.kind == PathKind::Lan);
+        if !inside {
+            let (own, hairpin) = (self.traversal.endpoints(), self.traversal.hairpin());
+            out.extend(shared(name, own, endpoints, hairpin));
+        }
         let possible = own.zip(theirs).map(|(a, b)| direct_is_possible(a, b));
         let direct = view.state == PeerState::Direct;
         out.extend(match (direct, possible) {
@@ -308,6 +404,23 @@ impl Overlay {
             )),
         });
         out
+    }
+
+    /// A NAT that forgets sooner than others costs packets.
+    fn forgetful(&self) -> Option<Finding> {
+        let (lifetime, keepalive) = (self.traversal.lifetime(), self.traversal.keepalive());
+        let below = lifetime
+            .below
+            .filter(|_| keepalive < PERSISTENT_KEEPALIVE)?;
+        Some(info(
+            "mapping-lifetime",
+            format!(
+                "the NAT or firewall of this node forgets a flow that is silent for less than {}, so a packet goes out every {} at least",
+                seconds(below),
+                seconds(keepalive)
+            ),
+            "A longer UDP timeout in the router saves these packets (RFC 4787 asks for 2 minutes).",
+        ))
     }
 
     /// What was tried and what came of it.
@@ -551,6 +664,25 @@ mod tests {
                 assert_eq!(direct_is_possible(b, a), cell == 'D', "{b:?} x {a:?}");
             }
         }
+    }
+
+    #[test]
+    fn nodes_behind_one_nat_hear_whether_they_can_meet_at_its_outer_address() {
+        let seen = |ip: &str| {
+            [Candidate {
+                kind: CandidateKind::ServerReflexive,
+                address: format!("{ip}:5000").parse().expect("an address"),
+            }]
+        };
+        let (here, there) = (seen("203.0.113.1"), seen("203.0.113.2"));
+        let said = |theirs, hairpin| shared("b", &here, theirs, hairpin).map(|f| f.message);
+        assert_eq!(said(&there, Hairpin::No("")), None);
+        let no = said(&here, Hairpin::No("")).expect("one NAT");
+        assert!(no.contains("inner addresses only"), "{no}");
+        let yes = said(&here, Hairpin::Yes("")).expect("one NAT");
+        assert!(yes.contains("can meet there"), "{yes}");
+        let unknown = said(&here, Hairpin::Unknown("nobody asked")).expect("one NAT");
+        assert!(unknown.ends_with("not known: nobody asked"), "{unknown}");
     }
 
     #[test]

@@ -77,5 +77,5 @@ pub enum Reply {
         remote: Option<SocketAddr>,
     },
     /// The network around this node.
-    Netcheck(NetcheckSnapshot),
+    Netcheck(Box<NetcheckSnapshot>),
 }

@@ -37,6 +37,7 @@ mod event;
 mod findings;
 mod gossip;
 mod join;
+mod netcheck;
 mod overlay;
 mod peer;
 mod plan;
@@ -51,6 +52,7 @@ mod view;
 pub use config::{Config, Identity};
 pub use doctor::{Diagnosis, Reach, Tried};
 pub use event::{Event, Reply};
+pub use nat_traversal::{Hairpin, Lifetime};
 pub use overlay::Overlay;
 pub use snapshot::{
     Finding, NetcheckSnapshot, NodeSnapshot, PathKind, PathSnapshot, PeerSnapshot, PeerState,

@@ -221,8 +221,12 @@ impl Overlay {
             (None, _) => record.last_endpoint.or_else(|| self.guess(peer)),
         };
         let open = (path.is_some() && record.open(now.mono)) || session;
-        let own = Some(PERSISTENT_KEEPALIVE).filter(|_| !self.is_resting(id));
-        let keepalive = peer.persistent_keepalive.or(own).filter(|_| open);
+        let own = || {
+            let least = PERSISTENT_KEEPALIVE.min(self.traversal.keepalive());
+            // Whole seconds are all that WireGuard knows.
+            Some(Duration::from_secs(least.as_secs())).filter(|_| !self.is_resting(id))
+        };
+        let keepalive = peer.persistent_keepalive.or_else(own).filter(|_| open);
         (endpoint, keepalive)
     }
 

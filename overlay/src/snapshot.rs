@@ -8,6 +8,7 @@ use crate::doctor::Reach;
 use ipnet::IpNet;
 use mesh_types::report::{Backend, PortMapping};
 use mesh_types::{Candidate, DomainId, IdentityKey, NatReport, Source, WgKey};
+use nat_traversal::{Hairpin, Lifetime};
 
 /// Everything `farspan status` shows.
 #[derive(Debug, Clone)]
@@ -239,6 +240,14 @@ pub struct NetcheckSnapshot {
     pub ipv6: bool,
     /// MTU of the overlay device, bytes.
     pub mtu: u16,
+    /// Do packets to the own public address come back?
+    pub hairpin: Hairpin,
+    /// How long a silent mapping lives.
+    pub lifetime: Lifetime,
+    /// The most time between two packets that keep a mapping.
+    pub keepalive: Duration,
+    /// What is not obvious about a verdict: its field in the JSON, and one sentence.
+    pub reasons: Vec<(&'static str, String)>,
     /// Which kinds of networks it will reach how.
     pub reach: Reach,
     /// What is wrong or worth knowing about it.

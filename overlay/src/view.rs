@@ -8,7 +8,7 @@ use peer_discovery::Peer;
 
 use crate::overlay::Overlay;
 use crate::peer::PeerRecord;
-use crate::snapshot::{NetcheckSnapshot, NodeSnapshot, PeerSnapshot, PeerState, Snapshot};
+use crate::snapshot::{NodeSnapshot, PeerSnapshot, PeerState, Snapshot};
 
 impl Overlay {
     pub(crate) fn view(&self, now: Now) -> Snapshot {
@@ -170,53 +170,6 @@ impl Overlay {
                 | PeerState::Down,
                 _,
             ) => no_path(error, report.as_ref(), peer, record, now),
-        }
-    }
-
-    pub(crate) fn netcheck(&self, now: Now) -> NetcheckSnapshot {
-        let about_network = [
-            "rp-filter",
-            "forward-drop",
-            "forwarding-off",
-            "port-moved",
-            "clock",
-            "stun-unresolved",
-            "turn-unresolved",
-            "turn-unreachable",
-            "turn-certificate",
-            "turn-credentials",
-            "turn-refused",
-            "no-path",
-        ];
-        NetcheckSnapshot {
-            nat: self.traversal.nat(),
-            endpoints: self.traversal.endpoints().to_vec(),
-            stun: self
-                .stun
-                .iter()
-                .map(|(name, addresses)| (name.clone(), addresses.clone()))
-                .collect(),
-            relays: self
-                .traversal
-                .relays()
-                .into_iter()
-                .map(|(id, rtt)| (self.peer_name(&id), rtt))
-                .collect(),
-            turn: self
-                .traversal
-                .turn_report()
-                .into_iter()
-                .map(|report| (report.address.to_string(), report.rtt))
-                .collect(),
-            port_mapping: self.port_mapping.clone(),
-            ipv6: !self.host.ipv6_off && self.host.default_route_v6,
-            mtu: self.config.mtu,
-            reach: self.networks_reached(),
-            findings: self
-                .findings(now)
-                .into_iter()
-                .filter(|finding| about_network.contains(&finding.code.as_str()))
-                .collect(),
         }
     }
 }

@@ -138,6 +138,10 @@ impl Nat {
         &self.spec
     }
 
+    pub(crate) fn set_spec(&mut self, spec: NatSpec) {
+        self.spec = spec;
+    }
+
     /// Live mappings.
     pub(crate) fn mappings(&self, now: Instant) -> usize {
         let timeouts = &self.spec.timeouts;

@@ -409,6 +409,13 @@ impl Network {
         }
     }
 
+    /// A translating router behaves otherwise from now on, and keeps its mappings.
+    pub fn set_nat(&mut self, router: RouterId, spec: NatSpec) {
+        if let Translator::Nat { nat, .. } = &mut self.routers[router.0].translator {
+            nat.set_spec(spec);
+        }
+    }
+
     /// A router lets no UDP through, or does again.
     pub fn set_udp_blocked(&mut self, router: RouterId, blocked: bool) {
         self.routers[router.0].udp_blocked = blocked;

@@ -49,6 +49,17 @@ pub fn netcheck(snapshot: &NetcheckSnapshot) -> api::Netcheck {
             .map_or_else(|| "asking".to_owned(), ToString::to_string),
         ipv6: snapshot.ipv6,
         mtu: snapshot.mtu,
+        hairpin: snapshot.hairpin.kind().to_owned(),
+        mapping_lifetime: api::MappingLifetime {
+            at_least_s: snapshot.lifetime.at_least.map(seconds),
+            below_s: snapshot.lifetime.below.map(seconds),
+        },
+        keepalive_s: seconds(snapshot.keepalive),
+        reasons: snapshot
+            .reasons
+            .iter()
+            .map(|(field, why)| ((*field).to_owned(), why.clone()))
+            .collect(),
         reach: api::Reach {
             direct: words(&snapshot.reach.direct),
             relay: words(&snapshot.reach.relay),
@@ -165,6 +176,11 @@ fn finding(finding: &Finding) -> api::Finding {
         message: finding.message.clone(),
         remedy: finding.remedy.clone(),
     }
+}
+
+/// Rounded to the tenth.
+fn seconds(time: std::time::Duration) -> f64 {
+    (time.as_secs_f64() * 10.0).round() / 10.0
 }
 
 /// Rounded to the microsecond, so that JSON stays short.
@@ -308,6 +324,42 @@ mod tests {
         assert_eq!(keys(&json["peers"][0]["path"]), "kind remote via");
         assert_eq!(keys(&json["findings"][0]), "code message remedy severity");
         assert_eq!(json["peers"][0]["rtt_ms"], 12.345);
+    }
+
+    #[test]
+    fn netcheck_has_the_documented_keys_and_says_why() {
+        let snapshot = NetcheckSnapshot {
+            nat: NatReport::default(),
+            endpoints: vec![],
+            stun: vec![],
+            relays: vec![],
+            turn: vec![],
+            port_mapping: None,
+            ipv6: false,
+            mtu: 1420,
+            hairpin: overlay::Hairpin::No("nothing came back"),
+            lifetime: overlay::Lifetime {
+                at_least: Some(Duration::from_millis(7_500)),
+                below: Some(Duration::from_millis(9_375)),
+                why: "",
+            },
+            keepalive: Duration::from_secs(5),
+            reasons: vec![("hairpin", "nothing came back".to_owned())],
+            reach: overlay::Reach::default(),
+            findings: vec![],
+        };
+        let json = serde_json::to_value(netcheck(&snapshot)).unwrap();
+        let keys: Vec<_> = json.as_object().unwrap().keys().cloned().collect();
+        let mut keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+        keys.sort_unstable();
+        assert_eq!(
+            keys.join(" "),
+            "endpoints findings hairpin ipv6 keepalive_s mapping_lifetime mtu nat port_mapping reach reasons relays stun"
+        );
+        assert_eq!(json["hairpin"], "no");
+        assert_eq!(json["mapping_lifetime"]["at_least_s"], 7.5);
+        assert_eq!(json["mapping_lifetime"]["below_s"], 9.4);
+        assert_eq!(json["reasons"]["hairpin"], "nothing came back");
     }
 
     #[test]

@@ -22,6 +22,10 @@ fn table(netcheck: &api::Netcheck) -> String {
         port_mapping,
         ipv6,
         mtu,
+        hairpin,
+        mapping_lifetime,
+        keepalive_s,
+        reasons,
         reach,
         findings,
     } = netcheck;
@@ -34,17 +38,38 @@ fn table(netcheck: &api::Netcheck) -> String {
         "apdm" => {
             "address- and port-dependent: another public port for each destination; direct paths are hard"
         }
-        _ => "unknown: too few peers or STUN servers have answered to tell",
+        _ => "unknown",
     };
     let filtering = match nat.filtering.as_str() {
         "eif" => "endpoint-independent: anybody may answer",
         "adf" => "address-dependent: whoever's address was sent to may answer",
         "apdf" => "address- and port-dependent: only whoever was sent to may answer",
-        _ => "unknown: nobody has tried from another address",
+        _ => "unknown",
     };
-    _ = writeln!(out, "NAT mapping    {mapping}");
-    _ = writeln!(out, "NAT filtering  {filtering}");
-    _ = writeln!(out, "NAT ports      {}", nat.allocation);
+    // What is known well needs no reason; what is not does.
+    let because = |text: &str, field: &str| match reasons.get(field) {
+        Some(why) => format!("{text}: {why}"),
+        None => text.to_owned(),
+    };
+    let hairpin = match hairpin.as_str() {
+        "yes" => "yes",
+        "no" => "no",
+        _ => "unknown",
+    };
+    let lifetime = lifetime_in_words(mapping_lifetime);
+    let lifetime = match &lifetime {
+        Some(known) => format!("{known}; one packet every {keepalive_s} s at least keeps it"),
+        None => because("unknown", "mapping_lifetime"),
+    };
+    for (title, text) in [
+        ("NAT mapping", because(mapping, "mapping")),
+        ("NAT filtering", because(filtering, "filtering")),
+        ("NAT ports", because(&nat.allocation, "allocation")),
+        ("NAT hairpin", because(hairpin, "hairpin")),
+        ("NAT memory", lifetime),
+    ] {
+        _ = writeln!(out, "{title:<14} {text}");
+    }
     _ = writeln!(
         out,
         "UDP            {}",
@@ -91,6 +116,18 @@ fn table(netcheck: &api::Netcheck) -> String {
     out
 }
 
+/// `None` where nothing is known.
+fn lifetime_in_words(lifetime: &api::MappingLifetime) -> Option<String> {
+    Some(match (lifetime.at_least_s, lifetime.below_s) {
+        (Some(alive), Some(dead)) => {
+            format!("a silent flow is remembered for {alive} s, and forgotten after {dead} s")
+        }
+        (Some(alive), None) => format!("a silent flow is remembered for {alive} s or longer"),
+        (None, Some(dead)) => format!("a silent flow is forgotten after less than {dead} s"),
+        (None, None) => return None,
+    })
+}
+
 /// The JSON's word and what follows it, for people.
 fn port_mapping_in_words(text: &str) -> String {
     let (word, rest) = text.split_once(' ').unwrap_or((text, ""));
@@ -108,6 +145,26 @@ fn port_mapping_in_words(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_table_says_why_where_a_verdict_is_missing() {
+        let json = serde_json::json!({
+            "nat": { "mapping": "eim", "filtering": "unknown", "allocation": "preserving", "udp_blocked": false },
+            "endpoints": [], "stun": [], "relays": [], "port_mapping": "off", "ipv6": false, "mtu": 1420,
+            "hairpin": "no", "mapping_lifetime": { "at_least_s": 7.5, "below_s": 9.4 }, "keepalive_s": 5.0,
+            "reasons": { "filtering": "nobody tried", "hairpin": "nothing came back" }, "findings": []
+        });
+        let netcheck = serde_json::from_value(json).expect("the contract's JSON");
+        let said = table(&netcheck);
+        for line in [
+            "NAT filtering  unknown: nobody tried\n",
+            "NAT ports      preserving\n",
+            "NAT hairpin    no: nothing came back\n",
+            "NAT memory     a silent flow is remembered for 7.5 s, and forgotten after 9.4 s; one packet every 5 s at least keeps it\n",
+        ] {
+            assert!(said.contains(line), "{line}{said}");
+        }
+    }
 
     #[test]
     fn what_the_gateway_said_is_told_in_words() {

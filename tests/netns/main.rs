@@ -15,6 +15,7 @@ mod matrix;
 mod membership;
 mod mtu;
 mod nats;
+mod netcheck;
 mod paths;
 mod plain;
 mod portmap;

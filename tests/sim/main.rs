@@ -11,6 +11,7 @@ mod scenarios {
     mod lazy;
     mod meeting;
     mod mtu;
+    mod own_nat;
     mod quiet;
     mod relaying;
     mod trial;

@@ -191,6 +191,12 @@ impl World {
             .join(", ")
     }
 
+    /// What a node says of itself.
+    pub fn snapshot(&self, id: NodeId) -> overlay::Snapshot {
+        let overlay = self.nodes[id.0].overlay.as_ref();
+        overlay.expect("the node is on").snapshot(self.clock(id))
+    }
+
     /// Packets that a node sent.
     pub fn sent(&self, id: NodeId) -> u64 {
         self.links(id)

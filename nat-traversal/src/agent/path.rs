@@ -16,7 +16,7 @@ use crate::api::{Event, Path, PathKind, TurnPath};
 use crate::node::{Node, Purpose};
 use crate::remote::Remote;
 use crate::schedule::{
-    FAST_GRACE, FAST_INTERVAL, FAST_PROBES, HEARTBEAT, KEEPALIVE, KEEPALIVE_RETRY, SILENCE,
+    FAST_GRACE, FAST_INTERVAL, FAST_PROBES, HEARTBEAT, KEEPALIVE_RETRY, SILENCE,
 };
 use crate::score::{Preference, SAMPLES, Score};
 
@@ -127,7 +127,7 @@ impl PathAgent {
             self.activity.proven();
             if matches!(in_use.health, Health::Suspect { .. }) {
                 in_use.health = Health::Good;
-                in_use.next = now + node.jitter(KEEPALIVE);
+                in_use.next = now + node.keepalive();
                 self.mtu.catch_up(now);
                 node.meet.insert(self.id);
                 if in_use.path.kind.is_relayed() {
@@ -140,7 +140,7 @@ impl PathAgent {
             if self.activity.is_active(now) {
                 in_use.next = in_use.next.min(soonest);
             } else if in_use.next < soonest + HEARTBEAT {
-                in_use.next = now + node.jitter(KEEPALIVE);
+                in_use.next = now + node.keepalive();
             }
         }
         self.refresh_spare(node);
@@ -229,7 +229,7 @@ impl PathAgent {
         let next = if self.activity.is_active(now) {
             HEARTBEAT
         } else {
-            node.jitter(KEEPALIVE)
+            node.keepalive()
         };
         let direct = !path.kind.is_relayed();
         if direct && !self.has_direct() {
@@ -451,6 +451,13 @@ impl PathAgent {
             in_use.next = in_use.next.max(now + KEEPALIVE_RETRY);
             let remote = in_use.path.remote;
             self.send_probe(node, remote, self.purpose(remote), now);
+        }
+    }
+
+    /// Mappings turn out to live for less than was thought.
+    pub(crate) fn hasten(&mut self, node: &mut Node, now: Instant) {
+        if let Some(in_use) = &mut self.in_use {
+            in_use.next = in_use.next.min(now + node.keepalive());
         }
     }
 

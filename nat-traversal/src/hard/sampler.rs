@@ -99,7 +99,12 @@ impl Samples {
 
     /// The external port that a sample has shown.
     pub(crate) fn port(&self, token: u64) -> Option<u16> {
-        Some(self.waiting.get(&token)?.mapped?.port())
+        Some(self.mapped(token)?.port())
+    }
+
+    /// The external address that a sample has shown.
+    pub(crate) fn mapped(&self, token: u64) -> Option<SocketAddr> {
+        self.waiting.get(&token)?.mapped
     }
 
     /// Nobody waits for it any longer.
@@ -117,6 +122,16 @@ impl Node {
 
     fn sample_at(&mut self, socket: u32, index: usize, now: Instant) -> Option<u64> {
         let observer = self.samples.observers.get(index)?.clone();
+        self.sample_by(socket, &observer, now)
+    }
+
+    /// Asks this observer how it sees a socket; `None` where too many are asked already.
+    pub(crate) fn sample_by(
+        &mut self,
+        socket: u32,
+        observer: &Observer,
+        now: Instant,
+    ) -> Option<u64> {
         if self.samples.waiting.len() >= WAITING_MAX {
             return None;
         }

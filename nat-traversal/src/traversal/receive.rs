@@ -30,8 +30,9 @@ impl Arrival {
 }
 
 impl Traversal {
-    /// A control datagram arrived on [`SocketId::Main`], [`SocketId::Alternate`], [`SocketId::Relay`] or [`SocketId::Turn`]. Whatever is
-    /// in it, at most one datagram goes back to `remote`, and none to senders that are not known.
+    /// A control datagram arrived on [`SocketId::Main`], [`SocketId::Alternate`], [`SocketId::Relay`] or [`SocketId::Turn`].
+    /// Whatever is in it, at most one datagram goes back to `remote` (or, where a peer asks so and seldom, to another
+    /// port of its address), and none to senders that are not known.
     pub fn handle_datagram(
         &mut self,
         socket: SocketId,
@@ -88,6 +89,13 @@ impl Traversal {
                 // Those of a bound pair are forwarded by the host.
                 Err("refused-relay-port")
             }
+            Class::Request
+                if self
+                    .hairpin
+                    .heard(&mut self.node, header.transaction, now.mono) =>
+            {
+                Ok(())
+            }
             Class::Request => self.request(arrival, header, bytes),
             Class::Success | Class::Error => self.answer(arrival, header, bytes),
             Class::Indication => self.bind_request(arrival, header, bytes),
@@ -127,6 +135,17 @@ impl Traversal {
         if !by_turn {
             self.node.nat.heard();
         }
+        let to = match caller.message.response_port {
+            None => remote,
+            Some(port) => {
+                let to = SocketAddr::new(remote.ip(), port);
+                let may = !relayed && !by_turn && self.node.admission.admits(&to);
+                if !may || !agent.answers_elsewhere(now.mono) {
+                    return Err("refused-response-port");
+                }
+                to
+            }
+        };
         let data = agent.on_request(
             &mut self.node,
             (arrival.socket, local.port(), remote),
@@ -136,6 +155,7 @@ impl Traversal {
         );
         agent.rearm();
         let reply = Reply::Success {
+            to,
             data,
             other: self.node.other_address(local).filter(|_| !relayed),
             change_port: caller.message.change_port && !relayed,
@@ -168,6 +188,7 @@ impl Traversal {
         let served = self.serve(caller.id, caller.name, &bind, came, arrival.now.mono);
         let reply = match served {
             Ok(data) => Reply::Success {
+                to: arrival.remote,
                 data: Some(data),
                 other: None,
                 change_port: false,
@@ -240,6 +261,7 @@ impl Traversal {
         };
         let source =
             Some(arrival.local.ip()).filter(|ip| !ip.is_unspecified() && !arrival.by_turn());
+        let mut destination = arrival.remote;
         let (socket, bytes) = match reply {
             Reply::Stale(highest) => {
                 let highest = highest.to_be_bytes();
@@ -252,10 +274,12 @@ impl Traversal {
                 (arrival.socket, outgoing.encode(Class::Error))
             }
             Reply::Success {
+                to,
                 data,
                 other,
                 change_port,
             } => {
+                destination = *to;
                 outgoing.mapped = Some(self.node.turn.real(arrival.remote));
                 outgoing.other = *other;
                 outgoing.data = data.as_deref();
@@ -269,7 +293,7 @@ impl Traversal {
             }
         };
         self.node.counters.add("answers-sent");
-        self.node.transmit(socket, source, arrival.remote, bytes);
+        self.node.transmit(socket, source, destination, bytes);
     }
 
     fn answer(
@@ -286,6 +310,7 @@ impl Traversal {
             joins,
             node,
             agents,
+            lifetime,
             ..
         } = self;
         let Some(pending) = node.pending.get(&header.transaction).cloned() else {
@@ -351,6 +376,7 @@ impl Traversal {
                     node.samples.answered(token, mapped);
                 }
             }
+            Purpose::Elsewhere(_) => lifetime.answered(node, arrival.socket, now.mono),
             Purpose::Mtu(size) => agent.on_mtu_answer(node, remote, size, now.mono),
             Purpose::OtherPort | Purpose::Mapping | Purpose::Bind(_) => {
                 self.nat_test
@@ -403,6 +429,8 @@ fn sample_of_server(node: &mut Node, id: [u8; 12], remote: SocketAddr, bytes: &[
 /// What to answer.
 enum Reply {
     Success {
+        /// Whom it is for.
+        to: SocketAddr,
         data: Option<Vec<u8>>,
         other: Option<SocketAddr>,
         change_port: bool,

@@ -41,6 +41,7 @@ impl Traversal {
         self.run_turn(now.mono);
         self.refresh_observers();
         self.sampler.run(&mut self.node, now.mono);
+        self.run_spare_tests(now.mono);
         if std::mem::take(&mut self.node.samples.news) {
             for agent in self
                 .agents
@@ -81,6 +82,8 @@ impl Traversal {
             .chain(self.relay_deadline())
             .chain(self.turn_deadline())
             .chain(self.sampler.deadline())
+            .chain(self.hairpin.deadline())
+            .chain(self.lifetime.deadline())
             .chain(self.node.nat.deadline().map(|at| (at, "udp-blocked")))
             .min()
             // What had to wait for something else is due now; it does not mean that the machine slept.
@@ -93,11 +96,43 @@ impl Traversal {
         }
     }
 
-    /// Who can tell how new sockets appear: peers' main ports, STUN servers, peers' alternate ports.
+    /// What is tested with sockets of its own.
+    fn run_spare_tests(&mut self, now: Instant) {
+        if self.hairpin.is_due(now) {
+            let observers = self.observers();
+            self.hairpin.begin(&mut self.node, &observers, now);
+        }
+        self.hairpin.run(&mut self.node, now);
+        if self.node.connected && self.lifetime.is_due(now) {
+            let (observers, open) = (self.observers(), self.node.is_open());
+            self.lifetime.begin(&mut self.node, &observers, open, now);
+        }
+        self.lifetime.run(&mut self.node, now);
+        let keepalive = self.lifetime.keepalive();
+        if keepalive != self.node.keepalive {
+            self.node.keepalive = keepalive;
+            self.node.events.push_back(Event::KeepaliveChanged);
+            for agent in self.agents.values_mut() {
+                agent.hasten(&mut self.node, now);
+                agent.rearm();
+            }
+        }
+    }
+
+    /// Keeps the observers of samples up to date, where there is something to sample.
     fn refresh_observers(&mut self) {
         if !self.node.nat.is_hard() {
             return;
         }
+        let observers = self.observers();
+        let addresses: Vec<_> = observers.iter().map(|o| o.address).collect();
+        if !self.node.samples.observes_from(&addresses) {
+            self.node.samples.set_observers(observers);
+        }
+    }
+
+    /// Who can tell how new sockets appear: peers' main ports, STUN servers, peers' alternate ports.
+    fn observers(&self) -> Vec<Observer> {
         let peers = self.agents.iter().filter_map(|(id, agent)| {
             let (link, remote, other) = agent.observes()?;
             Some((*id, link, remote, other))
@@ -115,24 +150,16 @@ impl Traversal {
         let others = peers
             .iter()
             .filter_map(|(id, link, _, other)| Some(((*other)?, Some((*id, *link)))));
-        let all: Vec<_> = mains
+        mains
             .chain(servers.map(|server| (*server, None)))
             .chain(others)
             .take(OBSERVERS_MAX)
-            .collect();
-        let addresses: Vec<_> = all.iter().map(|(address, _)| *address).collect();
-        if self.node.samples.observes_from(&addresses) {
-            return;
-        }
-        let observers = all
-            .into_iter()
             .map(|(address, peer)| Observer {
                 address,
                 peer: peer.map(|(id, link)| (id, link.clone())),
                 answers: true,
             })
-            .collect();
-        self.node.samples.set_observers(observers);
+            .collect()
     }
 
     /// Asks up to two good paths, those heard last, and the servers, how they see us now.
@@ -170,7 +197,7 @@ impl Traversal {
     }
 
     fn begin_nat_test(&mut self, now: Instant) {
-        if !self.nat_test.is_due(now) || !self.node.nat.wants_tests() {
+        if !self.nat_test.is_due(now) {
             return;
         }
         let last = self.nat_test.last();

@@ -515,6 +515,7 @@ impl Net {
             | Event::RestChanged { .. }
             | Event::Woken { .. }
             | Event::RelayChanged
+            | Event::KeepaliveChanged
             | Event::TurnChanged
             | Event::TurnResolve(_) => {}
         }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use sim_net::{Allocator, Families, Filtering, LinkSpec, Mapping, NatSpec};
 
 use crate::matrix::{class, soon};
+use crate::scenarios::trial::counter;
 use crate::world::{Access, NodeId, Place, Seat, World};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -191,6 +192,42 @@ fn nodes_that_list_each_other_in_files_meet_without_any_authority() {
         "{took:?}\n{}",
         world.describe()
     );
+}
+
+#[test]
+fn nodes_that_no_single_neighbour_knows_both_of_meet_over_two() {
+    let mut world = World::new(11);
+    let public = world.place(Access::Public, false);
+    let (east, west) = (
+        world.place(Access::Nat(STRICT), false),
+        world.place(Access::Nat(STRICT), false),
+    );
+    let x = world.node("x", public, Seat::V4);
+    let y = world.node("y", public, Seat::V4);
+    let a = world.node("a", east, Seat::V4);
+    let b = world.node("b", west, Seat::V4);
+    // Nobody gossips about whom only a file names, so calls are all that a and b have.
+    for (one, other) in [(x, y), (a, x), (b, y), (a, b)] {
+        world.list(one, other, other != b);
+        world.list(other, one, false);
+    }
+    for (index, id) in [x, y, a, b].into_iter().enumerate() {
+        let own = IpAddr::from([10, 77, 0, u8::try_from(index + 1).expect("small")]);
+        world.nodes[id.0].config.addresses = vec![own.into()];
+    }
+    world.boot_all();
+    let took = world.meet(a, b, 10 * SECOND);
+    assert!(
+        took.is_some_and(|t| t < 3 * SECOND),
+        "{took:?}\n{}",
+        world.describe()
+    );
+    // Two answered calls take four passages; a circle would take thousands.
+    world.seconds(60);
+    for id in [x, y] {
+        let passed = counter(&world, id, "forwarded");
+        assert!((1..40).contains(&passed), "{passed} passed on");
+    }
 }
 
 #[test]
