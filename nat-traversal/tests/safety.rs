@@ -397,7 +397,6 @@ fn a_joiner_is_heard_before_it_is_a_peer_and_gets_its_answer() {
             | Event::PathMtuChanged { .. }
             | Event::SpareChanged { .. }
             | Event::EpochRaised(_)
-            | Event::SpareChanged { .. }
             | Event::RestChanged { .. }
             | Event::Woken { .. }
             | Event::RelayChanged => None,

@@ -512,7 +512,6 @@ impl Net {
             | Event::PathMtuChanged { .. }
             | Event::SpareChanged { .. }
             | Event::EpochRaised(_)
-            | Event::SpareChanged { .. }
             | Event::RestChanged { .. }
             | Event::Woken { .. }
             | Event::RelayChanged => {}
