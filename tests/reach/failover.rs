@@ -18,6 +18,8 @@ const BEFORE: Duration = Duration::from_secs(2);
 const AFTER: Duration = Duration::from_secs(4);
 /// After the mending: looking for a direct path again.
 const RETURN: Duration = Duration::from_secs(5);
+/// The next trial begins with a direct path.
+const RETRY: Duration = Duration::from_secs(150);
 /// Answers take less.
 const LATE: Duration = Duration::from_millis(500);
 
@@ -120,8 +122,9 @@ impl Scene {
             mended = Some(Instant::now());
         }
         let pings = pings.join().expect("pings end");
-        self.paris.wait_direct("tokyo", PATIENCE);
-        self.tokyo.wait_direct("paris", PATIENCE);
+        // Whoever was not met directly at once is tried again once a minute.
+        self.paris.wait_direct("tokyo", RETRY);
+        self.tokyo.wait_direct("paris", RETRY);
         let gap = pings.gap(broken, mended);
         let (lost, sent) = mended.map_or((0, 0), |since| pings.lost(since));
         (gap, lost, sent)

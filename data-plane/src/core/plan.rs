@@ -122,11 +122,6 @@ impl Core {
             kick = Kick::Hello;
         }
         peer.keepalive = planned.keepalive;
-        if peer.also.is_some() && planned.also.is_none() && planned.endpoint.is_some() {
-            // It may have been heard at the second address since.
-            peer.endpoint = planned.endpoint;
-            peer.local = None;
-        }
         peer.also = planned.also;
         let moved =
             planned.endpoint.is_some() && (planned.endpoint, planned.insist) != peer.planned;

@@ -121,8 +121,7 @@ impl Peer {
 
     pub(super) fn configure(&mut self, planned: &TunnelPeer, context: &mut Context<'_>) {
         let said = |planned: &TunnelPeer| (planned.endpoint, planned.insist);
-        let single = self.planned.also.is_some() && planned.also.is_none();
-        if planned.endpoint.is_some() && (single || said(planned) != said(&self.planned)) {
+        if planned.endpoint.is_some() && said(planned) != said(&self.planned) {
             self.endpoint = planned.endpoint;
         }
         let keepalive_began = self.planned.keepalive.is_none() && planned.keepalive.is_some();

@@ -60,7 +60,9 @@ fn failover(backend: Backend, families: Families, most: Duration) {
             "{} {families:?} {fault:?}: {median:?}, at most {worst:?}",
             backend.kind()
         );
-        assert!(median <= most && worst <= 2 * most, "{fault:?}: {gaps:?}");
+        // WireGuard may have been elsewhere than where probes go, and is put back after 2 s.
+        let late = most.max(Duration::from_millis(2_500));
+        assert!(median <= most && worst <= late, "{fault:?}: {gaps:?}");
     }
 }
 
