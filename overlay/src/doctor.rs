@@ -415,7 +415,7 @@ impl Overlay {
         Some(info(
             "mapping-lifetime",
             format!(
-                "the NAT or firewall of this node forgets a flow that is silent for less than {}, so a packet goes out every {} at least",
+                "the NAT or firewall of this node forgets a flow after less than {} of silence, so a packet goes out every {} at least",
                 seconds(below),
                 seconds(keepalive)
             ),

@@ -32,6 +32,10 @@ fn netcheck_tells_hairpin_and_a_short_memory_and_doctor_what_follows() {
         let path = format!("net/netfilter/{timeout}");
         scene.west.router.sysctl(&path, &SHORT.to_string());
     }
+    // Where the host's bridges ask iptables, what a host sends to itself does not leave its port again.
+    scene.east.router.enter(|| {
+        _ = std::fs::write("/proc/sys/net/bridge/bridge-nf-call-iptables", "0");
+    });
     for (node, expected) in [(&scene.paris, "no"), (&scene.tokyo, "yes")] {
         wait_until("netcheck tells hairpin", HALVING, || {
             let told = netcheck(node);
@@ -72,5 +76,8 @@ fn netcheck_tells_hairpin_and_a_short_memory_and_doctor_what_follows() {
     }
     let doctor = scene.paris.verb(&["doctor", "tokyo"], "");
     let doctor = String::from_utf8_lossy(&doctor.stdout);
-    assert!(doctor.contains("forgets a flow that is silent"), "{doctor}");
+    assert!(
+        doctor.contains("forgets a flow after less than"),
+        "{doctor}"
+    );
 }
