@@ -221,8 +221,8 @@ impl Engine {
 
     /// Tells of every handshake initiation from now on: where it goes, and its bytes. Called on the worker, before it
     /// is sent: it must return soon, and not drop the engine. Only the first call counts.
-    pub fn tell_initiations(&self, told: Box<dyn Fn(SocketAddr, &[u8]) + Send + Sync>) {
-        let _ = self.shared.initiations.set(told);
+    pub fn tell_initiations(&self, told: impl Fn(SocketAddr, &[u8]) + Send + Sync + 'static) {
+        let _ = self.shared.initiations.set(Box::new(told));
     }
 
     /// What is known of peers there is a session or traffic for.

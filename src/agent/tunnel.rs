@@ -400,10 +400,10 @@ fn start(settings: &Settings, events: &mpsc::Sender<Event>) -> Result<Engine, En
         }),
     )?;
     let events = events.clone();
-    engine.tell_initiations(Box::new(move |remote, bytes| {
+    engine.tell_initiations(move |remote, bytes| {
         let bytes = bytes.to_vec();
         _ = events.try_send(Event::Initiation { remote, bytes });
-    }));
+    });
     Ok(engine)
 }
 

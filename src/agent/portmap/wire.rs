@@ -216,9 +216,12 @@ async fn device(uplink: Uplink) -> Result<Gateway<Tokio>, String> {
     search.bind_addr = SocketAddr::new(uplink.local.into(), 0);
     search.broadcast_address = SSDP.into();
     search.timeout = Some(SEARCH);
-    let found = search_gateway(search).await.map_err(|error| match error {
-        SearchError::NoResponseWithinTimeout => no_answer(),
-        other => words(other),
+    let found = search_gateway(search).await.map_err(|error| {
+        if matches!(error, SearchError::NoResponseWithinTimeout) {
+            no_answer()
+        } else {
+            words(error)
+        }
     })?;
     if found.addr.ip() == IpAddr::V4(uplink.gateway) {
         Ok(found)
@@ -236,12 +239,17 @@ fn words(error: impl std::fmt::Display) -> String {
 }
 
 fn socket_reason(error: &io::Error) -> String {
-    match error.kind() {
-        io::ErrorKind::ConnectionRefused => "not spoken".to_owned(),
-        _ => crate::config::sentence(error),
+    if error.kind() == io::ErrorKind::ConnectionRefused {
+        "not spoken".to_owned()
+    } else {
+        crate::config::sentence(error)
     }
 }
 
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "what else a gateway may answer has words of its own"
+)]
 fn pcp_reason(failure: &pcp::Failure) -> String {
     match failure {
         pcp::Failure::Socket(error) => socket_reason(error),
@@ -251,6 +259,10 @@ fn pcp_reason(failure: &pcp::Failure) -> String {
     }
 }
 
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "what else a gateway may answer has words of its own"
+)]
 fn nat_pmp_reason(failure: &natpmp::Failure) -> String {
     match failure {
         natpmp::Failure::Socket(error) => socket_reason(error),
