@@ -5,7 +5,7 @@
 //! the other way round. Who is where, and what a TURN message says, is not known here.
 //!
 //! A stream carries what is waiting in one write. What it cannot carry is dropped as a queue before a slow line drops
-//! it, at [`link::QUEUE`] bytes: WireGuard's inner protocols slow down by it.
+//! it, at `link::QUEUE` bytes: WireGuard's inner protocols slow down by it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};

@@ -5,7 +5,7 @@
 //! in the order of their transports, a moment apart; the first that allocates is used, better ones are tried on.
 //!
 //! A peer's address behind a link has a loopback address of its own ([`mesh_types::plan::Proxy`]). All other modules
-//! take that for the address: it is a candidate like others, probed like others, with [`SocketId::Turn`] for a socket.
+//! take that for the address: it is a candidate like others, probed like others, with [`mesh_types::SocketId::Turn`] for a socket.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
