@@ -81,8 +81,11 @@ impl HairpinTest {
         self.verdict
     }
 
-    /// Tests afresh. What is known stays known until then, unless the host has moved.
+    /// Tests afresh, unless it is under way. What is known stays known until then, unless the host has moved.
     pub(crate) fn restart(&mut self, node: &mut Node, moved: bool, now: Instant) {
+        if self.running.is_some() && !moved {
+            return;
+        }
         self.stop(node);
         self.due = now;
         if moved {
