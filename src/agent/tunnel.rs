@@ -284,8 +284,7 @@ impl Tunnel {
     /// Is each handshake that it begins told by [`Event::Initiation`]?
     pub fn tells_initiations(&self) -> bool {
         match self {
-            // The packet log ([`Watch`]) tells of them, but nobody has seen it deliver yet (`tests/kernel`): peers stay awake.
-            Self::Kernel { .. } => false,
+            Self::Kernel { watch, .. } => watch.is_some(),
             Self::Userspace { .. } => true,
         }
     }
