@@ -133,7 +133,7 @@ impl HairpinTest {
             transaction: node.random(),
             phase: Phase::Opening,
             sent: 0,
-            next: now + SAMPLE_RETRY,
+            next: now + SAMPLE_RETRY.1,
         });
     }
 

@@ -33,8 +33,9 @@ pub(crate) const SAMPLE_SPACING: Duration = Duration::from_millis(5);
 pub(crate) const SAMPLE_PATIENCE: Duration = Duration::from_millis(800);
 /// After a verdict, the next sampling: as often as the other tests of the own NAT.
 pub(crate) const SAMPLE_AGAIN: Duration = Duration::from_secs(300);
-/// After too few answers.
-pub(crate) const SAMPLE_RETRY: Duration = Duration::from_secs(30);
+/// After too few answers, at first and at most: at a start not all observers are in reach at once.
+pub(crate) const SAMPLE_RETRY: (Duration, Duration) =
+    (Duration::from_secs(2), Duration::from_secs(30));
 
 /// Ports that lie within so many form a block: what carriers give a subscriber (RFC 6888), and what 64
 /// sockets hit with 283 probes (99 %).

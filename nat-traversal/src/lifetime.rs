@@ -241,7 +241,7 @@ impl LifetimeTest {
             tokens: Vec::new(),
             outside: None,
             sent: 0,
-            next: now + SAMPLE_RETRY,
+            next: now + SAMPLE_RETRY.1,
         });
     }
 

@@ -269,7 +269,7 @@ impl Pair {
             let nat = &status["node"]["nat"];
             let known = nat["mapping"] != "unknown"
                 && nat["filtering"] != "unknown"
-                && (!self.hard || nat["allocation"] != "unknown");
+                && (!self.hard || nat["mapping"] == "adm" || nat["allocation"] != "unknown");
             if known && state(&status, "hub") == "direct" {
                 Ok(())
             } else {

@@ -173,6 +173,8 @@ pub(crate) struct Sampler {
     running: Option<Run>,
     /// Not before.
     due: Option<Instant>,
+    /// Samplings in a row that had too few answers.
+    failures: u32,
 }
 
 #[derive(Debug)]
@@ -208,6 +210,7 @@ impl Sampler {
     pub(crate) fn restart(&mut self, node: &mut Node) {
         self.stop(node);
         self.due = None;
+        self.failures = 0;
     }
 
     fn stop(&mut self, node: &mut Node) {
@@ -227,13 +230,15 @@ impl Sampler {
             self.begin(node, now);
         }
         let Some(run) = &mut self.running else {
+            // Whatever is missing tells by itself when it is there.
+            self.due.take_if(|due| *due <= now);
             return;
         };
         if !node.sockets.are_open(&run.sockets) {
             if run.next <= now {
                 // The host does not open them.
                 self.stop(node);
-                self.due = Some(now + SAMPLE_RETRY);
+                self.retry(now);
             }
             return;
         }
@@ -298,7 +303,7 @@ impl Sampler {
             open,
             asked: Vec::new(),
             started: None,
-            next: now + SAMPLE_RETRY,
+            next: now + SAMPLE_RETRY.1,
         });
     }
 
@@ -343,15 +348,25 @@ impl Sampler {
                 observer.answers = false;
             }
         }
-        let known = verdict != Allocation::Unknown;
         node.nat.sampled(verdict, busy);
         node.counters.add("allocator-verdicts");
         self.stop(node);
-        self.due = Some(now + if known { SAMPLE_AGAIN } else { SAMPLE_RETRY });
+        if verdict == Allocation::Unknown {
+            self.retry(now);
+        } else {
+            self.failures = 0;
+            self.due = Some(now + SAMPLE_AGAIN);
+        }
+    }
+
+    fn retry(&mut self, now: Instant) {
+        let wait = SAMPLE_RETRY.0 * 2_u32.saturating_pow(self.failures);
+        self.due = Some(now + wait.min(SAMPLE_RETRY.1));
+        self.failures = self.failures.saturating_add(1).min(8);
     }
 
     pub(crate) fn deadline(&self) -> Option<(Instant, &'static str)> {
-        let run = self.running.as_ref()?;
-        Some((run.next, "samples"))
+        let next = self.running.as_ref().map(|run| run.next);
+        Some((next.or(self.due)?, "samples"))
     }
 }
