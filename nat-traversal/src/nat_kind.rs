@@ -132,9 +132,12 @@ impl NatKind {
             .get(&remote)
             .is_some_and(|seen| seen.mapped != mapped);
         if moved {
+            // Where each remote sees a port of its own, one that has gone says nothing of the others.
+            let apart = self.is_hard();
             self.seen
                 .values_mut()
                 .filter(|seen| seen.mapped != mapped && seen.mapped.is_ipv4() == mapped.is_ipv4())
+                .filter(|seen| !apart || seen.mapped.ip() != mapped.ip())
                 .for_each(|seen| seen.stale = true);
         }
         if self.seen.len() >= OBSERVATIONS_MAX && !self.seen.contains_key(&remote) {

@@ -267,7 +267,15 @@ impl PathAgent {
         self.suspect_saying(node, Purpose::Doubt, now);
     }
 
-    /// The same; `doubt` says what the peer is told by the second way.
+    /// The same of a path that was asked and had its time to answer: looks for others at once.
+    fn suspect_unanswered(&mut self, node: &mut Node, now: Instant) {
+        self.suspect(node, now);
+        if !self.has_widened() {
+            self.widen(node, now);
+        }
+    }
+
+    /// Is the path still there? `doubt` says what the peer is told by the second way.
     fn suspect_saying(&mut self, node: &mut Node, doubt: Purpose, now: Instant) {
         let Some(in_use) = self.in_use.as_mut() else {
             return;
@@ -429,7 +437,7 @@ impl PathAgent {
             in_use.missed += 1;
         }
         if in_use.missed >= 2 || (in_use.awaiting && in_use.asked) {
-            self.suspect(node, now.mono);
+            self.suspect_unanswered(node, now.mono);
             return;
         }
         let wait = if active {
@@ -448,7 +456,9 @@ impl PathAgent {
         }
         if let Some(in_use) = &mut self.in_use {
             in_use.probed();
-            in_use.next = in_use.next.max(now + KEEPALIVE_RETRY);
+            if !in_use.asked {
+                in_use.next = in_use.next.max(now + KEEPALIVE_RETRY);
+            }
             let remote = in_use.path.remote;
             self.send_probe(node, remote, self.purpose(remote), now);
         }

@@ -106,7 +106,7 @@ fn pair(seed: u64, nat: NatSpec, families: Families, backend: Backend) -> (World
 }
 
 /// Datagrams that either sent to the other since a moment, directly or to a relay's port for it. What goes to the
-/// relay itself is for the relay.
+/// relay itself is for the relay, and what goes to an own address tests the own translator.
 fn between(world: &World, a: NodeId, b: NodeId, since: Instant) -> usize {
     let relays = world.nodes.iter().filter(|node| node.config.may_relay);
     let mains: Vec<(Vec<IpAddr>, u16)> = relays
@@ -127,11 +127,22 @@ fn between(world: &World, a: NodeId, b: NodeId, since: Instant) -> usize {
     };
     [a, b]
         .into_iter()
-        .flat_map(|id| world.links(id))
-        .flat_map(|link| world.net.tapped(link))
+        .flat_map(|id| world.links(id).into_iter().map(move |link| (id, link)))
+        .flat_map(|(id, link)| {
+            let own = own_addresses(world, id);
+            let tapped = world.net.tapped(link).iter();
+            tapped.filter(move |packet| !own.contains(&packet.destination.ip()))
+        })
         .filter(|packet| packet.at >= since && packet.direction == Direction::Out)
         .filter(|packet| others(&packet.destination))
         .count()
+}
+
+/// Under which it is known, inside and outside.
+fn own_addresses(world: &World, id: NodeId) -> Vec<IpAddr> {
+    let overlay = world.nodes[id.0].overlay.as_ref().expect("it is on");
+    let endpoints = overlay.snapshot(world.clock(id)).node.endpoints;
+    endpoints.iter().map(|own| own.address.ip()).collect()
 }
 
 fn state(world: &World, id: NodeId, peer: NodeId) -> PeerState {

@@ -69,7 +69,8 @@ fn a_pair_that_cannot_meet_gives_up_no_hope_and_makes_little_noise() {
     let sent = [a, b].map(|id| world.sent(id));
     for (before, after) in before.into_iter().zip(sent) {
         let sent = after - before;
-        assert!(sent <= 450, "{sent} packets in 600 s\n{}", world.describe());
+        // A tenth of them are tests of the own translator.
+        assert!(sent <= 500, "{sent} packets in 600 s\n{}", world.describe());
     }
 }
 
