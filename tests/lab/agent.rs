@@ -252,6 +252,19 @@ impl Node {
 
     /// What the agent answers to `GET path`, without the start of a program: for watching closely.
     pub fn ask(&self, path: &str) -> Result<Value, String> {
+        let body = self.get(path)?;
+        serde_json::from_str(&body).map_err(|error| format!("no JSON: {error}"))
+    }
+
+    /// How often the agent has counted an event since its start.
+    pub fn counted(&self, event: &str) -> Result<u64, String> {
+        let metrics = self.get("/metrics")?;
+        let name = format!("farspan_events_total{{event=\"{event}\"}} ");
+        let line = metrics.lines().find_map(|line| line.strip_prefix(&name));
+        Ok(line.and_then(|count| count.parse().ok()).unwrap_or(0))
+    }
+
+    fn get(&self, path: &str) -> Result<String, String> {
         let mut stream =
             UnixStream::connect(self.file("control.sock")).map_err(|error| error.to_string())?;
         let request = format!("GET {path} HTTP/1.1\r\nHost: farspan\r\nConnection: close\r\n\r\n");
@@ -268,7 +281,7 @@ impl Node {
         if !head.starts_with("HTTP/1.1 200") {
             return Err(format!("{head}: {body}"));
         }
-        serde_json::from_str(body).map_err(|error| format!("no JSON: {error}"))
+        Ok(body.to_owned())
     }
 
     /// The entry of one peer in `status`.
