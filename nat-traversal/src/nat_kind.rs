@@ -17,6 +17,8 @@ const OBSERVATIONS_MAX: usize = 64;
 const FRESH: Duration = Duration::from_secs(60);
 /// Two answers contradict each other only when they are this close: a mapping may be lost in between.
 const CLOSE: Duration = Duration::from_secs(3);
+/// New sockets that were seen under one port each outweigh what seems to differ for so long.
+const SETTLED: Duration = Duration::from_secs(300);
 /// Silence of so many remotes...
 const BLOCKED_REMOTES: usize = 3;
 /// ...for so long means that UDP is blocked.
@@ -54,6 +56,8 @@ pub(crate) struct NatKind {
     silences: u8,
     /// How ports are allocated, as samples say, and how many a second others take.
     sampled: (Allocation, u32),
+    /// When samples have last shown that mappings are independent of who looks, against appearances.
+    independent: Option<Instant>,
     /// Something here has changed since it was last judged.
     pub(crate) unjudged: bool,
 }
@@ -68,6 +72,7 @@ impl NatKind {
             report: NatReport::default(),
             silences: 0,
             sampled: (Allocation::Unknown, 0),
+            independent: None,
             unjudged: true,
         }
     }
@@ -97,7 +102,15 @@ impl NatKind {
             .filter(|seen| Some(seen.at) < newest)
             .for_each(|seen| seen.stale = true);
         self.report.mapping = Mapping::EndpointIndependent;
+        self.independent = Some(now);
         self.unjudged = true;
+    }
+
+    /// Have samples outweighed what single remotes see? A router that has taken an early packet for itself gives
+    /// the flow to its sender another port, and no other flow.
+    pub(crate) fn is_settled(&self, now: Instant) -> bool {
+        let lasts = |at| now.saturating_duration_since(at) < SETTLED;
+        self.independent.is_some_and(lasts)
     }
 
     /// Ports a second that others take from a sequence.
@@ -238,7 +251,7 @@ impl NatKind {
                 }
             }
         }
-        if differ {
+        if differ && !self.is_settled(now) {
             self.report.mapping = if same_ip_agrees && !same_ip_differs {
                 Mapping::AddressDependent
             } else {

@@ -157,6 +157,10 @@ impl PathAgent {
                 let start = Duration::from_millis(u64::from(call.start_ms));
                 self.called_for_openers(node, start, now.mono);
                 self.called(node, &call.candidates, now.mono);
+                if self.has_direct() {
+                    // The peer would not call if it were content.
+                    self.suspect(node, now.mono);
+                }
                 let answer = Message::from(CallMeAck {
                     seq: call.seq,
                     candidates: node.endpoints.clone(),
@@ -178,6 +182,9 @@ impl PathAgent {
                 self.spec.nat = answer.nat;
                 self.told_relays(node, &answer.relays, None);
                 self.called(node, &answer.candidates, now.mono);
+                if self.has_direct() {
+                    self.question(node, now.mono);
+                }
                 let words = (
                     answer.seq,
                     named(&answer.candidates),
@@ -223,10 +230,7 @@ impl PathAgent {
             .map(|candidate| candidate.address)
             .collect();
         self.burst(&fresh, renewed, now);
-        if self.has_direct() {
-            // The peer would not call if it were content.
-            self.suspect(node, now);
-        } else {
+        if !self.has_direct() {
             let relayed = self.in_use.is_some();
             let all: Vec<_> = self
                 .remotes

@@ -528,11 +528,19 @@ impl PathAgent {
         let silent = silence.is_some_and(|silence| silence >= SILENCE) && unheard >= SILENCE;
         if active && silent && !in_use.asked && matches!(in_use.health, Health::Good) {
             // One that sends much and gets no answers is not silent for that: its path is asked first.
-            self.heartbeat(node, now);
-            if let Some(in_use) = &mut self.in_use {
-                in_use.asked = true;
-                in_use.next = now + (in_use.path.rtt * 2).max(ASK_LEAST);
-            }
+            self.question(node, now);
+        }
+    }
+
+    /// Asks the path; without an answer in two round trips it is suspect.
+    pub(super) fn question(&mut self, node: &mut Node, now: Instant) {
+        if self.is_suspect() || self.is_asleep() {
+            return;
+        }
+        self.heartbeat(node, now);
+        if let Some(in_use) = self.in_use.as_mut().filter(|in_use| !in_use.asked) {
+            in_use.asked = true;
+            in_use.next = now + (in_use.path.rtt * 2).max(ASK_LEAST);
         }
     }
 
