@@ -108,7 +108,7 @@ impl NatKind {
 
     /// Have samples outweighed what single remotes see? A router that has taken an early packet for itself gives
     /// the flow to its sender another port, and no other flow.
-    pub(crate) fn is_settled(&self, now: Instant) -> bool {
+    fn is_settled(&self, now: Instant) -> bool {
         let lasts = |at| now.saturating_duration_since(at) < SETTLED;
         self.independent.is_some_and(lasts)
     }

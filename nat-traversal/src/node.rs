@@ -468,7 +468,7 @@ impl Node {
         let reflexive: Vec<_> = reflexive
             .into_iter()
             .filter(|address| self.admission.admits(address))
-            .map(|address| self.settled(address, now))
+            .map(|address| self.settled(address))
             .collect();
         let mapped = self.mapped.filter(|address| self.admission.admits(address));
         let mut endpoints =
@@ -492,20 +492,19 @@ impl Node {
         change
     }
 
-    /// Where remotes see different ports, none is better than the one that is announced already, while
+    /// Where every remote sees another port, none is better than the one that is announced already, while
     /// anybody sees it: it tells the external address, and changing it would call all peers each time one of
     /// them answers.
-    fn settled(&self, seen: SocketAddr, now: Instant) -> SocketAddr {
-        let several = match self.nat.report().mapping {
-            Mapping::AddressDependent | Mapping::AddressAndPortDependent => true,
-            Mapping::EndpointIndependent | Mapping::Unknown => self.nat.is_settled(now),
+    fn settled(&self, seen: SocketAddr) -> SocketAddr {
+        let settled = match self.nat.report().mapping {
+            Mapping::AddressDependent | Mapping::AddressAndPortDependent => self
+                .endpoints
+                .iter()
+                .filter(|own| own.kind == CandidateKind::ServerReflexive)
+                .map(|own| own.address)
+                .find(|address| address.ip() == seen.ip() && self.nat.shows(*address)),
+            Mapping::EndpointIndependent | Mapping::Unknown => None,
         };
-        let mut own = self
-            .endpoints
-            .iter()
-            .filter(|own| several && own.kind == CandidateKind::ServerReflexive)
-            .map(|own| own.address);
-        let known = own.find(|address| address.ip() == seen.ip() && self.nat.shows(*address));
-        known.unwrap_or(seen)
+        settled.unwrap_or(seen)
     }
 }
