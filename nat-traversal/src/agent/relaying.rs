@@ -152,12 +152,17 @@ impl PathAgent {
         remote.is_some_and(|remote| remote.kind.is_relayed())
     }
 
-    /// Where datagrams of the peer may still come from after the path in use has left its relays.
+    /// Where datagrams of the peer may still come from after both have agreed on another path.
     pub(crate) fn late(&self) -> impl Iterator<Item = SocketAddr> + '_ {
-        let direct = self.has_direct();
+        let path = self.path();
+        let agreed = path.is_some_and(|path| !path.kind.is_relayed() || path.confirmed);
+        let settled = agreed && (self.has_direct() || !self.is_suspect());
+        let path = path.map(|path| path.remote);
         self.remotes
             .iter()
-            .filter(move |(_, remote)| direct && remote.kind.is_relayed())
+            .filter(move |(address, remote)| {
+                settled && remote.kind.is_relayed() && Some(**address) != path
+            })
             .map(|(address, _)| *address)
     }
 

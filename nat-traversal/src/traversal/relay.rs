@@ -91,7 +91,7 @@ impl Traversal {
         self.homes.keys().map(name).collect()
     }
 
-    /// Addresses of relays from which a peer's datagrams may still come while its path is direct.
+    /// Addresses of relays from which a peer's datagrams may still come though both have agreed on another path.
     pub fn late(&self, id: &PeerId) -> Vec<SocketAddr> {
         let agent = self.agents.get(id);
         agent.map_or(Vec::new(), |agent| agent.late().collect())
