@@ -16,6 +16,8 @@ use mesh_types::plan::{DevicePlan, Route, RouteKind, Rule, TunnelPeer, TunnelPla
 use mesh_types::{HostPlan, IpNet, WgKey, WgSecret};
 use nix::sched::{CloneFlags, setns, unshare};
 
+use crate::lab::wait::wait_until;
+
 /// A network namespace; it ends with the last process, device or handle in it.
 #[derive(Debug)]
 pub struct Namespace(File);
@@ -127,15 +129,11 @@ pub fn wire(a: &Namespace, b: &Namespace, net: u8) {
     }
 }
 
-/// Polls until it is so, for some seconds of a slow machine.
+/// Waits until it is so, for some seconds of a slow machine.
 pub fn eventually(what: &str, mut so: impl FnMut() -> bool) {
-    for _ in 0..1000 {
-        if so() {
-            return;
-        }
-        thread::sleep(Duration::from_millis(20));
-    }
-    panic!("it never came to be: {what}");
+    wait_until(what, Duration::from_secs(20), || {
+        so().then_some(()).ok_or_else(|| "not so".to_owned())
+    });
 }
 
 /// A node of the mesh, with kernel WireGuard: number `n` has the key of that number, 10.77.0.n and fd77::n.

@@ -1,5 +1,4 @@
 //! What must be refused, and what must never be sent.
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -9,8 +8,7 @@ use mesh_types::token::{TicketId, TicketKeys};
 use mesh_types::{Candidate, CandidateKind, Idx, PeerId, SocketId, WgSecret};
 use nat_traversal::{Event, JoinRequest, PeerSpec, Refused};
 
-mod net;
-use net::{Net, at};
+use crate::net::{DELAY, Net, at};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -446,7 +444,7 @@ fn a_rotated_key_is_seen_by_the_first_probe_under_it() {
     net.nodes[b].traversal.upsert_peer(id_a, spec, now);
     net.nodes[a].traversal.set_keys(&next, Some(&old), now);
     net.drain(a);
-    net.run(net::DELAY + Duration::from_millis(1));
+    net.run(DELAY + Duration::from_millis(1));
     let seen = Event::PeerKeySeen {
         peer: id_a,
         key: next.public(),

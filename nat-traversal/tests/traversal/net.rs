@@ -1,10 +1,5 @@
 //! A tiny internet in virtual time: hosts, port-restricted NATs whose mappings expire, and tunnels that
 //! roam as WireGuard does. One delay, no loss unless asked for.
-#![allow(
-    dead_code,
-    clippy::allow_attributes,
-    reason = "each test binary uses a part, and which differs"
-)]
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -240,10 +235,6 @@ impl Net {
         self.nats[nat].mappings.clear();
         self.nats[nat].allowed.clear();
         self.nats[nat].next_port += 1000;
-    }
-
-    pub fn elapsed(&self) -> Duration {
-        self.now.mono - self.start
     }
 
     pub fn run(&mut self, time: Duration) {
