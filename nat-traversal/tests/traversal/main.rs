@@ -4,4 +4,6 @@
 mod faults;
 mod net;
 mod paths;
+mod relay;
 mod safety;
+mod searches;

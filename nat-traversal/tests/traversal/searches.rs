@@ -1,6 +1,5 @@
 //! Searches for a peer's port: only where a third node has seen the peer and the peer has just called, and
 //! never more than the budgets allow.
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -9,8 +8,7 @@ use std::time::{Duration, Instant};
 use mesh_types::message::{CallMe, Message};
 use mesh_types::{Allocation, Candidate, CandidateKind, Filtering, Mapping, NatReport, SocketId};
 
-mod net;
-use net::Net;
+use crate::net::Net;
 
 const SECOND: Duration = Duration::from_secs(1);
 const VICTIM: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 9);

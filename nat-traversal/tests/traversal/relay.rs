@@ -1,12 +1,9 @@
 //! Whom a relay refuses. What it does for those it serves is shown in the simulated mesh.
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
-
-mod net;
 
 use std::time::Duration;
 
+use crate::net::Net;
 use nat_traversal::{PeerSpec, RelaySettings};
-use net::Net;
 
 const SETTINGS: RelaySettings = RelaySettings {
     ports: (28_672, 29_183),
