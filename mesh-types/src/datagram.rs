@@ -46,6 +46,20 @@ pub enum SocketId {
     Turn(u32),
 }
 
+impl SocketId {
+    /// The number of a [`SocketId::Extra`].
+    pub fn extra(self) -> Option<u32> {
+        match self {
+            SocketId::Extra(number) => Some(number),
+            SocketId::Main
+            | SocketId::Alternate
+            | SocketId::Overlay
+            | SocketId::Relay(_)
+            | SocketId::Turn(_) => None,
+        }
+    }
+}
+
 /// A datagram to send.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Transmit {

@@ -1,6 +1,6 @@
 //! A farspan node: a machine, its files, its pod, and the real agent as a child process.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::unix::net::UnixStream;
@@ -14,7 +14,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 
 use super::internet::{Host, Lab};
-use super::netns::{Namespace, pipe, run};
+use super::netns::{Namespace, pipe, run, start_logging};
 use super::wait::wait_until;
 
 /// The binary under test.
@@ -149,8 +149,7 @@ impl Node {
     fn start_as(&mut self, wrapper: &[&str], flags: &[&str]) {
         assert!(self.agent.is_none(), "{} runs already", self.name());
         self.starts += 1;
-        let log = File::create(self.file(&format!("agent-{}.log", self.starts)))
-            .expect("a log can be made");
+        let log = self.file(&format!("agent-{}.log", self.starts));
         let mut words = wrapper.to_vec();
         words.extend([FARSPAN, "agent"]);
         words.extend(flags);
@@ -158,14 +157,7 @@ impl Node {
         command
             .args(&words[1..])
             .envs(self.environment.iter().map(|(name, value)| (name, value)));
-        let both = log.try_clone().expect("a file can be opened twice");
-        let child = command
-            .stdin(Stdio::null())
-            .stdout(both)
-            .stderr(log)
-            .spawn()
-            .expect("ip is installed");
-        self.agent = Some(child);
+        self.agent = Some(start_logging(&mut command, &log));
     }
 
     /// Starts the agent and waits until it answers.

@@ -1,12 +1,12 @@
 //! A real coturn on a public host: TURN over UDP, TCP and TLS, credentials from a shared secret.
 
-use std::fs::{self, File};
+use std::fs;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command};
 
 use super::internet::{Host, Lab};
-use super::netns::run;
+use super::netns::{run, start_logging};
 use super::wait::wait_until;
 
 /// Port for UDP and TCP.
@@ -94,8 +94,7 @@ impl Coturn {
 
     /// Starts it again after [`Self::kill`]: it remembers nothing.
     pub fn run(&mut self) {
-        let log = File::create(self.directory.join("turnserver.log")).expect("a log can be made");
-        let both = log.try_clone().expect("a file can be opened twice");
+        let log = self.directory.join("turnserver.log");
         let ip = self.host.ipv4.to_string();
         let file = |name: &str| self.directory.join(name).display().to_string();
         let mut command = self.host.namespace.command("turnserver");
@@ -120,13 +119,7 @@ impl Coturn {
         ] {
             command.arg(format!("--{option}={value}"));
         }
-        let child = command
-            .stdin(Stdio::null())
-            .stdout(both)
-            .stderr(log)
-            .spawn()
-            .expect("ip is installed");
-        self.child = Some(child);
+        self.child = Some(start_logging(&mut command, &log));
         let at = SocketAddr::new(self.host.ipv4.into(), TLS_PORT);
         wait_until("coturn listens", super::agent::PATIENCE, || {
             let connect = || std::net::TcpStream::connect(at).map(drop);

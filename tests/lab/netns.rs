@@ -2,10 +2,17 @@
 
 use std::fs::{self, File};
 use std::io::Write;
-use std::process::{Command, Output, Stdio};
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
 use std::thread;
+use std::time::Duration;
 
 use nix::sched::{CloneFlags, setns};
+use nix::sys::socket::{setsockopt, sockopt};
+use socket2::{Domain, Protocol, Socket, Type};
+
+/// Every frame, as `ETH_P_ALL` in network byte order.
+const EVERY_FRAME: i32 = 0x0003_u16.to_be() as i32;
 
 /// A named network namespace. It is deleted by the [`Lab`](super::Lab) that made it.
 #[derive(Clone, Debug)]
@@ -77,11 +84,36 @@ impl Namespace {
         })
     }
 
+    /// A socket that sees every frame on every interface of the namespace; a read waits 50 ms at most.
+    pub fn frames(&self) -> Socket {
+        let socket = self.enter(|| {
+            Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(EVERY_FRAME)))
+                .expect("root may listen")
+        });
+        setsockopt(&socket, sockopt::RcvBufForce, &(32 << 20)).expect("root may enlarge a buffer");
+        socket
+            .set_read_timeout(Some(Duration::from_millis(50)))
+            .expect("a timeout can be set");
+        socket
+    }
+
     /// Moves the calling thread into this namespace, for good.
     pub fn join_thread(&self) {
         let file = File::open(format!("/run/netns/{}", self.name)).expect("the namespace exists");
         setns(file, CloneFlags::CLONE_NEWNET).expect("root may enter a network namespace");
     }
+}
+
+/// Starts a program that writes what it says to the new file `log`.
+pub fn start_logging(command: &mut Command, log: &Path) -> Child {
+    let log = File::create(log).expect("a log can be made");
+    let both = log.try_clone().expect("a file can be opened twice");
+    command
+        .stdin(Stdio::null())
+        .stdout(both)
+        .stderr(log)
+        .spawn()
+        .expect("ip is installed")
 }
 
 /// Runs a command to its end; panics with what it said when it fails.

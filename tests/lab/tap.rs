@@ -6,15 +6,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
-
-use nix::sys::socket::{setsockopt, sockopt};
-use socket2::{Domain, Protocol, Socket, Type};
 
 use super::netns::Namespace;
 
-/// Every frame, as `ETH_P_ALL` in network byte order.
-const EVERY_FRAME: i32 = 0x0003_u16.to_be() as i32;
 /// A frame of segmentation offload is this long at most, with its headers.
 const FRAME_MAX: usize = 80 * 1024;
 
@@ -36,14 +30,7 @@ struct Shared {
 impl Tap {
     /// Listens for `marker` on all interfaces of `namespace`.
     pub fn start(namespace: &Namespace, marker: &'static [u8]) -> Self {
-        let mut socket = namespace.enter(|| {
-            Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(EVERY_FRAME)))
-                .expect("root may listen")
-        });
-        setsockopt(&socket, sockopt::RcvBufForce, &(32 << 20)).expect("root may enlarge a buffer");
-        socket
-            .set_read_timeout(Some(Duration::from_millis(50)))
-            .expect("a timeout can be set");
+        let mut socket = namespace.frames();
         let shared = Arc::new(Shared::default());
         let thread = {
             let shared = Arc::clone(&shared);
@@ -94,7 +81,7 @@ impl Drop for Tap {
     }
 }
 
-fn listen(socket: &mut Socket, shared: &Shared, marker: &[u8]) {
+fn listen(socket: &mut impl Read, shared: &Shared, marker: &[u8]) {
     let mut buffer = vec![0; FRAME_MAX];
     while !shared.stop.load(Ordering::Relaxed) {
         let length = match socket.read(&mut buffer) {

@@ -5,15 +5,10 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
-
-use nix::sys::socket::{setsockopt, sockopt};
-use socket2::{Domain, Protocol, Socket, Type};
+use std::time::Instant;
 
 use super::netns::Namespace;
 
-/// Every frame, as `ETH_P_ALL` in network byte order.
-const EVERY_FRAME: i32 = 0x0003_u16.to_be() as i32;
 /// Ethernet and IPv4 headers without options.
 const UDP: usize = 14 + 20;
 
@@ -43,14 +38,7 @@ pub struct Wire {
 impl Wire {
     /// Listens in `namespace`.
     pub fn start(namespace: &Namespace, wanted: Wanted) -> Self {
-        let mut socket = namespace.enter(|| {
-            Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(EVERY_FRAME)))
-                .expect("root may listen")
-        });
-        setsockopt(&socket, sockopt::RcvBufForce, &(32 << 20)).expect("root may enlarge a buffer");
-        socket
-            .set_read_timeout(Some(Duration::from_millis(50)))
-            .expect("a timeout can be set");
+        let mut socket = namespace.frames();
         let (stop, kept) = (Arc::new(AtomicBool::new(false)), Arc::default());
         let thread = {
             let (stop, kept): (_, Arc<Mutex<Vec<Datagram>>>) =

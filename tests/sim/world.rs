@@ -197,6 +197,15 @@ impl World {
         overlay.expect("the node is on").snapshot(self.clock(id))
     }
 
+    /// What a node says of one of its peers.
+    pub fn shown(&self, id: NodeId, peer: NodeId) -> overlay::PeerSnapshot {
+        let name = &self.nodes[peer.0].name;
+        let mut peers = self.snapshot(id).peers.into_iter();
+        peers
+            .find(|shown| shown.name == *name)
+            .expect("it is known")
+    }
+
     /// Packets that a node sent.
     pub fn sent(&self, id: NodeId) -> u64 {
         self.links(id)

@@ -45,14 +45,7 @@ impl Sockets {
     pub(crate) fn opened(&mut self, sockets: &BTreeSet<SocketId>) {
         self.open = sockets
             .iter()
-            .filter_map(|socket| match socket {
-                SocketId::Extra(number) => Some(*number),
-                SocketId::Main
-                | SocketId::Alternate
-                | SocketId::Overlay
-                | SocketId::Relay(_)
-                | SocketId::Turn(_) => None,
-            })
+            .filter_map(|socket| socket.extra())
             .filter(|number| self.wanted.contains(number))
             .collect();
     }

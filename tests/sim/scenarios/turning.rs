@@ -77,13 +77,7 @@ impl Pair {
     }
 
     fn shown(&self, id: NodeId, peer: NodeId) -> PeerSnapshot {
-        let name = &self.world.nodes[peer.0].name;
-        let overlay = self.world.nodes[id.0].overlay.as_ref();
-        let snapshot = overlay.expect("it is on").snapshot(self.world.clock(id));
-        let mut peers = snapshot.peers.into_iter();
-        peers
-            .find(|shown| shown.name == *name)
-            .expect("it is known")
+        self.world.shown(id, peer)
     }
 
     fn kind(&self, id: NodeId, peer: NodeId) -> Option<PathKind> {

@@ -193,17 +193,7 @@ impl Node {
 
     /// Opens and closes sockets as the plan names them.
     fn converge_sockets(&mut self, sockets: &BTreeSet<SocketId>) {
-        let wanted: BTreeSet<u32> = sockets
-            .iter()
-            .filter_map(|socket| match socket {
-                SocketId::Extra(number) => Some(*number),
-                SocketId::Main
-                | SocketId::Alternate
-                | SocketId::Overlay
-                | SocketId::Relay(_)
-                | SocketId::Turn(_) => None,
-            })
-            .collect();
+        let wanted: BTreeSet<u32> = sockets.iter().filter_map(|socket| socket.extra()).collect();
         let idle: Vec<u32> = self
             .extras
             .keys()
