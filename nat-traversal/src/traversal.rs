@@ -464,6 +464,11 @@ impl Traversal {
         seal::open(agent, forward).map(|message| (id, message))
     }
 
+    /// The peer one of whose WireGuard keys has this idx.
+    pub fn by_idx(&self, idx: Idx) -> Option<PeerId> {
+        self.by_idx.get(&idx).copied()
+    }
+
     /// Sends a sealed Join to a member and repeats it at 100, 300, 700, 1500, 3100 and 6300 ms until it is
     /// answered ([`Event::JoinAnswer`]; one answer ends all of this ticket) or 10 s have passed, after which it is forgotten. Gives the
     /// transaction id.

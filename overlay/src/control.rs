@@ -164,14 +164,11 @@ impl Overlay {
         if ways.is_empty() {
             return self.count("forward-no-way");
         }
-        let first = self
-            .peers
-            .get(from)
-            .is_some_and(|record| record.idx == forward.from);
-        let seen = if first {
-            self.seen_at(from)
-        } else {
-            forward.seen
+        // Where a sender is says who heard it there, not the sender, under whichever of its keys.
+        let seen = match self.traversal.by_idx(forward.from) {
+            Some(sender) if sender == *from => self.seen_at(from),
+            Some(_) => forward.seen,
+            None => None,
         };
         let passed = Message::from(Forward {
             ttl: hops - 1,
@@ -411,6 +408,12 @@ impl Overlay {
             let speaks = self.directory.peer(id).is_some_and(|peer| !peer.plain);
             speaks && (record.path_since.is_some() || record.session(now.mono))
         })
+    }
+
+    /// Everybody a message can be sent to, those that sleep too: it wakes them.
+    pub(crate) fn connected_peers(&self, now: Now) -> Vec<PeerId> {
+        let all = self.peers.keys();
+        all.filter(|id| self.connected(id, now)).copied().collect()
     }
 
     /// Says what is due to peers on new paths.

@@ -58,7 +58,7 @@ impl Overlay {
     /// Sends the own announcement to all that are connected, until they confirm it.
     pub(crate) fn push_announcement(&mut self, now: Now) {
         self.gossip.unconfirmed.clear();
-        let connected: Vec<PeerId> = self.connected_peers(now);
+        let connected: Vec<PeerId> = self.awake_peers(now);
         for id in connected {
             self.send_announcement(&id, 1, now);
         }
@@ -101,7 +101,7 @@ impl Overlay {
         }
         if self.gossip.digest_at.is_some_and(|at| at <= now.mono) {
             self.gossip.digest_at = None;
-            let connected = self.connected_peers(now);
+            let connected = self.awake_peers(now);
             if let Some(id) = self.choose(&connected) {
                 self.send_digest(&id);
                 self.schedule_digest(now);
@@ -158,7 +158,7 @@ impl Overlay {
         if deltas.is_empty() {
             return;
         }
-        let mut targets = self.connected_peers(now);
+        let mut targets = self.awake_peers(now);
         targets.retain(|id| Some(id) != except);
         if targets.len() > PUSH_ALL {
             self.thin_out(&mut targets);
@@ -196,12 +196,10 @@ impl Overlay {
     }
 
     /// Whom news is told. Those that rest hear of it from those that never do.
-    pub(crate) fn connected_peers(&self, now: Now) -> Vec<PeerId> {
-        self.peers
-            .keys()
-            .filter(|id| self.connected(id, now) && !self.is_resting(id))
-            .copied()
-            .collect()
+    fn awake_peers(&self, now: Now) -> Vec<PeerId> {
+        let mut peers = self.connected_peers(now);
+        peers.retain(|id| !self.is_resting(id));
+        peers
     }
 
     fn schedule_digest(&mut self, now: Now) {

@@ -5,7 +5,7 @@
 //! person. What that person signs spreads as any membership does, and the joiner, who goes on asking, is
 //! answered by the inviter. A member that wants to carry more than it may asks for itself in the same way.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
@@ -13,6 +13,8 @@ use mesh_types::message::{Delta, Join, Joined, Petition};
 use mesh_types::record::{Membership, Record as _, Signed};
 use mesh_types::state::Ticket;
 use mesh_types::{AuthorityKey, IdentityKey, NodeKey, Now, PeerId, Source};
+
+use peer_discovery::Directory;
 
 use super::inviter::Refusal;
 use crate::announce::label;
@@ -40,13 +42,24 @@ const OWN_EXPIRY: u64 = 3600;
 /// What waits, on either side.
 #[derive(Debug, Default)]
 pub(crate) struct Petitions {
-    /// At the authority: who waits, since when, and who vouches.
-    queued: BTreeMap<IdentityKey, (Petition, PeerId, Instant)>,
-    /// At the authority: who was refused.
-    refused: BTreeSet<IdentityKey>,
+    /// At the authority: who waits.
+    queued: BTreeMap<IdentityKey, Waiting>,
+    /// At the authority: who was refused, the newest last.
+    refused: VecDeque<IdentityKey>,
     /// At the inviter: when to say it again.
     pub(crate) at: Option<Instant>,
     said: Option<Instant>,
+}
+
+/// A wish that waits for a person's word.
+#[derive(Debug)]
+struct Waiting {
+    petition: Petition,
+    /// The member that vouches for it.
+    by: PeerId,
+    since: Instant,
+    /// Another wish than the one that was there first: nobody may have looked at it yet.
+    changed: bool,
 }
 
 impl Overlay {
@@ -190,40 +203,48 @@ impl Overlay {
         if self.petitions.refused.contains(&node.identity) {
             return self.count("petition-refused");
         }
-        if let Some(held) = self.membership_of(node)
-            && satisfied(held.record(), &join.ranges, join.may_relay)
-        {
-            // Signed before, and lost on the way.
-            self.petitions.queued.remove(&node.identity);
-            let delta = Delta {
-                memberships: vec![held],
-                ..Delta::default()
-            };
-            self.send_message(from, &delta.into());
-            return;
-        }
-        let known = self.petitions.queued.get(&node.identity);
-        let since = known.map_or(now.mono, |(_, _, since)| *since);
-        if known.is_none() {
-            // Whoever was asked for by a node that was revoked since goes with it.
-            let directory = &self.directory;
-            let member = |by: &PeerId| directory.peer(by).is_some();
-            let open = |one: &Petition| one.expiry > now.unix_secs();
-            self.petitions
-                .queued
-                .retain(|_, (one, by, _)| open(one) && member(by));
-            let of_one = self
-                .petitions
-                .queued
-                .values()
-                .filter(|(_, by, _)| by == from);
-            if of_one.count() >= QUEUED_BY_MAX || self.petitions.queued.len() >= QUEUED_MAX {
-                return self.count("petition-full");
+        if let Some(held) = self.membership_of(node) {
+            if satisfied(held.record(), &join.ranges, join.may_relay) {
+                // Signed before, and lost on the way.
+                self.petitions.queued.remove(&node.identity);
+                let delta = Delta {
+                    memberships: vec![held],
+                    ..Delta::default()
+                };
+                self.send_message(from, &delta.into());
+                return;
+            }
+            // What a member carries is changed at its own wish only.
+            if *from != PeerId::Node(node) {
+                return self.count("petition-of-another");
             }
         }
-        self.petitions
-            .queued
-            .insert(node.identity, (petition, *from, since));
+        // Whoever was asked for by a node that was revoked since goes with it.
+        let directory = &self.directory;
+        let queued = &mut self.petitions.queued;
+        queued.retain(|_, one| one.is_open(directory, now));
+        if let Some(known) = queued.get_mut(&node.identity) {
+            if known.by != *from && *from != PeerId::Node(node) {
+                return self.count("petition-of-another");
+            }
+            known.by = *from;
+            let (old, new) = (&known.petition.join, &petition.join);
+            let wish = |join: &Join| (join.name.clone(), join.ranges.clone(), join.may_relay);
+            known.changed |= wish(old) != wish(new);
+            known.petition = petition;
+            return;
+        }
+        let of_one = queued.values().filter(|one| one.by == *from).count();
+        if of_one >= QUEUED_BY_MAX || queued.len() >= QUEUED_MAX {
+            return self.count("petition-full");
+        }
+        let waiting = Waiting {
+            petition,
+            by: *from,
+            since: now.mono,
+            changed: false,
+        };
+        queued.insert(node.identity, waiting);
     }
 
     /// Who waits here for a person's word.
@@ -231,20 +252,16 @@ impl Overlay {
         if self.signer().is_none() {
             return Err(not_here("see who waits"));
         }
-        let open = self
-            .petitions
-            .queued
-            .iter()
-            .filter(|(_, (petition, by, _))| {
-                petition.expiry > now.unix_secs() && self.directory.peer(by).is_some()
-            });
+        let queued = self.petitions.queued.iter();
+        let open = queued.filter(|(_, one)| one.is_open(&self.directory, now));
         Ok(open
-            .map(|(identity, (petition, by, since))| {
+            .map(|(identity, one)| {
+                let petition = &one.petition;
                 let node = wisher(petition);
                 PetitionSnapshot {
                     name: label(&petition.join.name),
                     identity: *identity,
-                    by: self.peer_name(by),
+                    by: self.peer_name(&one.by),
                     ranges: petition.join.ranges.clone(),
                     may_relay: petition.join.may_relay,
                     member: self.membership_of(node).is_some(),
@@ -252,7 +269,7 @@ impl Overlay {
                         .directory
                         .tombstones()
                         .any(|signed| signed.record().node() == node),
-                    waits: now.mono.saturating_duration_since(*since),
+                    waits: now.mono.saturating_duration_since(one.since),
                 }
             })
             .collect())
@@ -281,26 +298,33 @@ impl Overlay {
                 ));
             }
         };
-        let Some((petition, by, since)) = self.petitions.queued.remove(&one) else {
+        let Some(mut waiting) = self.petitions.queued.remove(&one) else {
             return Err(format!("{who:?} waits no longer; see `farspan approve`"));
         };
         if refuse {
             if self.petitions.refused.len() >= REFUSED_MAX {
-                self.petitions.refused.pop_first();
+                self.petitions.refused.pop_front();
             }
-            self.petitions.refused.insert(one);
+            self.petitions.refused.push_back(one);
             return Ok(Reply::Done(format!("{who} was refused")));
         }
-        let node = wisher(&petition);
-        let Some(membership) = self.membership_for(&petition.join, node, None) else {
-            self.petitions.queued.insert(one, (petition, by, since));
+        if std::mem::take(&mut waiting.changed) {
+            self.petitions.queued.insert(one, waiting);
+            return Err(format!(
+                "{who} asks for something else than at first; look at it by `farspan approve`, then approve again"
+            ));
+        }
+        let join = &waiting.petition.join;
+        let node = wisher(&waiting.petition);
+        let Some(membership) = self.membership_for(join, node, None) else {
+            self.petitions.queued.insert(one, waiting);
             return Err("the mesh's IPv4 range has no free address; revoke nodes that are gone, then approve again".to_owned());
         };
         let address = membership.ipv4;
         let name = membership.name.clone();
         let signed = self.sign_membership(membership, &signer, now);
         self.vouch(signed, signer.authority(), now);
-        self.take_announcement(petition.join.announcement, now);
+        self.take_announcement(waiting.petition.join.announcement, now);
         let address = address.map(|ip| format!(" with address {ip}"));
         Ok(Reply::Done(format!(
             "approved {name}{}; it is told within seconds",
@@ -314,6 +338,13 @@ impl Overlay {
         members
             .find(|signed| signed.record().node() == node)
             .cloned()
+    }
+}
+
+impl Waiting {
+    /// Not too late, and who vouches is still a member.
+    fn is_open(&self, directory: &Directory, now: Now) -> bool {
+        self.petition.expiry > now.unix_secs() && directory.peer(&self.by).is_some()
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use mesh_types::State;
 use mesh_types::command::Command;
 use mesh_types::token::Token;
-use overlay::Reply;
+use overlay::{PetitionSnapshot, Reply};
 
 use crate::net::{Net, config, identity, net};
 
@@ -35,6 +35,13 @@ fn approve(world: &mut Net, n: u8, node: &str, refuse: bool) -> Result<Reply, St
     world.command(n, Command::Approve { node, refuse })
 }
 
+/// Who waits for the person at machine 1.
+fn who_waits(world: &mut Net) -> Vec<PetitionSnapshot> {
+    let now = world.now;
+    let overlay = &world.machine(1).overlay;
+    overlay.petitions(now).expect("the key is here")
+}
+
 #[test]
 fn who_is_invited_by_a_member_waits_for_a_persons_word_and_is_then_let_in() {
     let (mut world, token) = invited_by_a_member(&["10.244.3.0/24"]);
@@ -48,12 +55,7 @@ fn who_is_invited_by_a_member_waits_for_a_persons_word_and_is_then_let_in() {
         "{asked:?}"
     );
     assert!(world.peer(1, "node-3").is_none(), "not yet a member");
-    let now = world.now;
-    let waiting = world
-        .machine(1)
-        .overlay
-        .petitions(now)
-        .expect("the key is here");
+    let waiting = who_waits(&mut world);
     assert_eq!(waiting.len(), 1);
     assert_eq!(
         (waiting[0].name.as_str(), waiting[0].by.as_str()),
@@ -61,6 +63,7 @@ fn who_is_invited_by_a_member_waits_for_a_persons_word_and_is_then_let_in() {
     );
     assert_eq!(waiting[0].ranges, [net("10.244.3.0/24")]);
     assert!(!waiting[0].member && !waiting[0].revoked);
+    let now = world.now;
     let findings = world.machine(1).overlay.snapshot(now).findings;
     assert!(findings.iter().any(|one| one.code == "waits-for-approval"));
 
@@ -81,8 +84,7 @@ fn who_is_invited_by_a_member_waits_for_a_persons_word_and_is_then_let_in() {
     world.run(Duration::from_secs(4));
     assert!(world.is_direct(3, "node-1"));
     assert!(world.is_direct(3, "node-2"));
-    let now = world.now;
-    assert_eq!(world.machine(1).overlay.petitions(now), Ok(Vec::new()));
+    assert_eq!(who_waits(&mut world), Vec::new());
 }
 
 #[test]
@@ -95,12 +97,7 @@ fn an_invitation_of_a_member_serves_one_machine_only() {
     assert!(matches!(join(&mut world, 3, &token), Ok(Reply::Pending(_))));
     let second = join(&mut world, 4, &token);
     assert!(second.is_err_and(|why| why.contains("another machine")));
-    let now = world.now;
-    let waiting = world
-        .machine(1)
-        .overlay
-        .petitions(now)
-        .expect("the key is here");
+    let waiting = who_waits(&mut world);
     assert_eq!(waiting.len(), 1);
 }
 
@@ -112,9 +109,28 @@ fn who_is_refused_is_not_shown_again() {
     assert!(matches!(join(&mut world, 3, &token), Ok(Reply::Pending(_))));
     approve(&mut world, 1, "node-3", true).expect("refused");
     world.run(Duration::from_secs(130));
-    let now = world.now;
-    assert_eq!(world.machine(1).overlay.petitions(now), Ok(Vec::new()));
+    assert_eq!(who_waits(&mut world), Vec::new());
     assert!(world.peer(1, "node-3").is_none());
+}
+
+#[test]
+fn a_wish_that_has_changed_is_looked_at_again_before_it_is_approved() {
+    let (mut world, token) = invited_by_a_member(&["10.244.3.0/24"]);
+    world.start(3, identity(3), config(3), State::default());
+    world.run(Duration::from_secs(1));
+    assert!(matches!(join(&mut world, 3, &token), Ok(Reply::Pending(_))));
+    world.stop(3);
+    let mut wish = config(3);
+    wish.routes = vec![net("10.244.3.0/24")];
+    world.start(3, identity(3), wish, State::default());
+    world.run(Duration::from_secs(20));
+    assert!(matches!(join(&mut world, 3, &token), Ok(Reply::Pending(_))));
+    let early = approve(&mut world, 1, "node-3", false);
+    assert!(early.is_err_and(|why| why.contains("something else")));
+    assert!(world.peer(1, "node-3").is_none(), "not yet a member");
+    approve(&mut world, 1, "node-3", false).expect("approved");
+    let peer = world.peer(1, "node-3").expect("a peer");
+    assert!(peer.allowed_ips.contains(&net("10.244.3.0/24")));
 }
 
 #[test]
@@ -131,12 +147,7 @@ fn a_member_that_wishes_to_carry_more_waits_as_well() {
     wish.routes = vec![net("10.244.2.0/24")];
     world.start(2, identity(2), wish, disk);
     world.run(Duration::from_secs(70));
-    let now = world.now;
-    let waiting = world
-        .machine(1)
-        .overlay
-        .petitions(now)
-        .expect("the key is here");
+    let waiting = who_waits(&mut world);
     assert_eq!(waiting.len(), 1, "{waiting:?}");
     assert!(waiting[0].member && waiting[0].by == "node-2");
     approve(&mut world, 1, "node-2", false).expect("approved");

@@ -1,12 +1,13 @@
 //! What a member may not say to another: refused, counted, told.
 
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use ipnet::IpNet;
 use mesh_types::command::Command;
-use mesh_types::message::Delta;
+use mesh_types::message::{Delta, Forward, Join, Petition};
 use mesh_types::record::{Announcement, Membership, Record as _, Signed};
-use mesh_types::{IdentitySecret, Message, NodeKey};
+use mesh_types::{IdentitySecret, Message, NodeKey, SocketId, WgSecret};
 
 use crate::net::{Net, founder, identity, net};
 
@@ -44,17 +45,22 @@ impl Scene {
         found.expect("announced").clone()
     }
 
-    /// Machine 2 says it to machine 1, which must find that kind of lie; how often 1 then counts it.
-    fn says(&mut self, delta: Delta, kind: &str) -> u64 {
-        let counted = self.world.counter(1, kind);
+    /// Machine 2 says it to machine 1.
+    fn tells(&mut self, message: Message) {
         let (from, to) = ("10.77.0.2:22511", "10.77.0.1:22511");
         self.world.spoof(
             2,
             from.parse().expect("an address"),
             to.parse().expect("an address"),
-            Message::from(delta).encode(),
+            message.encode(),
         );
         self.world.run(Duration::from_millis(500));
+    }
+
+    /// Machine 2 says it to machine 1, which must find that kind of lie; how often 1 then counts it.
+    fn says(&mut self, delta: Delta, kind: &str) -> u64 {
+        let counted = self.world.counter(1, kind);
+        self.tells(delta.into());
         let findings = self.world.findings(1);
         assert!(
             findings.contains(&format!("refused-{kind}")),
@@ -147,6 +153,77 @@ fn every_membership_that_does_not_count_is_refused_counted_and_found() {
     scene.is_refused(vouches(third, &authority()), "revoked");
     let state = scene.world.machine(1).overlay.state();
     assert!(state.memberships.iter().all(|m| m.record().node() != node));
+}
+
+#[test]
+fn what_a_member_carries_is_changed_at_its_own_wish_only() {
+    let mut scene = Scene::new();
+    let wish = |scene: &mut Scene, n: u8| Petition {
+        join: Join {
+            name: "node".to_owned(),
+            announcement: Signed::sign(scene.announcement(n), &identity(n).node),
+            ranges: vec![net("10.244.9.0/24")],
+            may_relay: false,
+        },
+        expiry: u64::MAX,
+    };
+    let of_third = wish(&mut scene, 3);
+    scene.tells(of_third.into());
+    assert_eq!(scene.world.counter(1, "petition-of-another"), 1);
+    let now = scene.world.now;
+    let overlay = &scene.world.machine(1).overlay;
+    assert_eq!(overlay.petitions(now), Ok(Vec::new()));
+    let own = wish(&mut scene, 2);
+    scene.tells(own.into());
+    let overlay = &scene.world.machine(1).overlay;
+    assert_eq!(overlay.petitions(now).map(|all| all.len()), Ok(1));
+}
+
+#[test]
+fn where_a_member_is_heard_says_its_neighbour_and_not_itself_under_any_of_its_keys() {
+    let mut scene = Scene::new();
+    let next = WgSecret::from_bytes([56; 32]).public();
+    let announced = scene.announcement(2);
+    let with_next = Announcement {
+        next_key: Some(next),
+        seq: announced.seq + 1,
+        ..announced
+    };
+    scene.tells(announces(with_next, &identity(2).node).into());
+    let (first, third) = [2, 3].map(|n| identity(n).key.public().idx()).into();
+    let victim = Some(Ipv4Addr::new(203, 0, 113, 9));
+    let now = scene.world.now;
+    for from in [
+        first,
+        next.idx(),
+        WgSecret::from_bytes([57; 32]).public().idx(),
+    ] {
+        let forward = Forward {
+            to: third,
+            from,
+            ttl: 2,
+            epoch: 1,
+            sequence: 1,
+            sealed: vec![0; 64],
+            seen: victim,
+        };
+        let overlay = &mut scene.world.machine(1).overlay;
+        let (local, remote) = ("10.77.0.1:22511", "10.77.0.2:22511");
+        overlay.handle_datagram(
+            SocketId::Overlay,
+            local.parse().expect("an address"),
+            remote.parse().expect("an address"),
+            &Message::from(forward).encode(),
+            now,
+        );
+        let passed = std::iter::from_fn(|| overlay.poll_transmit()).find_map(|sent| {
+            match Message::decode(&sent.bytes) {
+                Ok(Message::Forward(passed)) => Some(passed.seen),
+                _ => None,
+            }
+        });
+        assert!(passed.is_some_and(|seen| seen != victim), "{passed:?}");
+    }
 }
 
 #[test]
