@@ -46,7 +46,7 @@ impl Scene {
     }
 
     /// Machine 2 says it to machine 1.
-    fn tells(&mut self, message: Message) {
+    fn tells(&mut self, message: &Message) {
         let (from, to) = ("10.77.0.2:22511", "10.77.0.1:22511");
         self.world.spoof(
             2,
@@ -60,7 +60,7 @@ impl Scene {
     /// Machine 2 says it to machine 1, which must find that kind of lie; how often 1 then counts it.
     fn says(&mut self, delta: Delta, kind: &str) -> u64 {
         let counted = self.world.counter(1, kind);
-        self.tells(delta.into());
+        self.tells(&delta.into());
         let findings = self.world.findings(1);
         assert!(
             findings.contains(&format!("refused-{kind}")),
@@ -168,13 +168,13 @@ fn what_a_member_carries_is_changed_at_its_own_wish_only() {
         expiry: u64::MAX,
     };
     let of_third = wish(&mut scene, 3);
-    scene.tells(of_third.into());
+    scene.tells(&of_third.into());
     assert_eq!(scene.world.counter(1, "petition-of-another"), 1);
     let now = scene.world.now;
     let overlay = &scene.world.machine(1).overlay;
     assert_eq!(overlay.petitions(now), Ok(Vec::new()));
     let own = wish(&mut scene, 2);
-    scene.tells(own.into());
+    scene.tells(&own.into());
     let overlay = &scene.world.machine(1).overlay;
     assert_eq!(overlay.petitions(now).map(|all| all.len()), Ok(1));
 }
@@ -189,7 +189,7 @@ fn where_a_member_is_heard_says_its_neighbour_and_not_itself_under_any_of_its_ke
         seq: announced.seq + 1,
         ..announced
     };
-    scene.tells(announces(with_next, &identity(2).node).into());
+    scene.tells(&announces(with_next, &identity(2).node).into());
     let (first, third) = [2, 3].map(|n| identity(n).key.public().idx()).into();
     let victim = Some(Ipv4Addr::new(203, 0, 113, 9));
     let now = scene.world.now;
