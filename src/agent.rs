@@ -578,6 +578,10 @@ impl Agent {
                 Err(error) => debug!(%error, "Failed to read the tunnel's counters"),
             }
         }
+        let mark = self.overlay.host_plan().tunnel.fwmark;
+        if let Err(error) = self.host.hold_narrow(mark) {
+            debug!(%error, "Failed to keep a narrow path's limit");
+        }
         let mut every = self.overlay.host_plan().tunnel.report_every;
         if now.mono < self.due.settled {
             every = every.min(SETTLE_EVERY);

@@ -14,6 +14,7 @@ use crate::facts::{Ranges, ipv6_off};
 use crate::netlink::Routing;
 use crate::nft::{self, Tables};
 use crate::relay::Relaying;
+use crate::underlay::Underlay;
 use crate::{HostError, address, link, route, rule};
 
 /// Makes it so. Each failure is kept and the rest is still tried.
@@ -21,6 +22,7 @@ pub(crate) async fn converge(
     routing: &mut Routing,
     tables: &mut Result<Tables, HostError>,
     relaying: &mut Relaying,
+    underlay: &mut Underlay,
     plan: &HostPlan,
 ) -> Vec<HostError> {
     // Without IPv6 the kernel takes neither addresses nor routes of it, and no packet can leak by it.
@@ -82,6 +84,8 @@ pub(crate) async fn converge(
         plan.forward_accept,
     );
     failures.extend(relayed.err());
+    let narrow = underlay.converge(routing, &plan.narrow, plan.tunnel.fwmark);
+    failures.extend(narrow.await.err());
     failures.extend(not_carried(plan));
     failures
 }

@@ -72,6 +72,12 @@ fn write(text: &mut String, plan: &HostPlan) -> std::fmt::Result {
             alias.late, alias.path
         )?;
     }
+    for (remote, limit) in &plan.narrow {
+        writeln!(
+            text,
+            "send datagrams to {remote} in fragments of {limit} bytes"
+        )?;
+    }
     for pair in &plan.relay_pairs {
         let ((first, at), (second, out)) = (pair.first, pair.second);
         writeln!(
@@ -191,6 +197,7 @@ mod tests {
             adoptions: BTreeSet::new(),
             relay_pairs: BTreeSet::new(),
             aliases: BTreeSet::new(),
+            narrow: [([192, 0, 2, 7].into(), 1292)].into(),
             turn_links: BTreeSet::new(),
             proxies: BTreeSet::new(),
             filters: BTreeSet::new(),
@@ -206,6 +213,7 @@ mod tests {
             "route blackhole 10.77.0.0/16 metric 4096",
             "rule ipv4 not fwmark 0x2000/0x2000 lookup 22512 priority 5300",
             "nftables clamp the MSS",
+            "datagrams to 192.0.2.7 in fragments of 1292 bytes",
         ] {
             assert!(text.contains(line), "{line} is missing in:\n{text}");
         }

@@ -11,6 +11,7 @@ use crate::facts::Ranges;
 use crate::netlink::Routing;
 use crate::nft::Tables;
 use crate::relay::Relaying;
+use crate::underlay::Underlay;
 use crate::{HostError, clash, converge, facts, nft, remove};
 
 /// The host's network in one namespace.
@@ -22,6 +23,7 @@ pub struct Host {
     tables: Result<Tables, HostError>,
     ranges: Ranges,
     relaying: Relaying,
+    underlay: Underlay,
     notices: Option<mpsc::UnboundedReceiver<Change>>,
 }
 
@@ -41,6 +43,7 @@ impl Host {
             tables,
             ranges: Ranges::default(),
             relaying: Relaying::new(),
+            underlay: Underlay::default(),
             notices: Some(notices),
         })
     }
@@ -53,13 +56,20 @@ impl Host {
             routing,
             tables,
             relaying,
+            underlay,
             ..
         } = self;
-        let failures = converge::converge(routing, tables, relaying, plan).await;
+        let failures = converge::converge(routing, tables, relaying, underlay, plan).await;
         Applied {
             generation: plan.generation,
             failures: failures.iter().map(HostError::to_string).collect(),
         }
+    }
+
+    /// Repeats what the kernel has forgotten of the last plan's `narrow` paths; `mark` is that of outer packets.
+    /// Cheap where it has not, and free without any.
+    pub fn hold_narrow(&self, mark: u32) -> Result<(), HostError> {
+        self.underlay.hold(mark)
     }
 
     /// What the host looks like beside our own work. `port_moved` is left to the caller.

@@ -34,6 +34,7 @@ mod remove;
 mod route;
 mod rule;
 mod sys;
+mod underlay;
 mod wireguard;
 
 pub use changes::Change;

@@ -1,15 +1,15 @@
 //! Routes in the mesh's table.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use ipnet::IpNet;
 use mesh_types::consts::{MTU_MIN, ROUTE_PROTOCOL, ROUTE_TABLE};
 use mesh_types::plan::{Route, RouteKind};
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::route::{
-    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteProtocol,
-    RouteScope, RouteType,
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric,
+    RouteProtocol, RouteScope, RouteType,
 };
 
 use crate::HostError;
@@ -204,12 +204,7 @@ pub(crate) async fn list(routing: &Routing, table: u32) -> Result<Vec<RouteMessa
         routes.extend(listed.into_iter().filter(of_family));
     }
     // Cached exceptions (path MTU learned from ICMP) are listed beside the routes they belong to.
-    routes.retain(|route| {
-        !route
-            .header
-            .flags
-            .contains(rtnetlink::packet_route::route::RouteFlags::Cloned)
-    });
+    routes.retain(|route| !route.header.flags.contains(RouteFlags::Cloned));
     Ok(routes)
 }
 
@@ -310,6 +305,34 @@ pub(crate) async fn delete(
         result => result,
     };
     routing.changed(tried, result)
+}
+
+/// Makes the kernel forget what ICMP has told of the path to an address.
+pub(crate) async fn forget(
+    routing: &mut Routing,
+    remote: Ipv6Addr,
+    mark: u32,
+) -> Result<(), HostError> {
+    let mut message = RouteMessage::default();
+    message.header.address_family = AddressFamily::Inet6;
+    message.header.destination_prefix_length = 128;
+    message.attributes = vec![
+        RouteAttribute::Destination(RouteAddress::Inet6(remote)),
+        RouteAttribute::Mark(mark),
+    ];
+    let asked = routing.handle.route().get(message);
+    // Without a route there is nothing to forget.
+    let found = gather("look up a route", asked.execute()).await;
+    for learned in found.unwrap_or_default() {
+        if learned.header.flags.contains(RouteFlags::Cloned) {
+            let result = match routing.handle.route().del(learned).execute().await {
+                Err(error) if is_absent(&error) => Ok(()),
+                result => result,
+            };
+            routing.changed(format!("forget the path MTU to {remote}"), result)?;
+        }
+    }
+    Ok(())
 }
 
 fn word(kind: RouteType) -> &'static str {

@@ -2,10 +2,12 @@
 
 #![expect(
     unsafe_code,
-    reason = "adjtimex and iptables' socket options have no safe wrapper"
+    reason = "adjtimex, path MTUs and iptables' socket options have no safe wrapper"
 )]
 
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::io;
+use std::net::UdpSocket;
+use std::os::fd::AsRawFd;
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
@@ -21,6 +23,18 @@ pub(crate) fn clock_synchronised() -> bool {
     // SAFETY: the pointer is to a live, exclusively borrowed `timex`; modes is 0, so nothing is set.
     let state = unsafe { libc::adjtimex(&raw mut timex) };
     state >= 0 && state != TIME_ERROR && timex.status & UNSYNCHRONISED == 0
+}
+
+/// The largest packet that the kernel sends whole to where a socket is connected to.
+pub(crate) fn path_mtu(socket: &UdpSocket, ipv6: bool) -> io::Result<u32> {
+    let (level, option) = if ipv6 {
+        (libc::IPPROTO_IPV6, libc::IPV6_MTU)
+    } else {
+        (libc::IPPROTO_IP, libc::IP_MTU)
+    };
+    let mut mtu = [0; 4];
+    get_option(socket, level, option, &mut mtu).ok_or_else(io::Error::last_os_error)?;
+    Ok(u32::from_ne_bytes(mtu))
 }
 
 /// `IPT_SO_GET_INFO` and `IP6T_SO_GET_INFO`.
@@ -73,7 +87,7 @@ fn number(bytes: &[u8], at: usize) -> Option<u32> {
 }
 
 fn get_option(
-    socket: &OwnedFd,
+    socket: &impl AsRawFd,
     level: libc::c_int,
     option: libc::c_int,
     buffer: &mut [u8],

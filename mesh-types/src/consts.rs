@@ -45,7 +45,7 @@ pub const MESSAGE_MAX: usize = 1200;
 pub const MESSAGE_MAX_EARLY: usize = 1000;
 /// Largest control datagram: a probe of the path MTU, as long as WireGuard makes a packet of [`MTU`] bytes.
 /// Anything longer is not ours.
-pub const DATAGRAM_MAX: usize = MTU as usize + 32;
+pub const DATAGRAM_MAX: usize = (MTU + WIREGUARD_OVERHEAD) as usize;
 /// A control datagram of this length or more is a probe of the path MTU and must not be fragmented. All others
 /// are shorter: content of at most [`MESSAGE_MAX_EARLY`] bytes, and what frames it.
 pub const MTU_PROBE_MIN: usize = 1232;
@@ -53,6 +53,8 @@ pub const MTU_PROBE_MIN: usize = 1232;
 pub const CANDIDATES_MAX: usize = 24;
 /// MTU of the overlay device over an underlay of 1500 bytes: 1500 - 80 (IPv6 outside).
 pub const MTU: u16 = 1420;
+/// What WireGuard adds to a packet of 16 bytes, or of a multiple: header and tag.
+pub const WIREGUARD_OVERHEAD: u16 = 32;
 /// Smallest MTU where IPv6 is carried (RFC 8200 5).
 pub const MTU_MIN: u16 = 1280;
 /// WireGuard's persistent keepalive of reachable peers: keeps NAT mappings (>= 30 s seen) when the agent is away.

@@ -36,6 +36,10 @@ pub struct HostPlan {
     pub relay_pairs: BTreeSet<RelayPair>,
     /// Late datagrams of relays, shown to WireGuard as if they had come by the path in use.
     pub aliases: BTreeSet<Alias>,
+    /// Where paths carry too little for what IPv6 may send through the tunnel
+    /// ([`crate::consts::MTU_MIN`]), and how long a packet of IP they carry, bytes: longer datagrams to there must be
+    /// sent in fragments, though no ICMP says so.
+    pub narrow: BTreeMap<IpAddr, u16>,
     /// Connections to TURN servers.
     pub turn_links: BTreeSet<TurnLink>,
     /// Peers reached through a TURN server, by loopback address.

@@ -243,7 +243,7 @@ pub enum Event {
     },
     /// [`crate::Traversal::relay_pairs`], [`crate::Traversal::relay_ports`] or [`crate::Traversal::late`] changed.
     RelayChanged,
-    /// [`crate::Traversal::path_mtu`] of this peer changed.
+    /// [`crate::Traversal::path_mtu`] or [`crate::Traversal::firm_path_mtu`] of this peer changed.
     PathMtuChanged {
         /// Whose.
         peer: PeerId,

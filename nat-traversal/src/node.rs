@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use mesh_types::consts::{CANDIDATES_MAX, RELAY_PORTS};
+use mesh_types::consts::{CANDIDATES_MAX, RELAY_PORTS, WIREGUARD_OVERHEAD};
 use mesh_types::message::{Doubt, PathReady, RelayBind, RelayDistance};
 use mesh_types::report::HostAddress;
 use mesh_types::{Candidate, CandidateKind, Filtering, Idx, Mapping, Message, NatReport, PeerId};
@@ -28,8 +28,6 @@ use crate::turn::Turn;
 
 /// Validated sources remembered; beyond that they are treated as strangers.
 const VALIDATED_MAX: usize = 8192;
-/// What WireGuard adds to a packet in a UDP datagram: header and authentication tag, bytes.
-const WIREGUARD_OVERHEAD: usize = 32;
 /// Of a STUN attribute (RFC 8489 14), bytes.
 const ATTRIBUTE_HEADER: usize = 4;
 /// No honest epoch lies further ahead than this (s): a member that lies cannot use up the epochs.
@@ -308,7 +306,7 @@ impl Node {
         let mut bytes = outgoing.encode(Class::Request);
         let padding;
         if let Purpose::Mtu(size) = purpose {
-            let wanted = usize::from(size) + WIREGUARD_OVERHEAD;
+            let wanted = usize::from(size + WIREGUARD_OVERHEAD);
             padding = vec![0; wanted.saturating_sub(bytes.len() + ATTRIBUTE_HEADER)];
             outgoing.data = Some(&padding);
             bytes = outgoing.encode(Class::Request);

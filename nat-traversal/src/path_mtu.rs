@@ -40,6 +40,8 @@ const RAISE: [Duration; 2] = [Duration::from_secs(30), Duration::from_secs(600)]
 pub(crate) struct PathMtu {
     /// Index into [`SIZES`] of what counts now; `None` where nothing says that the device's MTU does not pass.
     low: Option<usize>,
+    /// The same once a search of this path has ended, until the next one has.
+    firm: Option<usize>,
     round: Option<Round>,
     confirm_at: Option<Instant>,
     raise_at: Option<Instant>,
@@ -89,6 +91,11 @@ impl PathMtu {
     /// The largest packet inside the tunnel that passes, bytes, where that is less than the device's MTU.
     pub(crate) fn limit(&self) -> Option<u16> {
         self.low.map(|at| SIZES[at]).filter(|size| *size < MTU)
+    }
+
+    /// The same, but only what a search of this path came to: for what cannot be changed at any moment.
+    pub(crate) fn firm_limit(&self) -> Option<u16> {
+        self.firm.map(|at| SIZES[at]).filter(|size| *size < MTU)
     }
 
     /// Do packets flow?
@@ -206,6 +213,7 @@ impl PathMtu {
     }
 
     fn settle(&mut self, at: usize, now: Instant) {
+        self.firm = Some(at);
         self.confirm_at = Some(now + CONFIRM);
         if at < LARGEST && self.raise_at.is_none() {
             self.raise_at = Some(now + RAISE[self.raises.min(RAISE.len() - 1)]);
@@ -396,6 +404,25 @@ mod tests {
         assert_eq!(world.mtu.limit(), Some(1296));
         world.run(RTT * 2);
         assert_eq!(world.mtu.limit(), None);
+    }
+
+    #[test]
+    fn what_is_firm_never_moves_while_a_search_goes_on() {
+        let mut world = World::new(1300);
+        while world.mtu.firm_limit().is_none() {
+            world.run(Duration::from_millis(1));
+        }
+        assert_eq!(world.mtu.firm_limit(), Some(1296));
+        world.run(Duration::from_secs(3));
+        world.carries = 1216;
+        for _ in 0..10_000 {
+            world.run(Duration::from_millis(1));
+            let firm = world.mtu.firm_limit();
+            assert!(firm == Some(1296) || firm == Some(1216), "{firm:?}");
+        }
+        assert_eq!(world.mtu.firm_limit(), Some(1216));
+        world.mtu.start(world.now);
+        assert_eq!(world.mtu.firm_limit(), None, "of another path");
     }
 
     #[test]

@@ -359,6 +359,11 @@ impl Traversal {
         self.agents.get(id)?.path_mtu()
     }
 
+    /// The same, but only as a search of the path in use came to it, and until the next search of it has ended.
+    pub fn firm_path_mtu(&self, id: &PeerId) -> Option<u16> {
+        self.agents.get(id)?.firm_path_mtu()
+    }
+
     /// May idle peers sleep, where both ends can be called? Only if each handshake that the tunnel begins is told by
     /// [`Self::wake_peer`]. `name` is this node's as a relay: its identity's.
     pub fn set_lazy(&mut self, lazy: bool, name: Idx) {

@@ -13,7 +13,8 @@ use std::time::Duration;
 use ipnet::IpNet;
 use mesh_types::address::mesh_prefix;
 use mesh_types::consts::{
-    BLACKHOLE_METRIC, PERSISTENT_KEEPALIVE, ROUTE_METRIC, ROUTE_TABLE, RULE_PRIORITY,
+    BLACKHOLE_METRIC, MTU_MIN, PERSISTENT_KEEPALIVE, ROUTE_METRIC, ROUTE_TABLE, RULE_PRIORITY,
+    WIREGUARD_OVERHEAD,
 };
 use mesh_types::observation::Source;
 use mesh_types::plan::host_prefix;
@@ -127,6 +128,7 @@ impl Overlay {
             adoptions: self.adoptions(),
             relay_pairs: self.traversal.relay_pairs(),
             aliases: self.aliases(),
+            narrow: if ipv6 { self.narrow() } else { BTreeMap::new() },
             turn_links: self.traversal.turn_links(),
             proxies: self.traversal.proxies(),
             filters: BTreeSet::new(),
@@ -291,10 +293,31 @@ impl Overlay {
     }
 
     /// The path MTU of a peer, where it is lower than the device's. What a route of IPv6 cannot have
-    /// ([`mesh_types::consts::MTU_MIN`]) is left to the host: such packets travel in fragments outside.
+    /// ([`MTU_MIN`]) is left to [`Self::narrow`]: such packets travel in fragments outside.
     fn route_mtu(&self, id: &PeerId) -> Option<u16> {
         let found = self.traversal.path_mtu(id)?;
         Some(found).filter(|mtu| *mtu < self.config.mtu)
+    }
+
+    /// Where paths lead that carry less than IPv6 asks for inside, and what they carry outside.
+    fn narrow(&self) -> BTreeMap<IpAddr, u16> {
+        let mut out = BTreeMap::new();
+        for id in self.peers.keys() {
+            let inside = self
+                .traversal
+                .firm_path_mtu(id)
+                .filter(|mtu| *mtu < MTU_MIN);
+            let (Some(inside), Some(path)) = (inside, self.traversal.path(id)) else {
+                continue;
+            };
+            let remote = path.remote.ip();
+            // What a proxy sends on is not the kernel's to cut up.
+            if !remote.is_loopback() {
+                let limit = out.entry(remote).or_insert(u16::MAX);
+                *limit = (*limit).min(inside + outside(remote));
+            }
+        }
+        out
     }
 
     /// The node's overlay addresses: what follows from its identity, what its membership gives it, and what
@@ -332,6 +355,12 @@ impl Overlay {
     pub(crate) fn ranges(&self) -> impl Iterator<Item = IpNet> + '_ {
         self.state.range.iter().map(IpNet::trunc)
     }
+}
+
+/// What WireGuard, UDP and IP add to a packet.
+fn outside(remote: IpAddr) -> u16 {
+    let ip = if remote.is_ipv6() { 40 } else { 20 };
+    WIREGUARD_OVERHEAD + 8 + ip
 }
 
 fn blackhole(prefix: IpNet) -> Route {

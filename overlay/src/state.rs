@@ -132,6 +132,7 @@ pub(crate) fn empty_plan(identity: &Identity, config: &Config) -> HostPlan {
         adoptions: BTreeSet::new(),
         relay_pairs: BTreeSet::new(),
         aliases: BTreeSet::new(),
+        narrow: BTreeMap::new(),
         turn_links: BTreeSet::new(),
         proxies: BTreeSet::new(),
         filters: BTreeSet::new(),

@@ -193,6 +193,7 @@ impl Node {
             adoptions: Default::default(),
             relay_pairs: Default::default(),
             aliases: Default::default(),
+            narrow: Default::default(),
             turn_links: Default::default(),
             proxies: Default::default(),
             filters: Default::default(),

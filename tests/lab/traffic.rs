@@ -1,7 +1,7 @@
 //! Traffic of pods: echo servers that tell whom they see, senders that carry a marker, pings that count.
 
 use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::{Child, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -131,9 +131,9 @@ pub fn udp_exchange(namespace: &Namespace, server: IpAddr, count: u32, size: usi
 }
 
 /// Sends `bytes` by TCP from one namespace to another and returns how long it took until all had arrived.
-pub fn bulk(from: &Namespace, to: &Namespace, server: Ipv4Addr, bytes: u64) -> Duration {
-    let listener = to
-        .enter(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, BULK_PORT)).expect("the port is free"));
+pub fn bulk(from: &Namespace, to: &Namespace, server: impl Into<IpAddr>, bytes: u64) -> Duration {
+    let server = server.into();
+    let listener = to.enter(|| TcpListener::bind(("::", BULK_PORT)).expect("the port is free"));
     let sink = thread::spawn(move || {
         let (mut stream, _) = listener.accept()?;
         let mut buffer = vec![0; 1 << 18];

@@ -6,3 +6,4 @@ mod demux;
 mod facts;
 mod relay;
 mod support;
+mod underlay;

@@ -120,6 +120,7 @@ pub fn plan() -> HostPlan {
         adoptions: BTreeSet::new(),
         relay_pairs: BTreeSet::new(),
         aliases: BTreeSet::new(),
+        narrow: BTreeMap::new(),
         turn_links: BTreeSet::new(),
         proxies: BTreeSet::new(),
         filters: BTreeSet::new(),

@@ -15,6 +15,11 @@ impl PathAgent {
         self.mtu.limit()
     }
 
+    /// The same as a search of this path found it, unmoved by the next one until it ends.
+    pub(crate) fn firm_path_mtu(&self) -> Option<u16> {
+        self.mtu.firm_limit()
+    }
+
     pub(super) fn run_mtu(&mut self, node: &mut Node, now: Instant) {
         if self.is_suspect() {
             return;
@@ -24,7 +29,7 @@ impl PathAgent {
         let Some((remote, rtt)) = own.map(|path| (path.remote, path.rtt)) else {
             return;
         };
-        let before = self.mtu.limit();
+        let before = self.mtu_limits();
         self.mtu.set_active(self.activity.is_active(now));
         for size in self.mtu.run(rtt, now) {
             node.counters.add("mtu-probes-sent");
@@ -44,7 +49,7 @@ impl PathAgent {
         self.heard(node, address, now);
         self.probes_answered += 1;
         if self.path().is_some_and(|path| path.remote == address) {
-            let before = self.mtu.limit();
+            let before = self.mtu_limits();
             self.mtu.answered(size, now);
             self.tell_mtu(node, before);
         }
@@ -59,10 +64,15 @@ impl PathAgent {
         Some((at, "path MTU"))
     }
 
-    fn tell_mtu(&self, node: &mut Node, before: Option<u16>) {
-        let limit = self.mtu.limit();
-        if limit != before {
-            debug!(peer = %self.id, ?limit, "Path MTU changed");
+    fn mtu_limits(&self) -> [Option<u16>; 2] {
+        [self.mtu.limit(), self.mtu.firm_limit()]
+    }
+
+    fn tell_mtu(&self, node: &mut Node, before: [Option<u16>; 2]) {
+        let limits = self.mtu_limits();
+        if limits != before {
+            let [limit, firm] = limits;
+            debug!(peer = %self.id, ?limit, ?firm, "Path MTU changed");
             node.counters.add("path-mtu-changes");
             node.events
                 .push_back(Event::PathMtuChanged { peer: self.id });
