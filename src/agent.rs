@@ -268,6 +268,7 @@ fn core_config(
         may_relay: config.relay_serve,
         relay_ports: config.relay_ports,
         pair_rate: config.relay_pair_rate,
+        node_rate: config.relay_node_rate,
         turn: config.turn.clone(),
     }
 }

@@ -91,6 +91,8 @@ pub struct Config {
     pub relay_ports: (u16, u16),
     /// Bits a second of a relayed pair.
     pub relay_pair_rate: u64,
+    /// Bits a second of all relayed pairs of one member.
+    pub relay_node_rate: u64,
     /// TURN servers that this node may use.
     pub turn: Vec<TurnServer>,
     /// Static peers.
@@ -347,6 +349,10 @@ impl Source<'_> {
             }
             None => state_dir.join("private.key"),
         };
+        let relay_pair_rate = match &file.relay.pair_rate {
+            Some(text) => self.text("pair-rate", text, value::rate(text.get_ref()))?,
+            None => consts::RELAY_PAIR_RATE,
+        };
         self.unused(file, &mut warnings)?;
         let mut names = BTreeMap::new();
         Ok(Config {
@@ -384,9 +390,10 @@ impl Source<'_> {
                 None => consts::RELAY_PORTS,
             },
             turn: self.turn(file, &mut warnings)?,
-            relay_pair_rate: match &file.relay.pair_rate {
-                Some(text) => self.text("pair-rate", text, value::rate(text.get_ref()))?,
-                None => consts::RELAY_PAIR_RATE,
+            relay_pair_rate,
+            relay_node_rate: match &file.relay.node_rate {
+                Some(text) => self.text("node-rate", text, value::rate(text.get_ref()))?,
+                None => relay_pair_rate.saturating_mul(consts::RELAY_NODE_PAIRS),
             },
             peers: self.peers(file, &mut names, &mut warnings)?,
             names,

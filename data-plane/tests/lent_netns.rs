@@ -222,6 +222,7 @@ fn two_who_do_not_reach_each_other_are_relayed_in_userspace() {
                 first,
                 second,
                 rate,
+                node_rate: 0,
             }])
         };
         relay

@@ -82,8 +82,8 @@ fn write(text: &mut String, plan: &HostPlan) -> std::fmt::Result {
         let ((first, at), (second, out)) = (pair.first, pair.second);
         writeln!(
             text,
-            "relay {first} at port {at} and {second} at port {out}, {} bit/s",
-            pair.rate
+            "relay {first} at port {at} and {second} at port {out}, {} bit/s, {} bit/s a node",
+            pair.rate, pair.node_rate
         )?;
     }
     Ok(())

@@ -67,6 +67,8 @@ pub const TICKET_LIFETIME: Duration = Duration::from_secs(24 * 3600);
 pub const RELAY_PORTS: (u16, u16) = (28672, 29183);
 /// Bits a second of a relayed pair unless configured: a relay's operator pays for the traffic of others.
 pub const RELAY_PAIR_RATE: u64 = 50_000_000;
+/// Of so many pairs at full rate one node may have the traffic unless configured, however many it has.
+pub const RELAY_NODE_PAIRS: u64 = 4;
 /// Loopback addresses that stand for peers behind TURN servers: 127.128.0.0/9, far from what people use of 127.0.0.0/8.
 pub const PROXY_RANGE: (Ipv4Addr, u8) = (Ipv4Addr::new(127, 128, 0, 0), 9);
 /// Their port: below the listen ports, which WireGuard holds on all addresses.

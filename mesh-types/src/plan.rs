@@ -173,6 +173,9 @@ pub struct RelayPair {
     pub second: (SocketAddr, u16),
     /// Bits of UDP payload a second, both directions together; 0 is no limit.
     pub rate: u64,
+    /// The same for all pairs of one node together, sent and received. A node is known by its port: the one that
+    /// the others send to.
+    pub node_rate: u64,
 }
 
 /// Kernel and engine follow any authentic datagram. After a pair has left a relay, datagrams that are still on their

@@ -45,6 +45,8 @@ pub struct RelaySettings {
     pub ports: (u16, u16),
     /// Bits a second of a pair, both directions together; 0 is no limit.
     pub pair_rate: u64,
+    /// Bits a second of all pairs of one node, sent and received together; 0 is no limit.
+    pub node_rate: u64,
 }
 
 /// Tier of a path, the better the lower.

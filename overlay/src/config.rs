@@ -56,6 +56,8 @@ pub struct Config {
     pub relay_ports: (u16, u16),
     /// Bits a second of a relayed pair, both directions together; 0 is no limit.
     pub pair_rate: u64,
+    /// Bits a second of all pairs of one member, sent and received together; 0 is no limit.
+    pub node_rate: u64,
     /// TURN servers that this node may use.
     pub turn: Vec<TurnServer>,
 }

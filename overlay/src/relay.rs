@@ -41,6 +41,7 @@ impl Overlay {
         let settings = RelaySettings {
             ports: self.config.relay_ports,
             pair_rate: self.config.pair_rate,
+            node_rate: self.config.node_rate,
         };
         self.traversal.set_relay(serves.then_some(settings), now);
         self.announcement_changed(now);

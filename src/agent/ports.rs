@@ -378,6 +378,7 @@ mod tests {
             first: (ends[0].local_addr().unwrap(), first),
             second: (ends[1].local_addr().unwrap(), second),
             rate: 0,
+            node_rate: 0,
         };
         ports.relay(&[pair].into()).unwrap();
         let there = SocketAddr::from((Ipv4Addr::LOCALHOST, first));

@@ -67,6 +67,7 @@ pub struct Relay {
     pub serve: Option<bool>,
     pub ports: Option<Text>,
     pub pair_rate: Option<Text>,
+    pub node_rate: Option<Text>,
     #[serde(default)]
     pub turn: Vec<Turn>,
 }

@@ -30,6 +30,7 @@ birthday-search = true
 serve = false
 ports = "28672-29183"
 pair-rate = "50Mbit/s"
+node-rate = "200Mbit/s"
 turn = [{ url = "turns:turn.example.org:443" }]
 
 [host]
@@ -360,4 +361,18 @@ fn turn_servers_are_read_with_their_secrets() {
         missing.contains("cannot be read: no such file"),
         "{missing}"
     );
+}
+
+#[test]
+fn a_node_gets_the_rate_of_a_few_pairs_unless_configured() {
+    let of = |text: &str| {
+        let config = parse(&format!("[relay]\n{text}")).unwrap();
+        (config.relay_pair_rate, config.relay_node_rate)
+    };
+    assert_eq!(of(""), (50_000_000, 200_000_000));
+    assert_eq!(
+        of("pair-rate = \"1Gbit/s\""),
+        (1_000_000_000, 4_000_000_000)
+    );
+    assert_eq!(of("node-rate = \"70Mbit/s\""), (50_000_000, 70_000_000));
 }

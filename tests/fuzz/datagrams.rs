@@ -51,6 +51,7 @@ fn traversal(own: u8, other: u8, clock: Clock) -> Traversal {
     let relay = RelaySettings {
         ports: (RELAY, RELAY + 8),
         pair_rate: 0,
+        node_rate: 0,
     };
     out.set_relay(Some(relay), now);
     out.handle_timeout(now);

@@ -52,6 +52,8 @@ pub struct Table {
     /// By source and our port. Looked up, never iterated.
     ways: HashMap<(SocketAddr, u16), Way>,
     meters: Vec<Meters>,
+    /// Of all that a node sends and receives, by its port.
+    nodes: BTreeMap<u16, Meter>,
 }
 
 struct Meters {
@@ -72,9 +74,18 @@ impl Table {
             .map(|meters| (meters.pair, meters))
             .collect();
         let before = std::mem::take(&mut self.ways);
+        let mut nodes = std::mem::take(&mut self.nodes);
         self.pairs.clone_from(pairs);
         for (index, pair) in pairs.iter().take(PAIRS).enumerate() {
             let stays = old.remove(pair);
+            for port in [pair.first.1, pair.second.1] {
+                let held = nodes.remove(&port);
+                let held = held.filter(|held| held.rate == bytes(pair.node_rate));
+                let meter = held.or_else(|| Meter::of(pair.node_rate, now));
+                if let Some(meter) = meter {
+                    self.nodes.entry(port).or_insert(meter);
+                }
+            }
             for (from, to) in [(pair.first, pair.second), (pair.second, pair.first)] {
                 let local = stays.as_ref().and_then(|_| before.get(&from)?.local);
                 let way = Way {
@@ -111,10 +122,14 @@ impl Table {
         let Some(meters) = self.meters.get_mut(way.pair) else {
             return Verdict::Drop(Count::RelayStranger);
         };
-        let allowed = match (control, &mut meters.data) {
-            (true, _) => meters.probes.take(1, now),
-            (false, Some(data)) => data.take(bytes.len() as u64, now),
-            (false, None) => true,
+        let allowed = if control {
+            meters.probes.take(1, now)
+        } else {
+            let nodes = &mut self.nodes;
+            let take = |meter: Option<&mut Meter>| {
+                meter.is_none_or(|meter| meter.take(bytes.len() as u64, now))
+            };
+            take(meters.data.as_mut()) && take(nodes.get_mut(&out)) && take(nodes.get_mut(&port))
         };
         if !allowed {
             return Verdict::Drop(Count::RelayOverRate);
@@ -129,11 +144,9 @@ impl Table {
 
 impl Meters {
     fn new(pair: &RelayPair, now: Instant) -> Self {
-        let rate = pair.rate / 8;
-        let burst = (u128::from(rate) * BURST.as_millis() / 1000) as u64;
         Self {
             pair: *pair,
-            data: (pair.rate > 0).then(|| Meter::new(rate.max(1), burst.max(BURST_MIN), now)),
+            data: Meter::of(pair.rate, now),
             probes: Meter::new(PROBES, PROBES_BURST, now),
         }
     }
@@ -151,7 +164,19 @@ struct Meter {
 
 const NANOS: u128 = 1_000_000_000;
 
+/// A second, of a rate in bits.
+fn bytes(rate: u64) -> u64 {
+    (rate / 8).max(1)
+}
+
 impl Meter {
+    /// Of a rate in bits a second, where there is one.
+    fn of(rate: u64, now: Instant) -> Option<Self> {
+        let bytes = bytes(rate);
+        let burst = (u128::from(bytes) * BURST.as_millis() / 1000) as u64;
+        (rate > 0).then(|| Self::new(bytes, burst.max(BURST_MIN), now))
+    }
+
     fn new(rate: u64, burst: u64, now: Instant) -> Self {
         Self {
             rate,
@@ -192,6 +217,7 @@ mod tests {
             first: (at(FIRST), 28001),
             second: (at(SECOND), 28002),
             rate,
+            node_rate: 0,
         }]
         .into()
     }
@@ -273,6 +299,46 @@ mod tests {
     }
 
     #[test]
+    fn all_pairs_of_a_node_share_its_rate_and_those_of_others_have_their_own() {
+        let (mut table, start) = (Table::default(), now());
+        let node_rate = 8_000_000;
+        let of = |first: (&str, u16), second: (&str, u16)| RelayPair {
+            first: (at(first.0), first.1),
+            second: (at(second.0), second.1),
+            rate: 0,
+            node_rate,
+        };
+        // The hub's port is 28000; the others' 28001 to 28004.
+        let hub = |n: u8, port| of(("192.0.2.9:9", port), (&format!("192.0.2.{n}:1"), 28000));
+        let mut pairs: BTreeSet<RelayPair> = [hub(1, 28001), hub(2, 28002)].into();
+        pairs.insert(of(("192.0.2.3:1", 28004), ("192.0.2.4:1", 28003)));
+        table.apply(&pairs, start);
+        let mut passed = [0, 0];
+        for ms in 0..2000 {
+            let now = start + Duration::from_millis(ms);
+            if ms == 1000 {
+                // Another pair of the hub brings it nothing.
+                pairs.insert(hub(5, 28005));
+                table.apply(&pairs, now);
+            }
+            for (from, port, whose) in [
+                ("192.0.2.9:9", 28001, 0),
+                ("192.0.2.9:9", 28002, 0),
+                ("192.0.2.1:1", 28000, 0),
+                ("192.0.2.2:1", 28000, 0),
+                ("192.0.2.3:1", 28004, 1),
+            ] {
+                let seen = table.handle(at(from), port, None, &[4; 1000], now);
+                passed[whose] += u64::from(matches!(seen, Verdict::Forward { .. })) * 1000;
+            }
+        }
+        let (least, most) = (node_rate / 8 * 2, node_rate / 8 * 2 + node_rate / 80 + 2000);
+        assert!((least..=most).contains(&passed[0]), "{passed:?}");
+        assert_eq!(passed[1], 2_000_000, "another node's");
+        assert_eq!(table.nodes.len(), 6);
+    }
+
+    #[test]
     fn a_pair_that_stays_keeps_its_measure_and_one_that_goes_is_forgotten() {
         let (mut table, start) = (Table::default(), now());
         table.apply(&pair(8), start);
@@ -285,6 +351,7 @@ mod tests {
             first: (at("192.0.2.7:7"), 28003),
             second: (at("192.0.2.8:8"), 28004),
             rate: 0,
+            node_rate: 0,
         });
         table.apply(&more, start);
         let seen = table.handle(from.0, from.1, None, &[4; 1000], start);

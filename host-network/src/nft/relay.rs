@@ -6,6 +6,7 @@
 //! with an address of this host. What each pair needs stands in elements of maps and in objects these name, so a
 //! pair comes and goes without a change to any rule.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 
@@ -53,7 +54,11 @@ struct Maps {
     count: Map,
     /// Its rate.
     rate: Map,
-    /// Its probes.
+    /// All that the node sends and receives which sends here.
+    sender: Map,
+    /// The same of the node that this is sent to.
+    receiver: Map,
+    /// The pair's probes.
     probe: Map,
     /// New destination, its port, new source port.
     forward: Map,
@@ -76,6 +81,8 @@ const MAPS: [Maps; 2] = [
         family: V4,
         count: map("relay_count4", V4_KEY, COUNTER),
         rate: map("relay_rate4", V4_KEY, LIMIT),
+        sender: map("relay_sender4", V4_KEY, LIMIT),
+        receiver: map("relay_receiver4", V4_KEY, LIMIT),
         probe: map("relay_probe4", V4_KEY, LIMIT),
         forward: map(
             "relay_forward4",
@@ -101,6 +108,8 @@ const MAPS: [Maps; 2] = [
         family: V6,
         count: map("relay_count6", V6_KEY, COUNTER),
         rate: map("relay_rate6", V6_KEY, LIMIT),
+        sender: map("relay_sender6", V6_KEY, LIMIT),
+        receiver: map("relay_receiver6", V6_KEY, LIMIT),
         probe: map("relay_probe6", V6_KEY, LIMIT),
         forward: map(
             "relay_forward6",
@@ -125,8 +134,16 @@ const MAPS: [Maps; 2] = [
 ];
 
 impl Maps {
-    fn all(&self) -> [Map; 5] {
-        [self.count, self.rate, self.probe, self.forward, self.from]
+    fn all(&self) -> [Map; 7] {
+        [
+            self.count,
+            self.rate,
+            self.sender,
+            self.receiver,
+            self.probe,
+            self.forward,
+            self.from,
+        ]
     }
 }
 
@@ -172,6 +189,16 @@ struct Way {
     local: IpAddr,
 }
 
+/// Bits a second.
+fn rate_limit(name: String, rate: u64) -> Object {
+    let bytes = (rate / 8).clamp(1, RATE_MAX);
+    Object {
+        name,
+        kind: ObjectKind::Limit,
+        data: limit(bytes, BURST, Per::Byte),
+    }
+}
+
 /// The ends of a pair, as part of a name.
 fn name(pair: &RelayPair) -> String {
     let mut bytes = Vec::new();
@@ -185,6 +212,11 @@ fn name(pair: &RelayPair) -> String {
 
 fn rate_name(pair: &RelayPair) -> String {
     format!("rate-{}-{}", pair.rate, name(pair))
+}
+
+/// Of the node of a port, whichever pairs it has.
+fn node_name(pair: &RelayPair, port: u16) -> String {
+    format!("node-{}-{port}", pair.node_rate)
 }
 
 fn probe_name(pair: &RelayPair) -> String {
@@ -201,13 +233,15 @@ struct Wanted {
     /// By map, in the order of [`maps`].
     elements: Vec<Elements>,
     objects: Vec<Object>,
+    /// Names of those that pairs share.
+    nodes: BTreeSet<String>,
 }
 
 impl Wanted {
     fn of(links: &[Link]) -> Self {
         let mut wanted = Self {
             elements: vec![Elements::new(); maps().len()],
-            objects: Vec::new(),
+            ..Self::default()
         };
         for link in links {
             wanted.add(link);
@@ -228,12 +262,15 @@ impl Wanted {
             data: limit(PROBES, PROBES_BURST, Per::Packet),
         });
         if pair.rate > 0 {
-            let bytes = (pair.rate / 8).clamp(1, RATE_MAX);
-            self.objects.push(Object {
-                name: rate_name(pair),
-                kind: ObjectKind::Limit,
-                data: limit(bytes, BURST, Per::Byte),
-            });
+            self.objects.push(rate_limit(rate_name(pair), pair.rate));
+        }
+        if pair.node_rate > 0 {
+            for port in [pair.first.1, pair.second.1] {
+                let name = node_name(pair, port);
+                if self.nodes.insert(name.clone()) {
+                    self.objects.push(rate_limit(name, pair.node_rate));
+                }
+            }
         }
         for way in link.ways() {
             let start = match Family::of(way.from.ip()) {
@@ -251,9 +288,12 @@ impl Wanted {
             put_address(&mut after, way.to);
             put_ip(&mut source, way.local);
             let rate = (pair.rate > 0).then(|| Entry::Object(rate_name(pair)));
+            let of_node = |port| (pair.node_rate > 0).then(|| Entry::Object(node_name(pair, port)));
             let entries = [
                 (key.clone(), Some(Entry::Object(count_name(pair)))),
                 (key.clone(), rate),
+                (key.clone(), of_node(way.out)),
+                (key.clone(), of_node(way.at)),
                 (key.clone(), Some(Entry::Object(probe_name(pair)))),
                 (key, Some(Entry::Fields(forward))),
                 (after, Some(Entry::Fields(source))),
@@ -372,6 +412,17 @@ fn chains(mark: u32) -> [Chain; 2] {
         };
         let of = || vec![family(maps.family), protocol(UDP)];
         let with = |rest: Vec<_>| [of(), rest].concat();
+        let rated = |what: &str, map: Map| {
+            Rule::new(
+                format!("farspan: no more than {what}, {word}"),
+                with(vec![
+                    other_bytes_at(COOKIE_OFFSET, &COOKIE),
+                    key(map.key),
+                    ask(map.name),
+                    drop(),
+                ]),
+            )
+        };
         let value: u8 = maps.forward.key.iter().map(|part| part.places()).sum();
         let address = Part::Destination(maps.family);
         let ports = value + address.places();
@@ -385,15 +436,9 @@ fn chains(mark: u32) -> [Chain; 2] {
                     drop(),
                 ]),
             ),
-            Rule::new(
-                format!("farspan: no more than a pair's rate, {word}"),
-                with(vec![
-                    other_bytes_at(COOKIE_OFFSET, &COOKIE),
-                    key(maps.rate.key),
-                    ask(maps.rate.name),
-                    drop(),
-                ]),
-            ),
+            rated("a pair's rate", maps.rate),
+            rated("its sender's rate", maps.sender),
+            rated("its receiver's rate", maps.receiver),
             Rule::new(
                 format!("farspan: relay {word}, mark {mark:#x}"),
                 with(vec![

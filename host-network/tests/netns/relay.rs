@@ -17,6 +17,7 @@ use crate::support::{in_namespace, plan, run, sh};
 /// The relay's ports: the first end sends to the one, the second to the other.
 const AT_FIRST: u16 = 28_701;
 const AT_SECOND: u16 = 28_702;
+const AT_THIRD: u16 = 28_703;
 const COOKIE: [u8; 4] = [0x21, 0x12, 0xa4, 0x42];
 
 fn stun(kind: [u8; 2]) -> Vec<u8> {
@@ -113,6 +114,7 @@ fn pair(first: &Far, second: &Far, v6: bool, rate: u64) -> RelayPair {
         first: (first.address(v6), AT_FIRST),
         second: (second.address(v6), AT_SECOND),
         rate,
+        node_rate: 0,
     }
 }
 
@@ -209,6 +211,7 @@ fn pairs_come_and_go_by_elements_and_removal_leaves_nothing() {
                 ),
                 second: ("[2001:db8:77::1]:7000".parse().unwrap(), 29_001 + n),
                 rate: 1_000_000,
+                node_rate: 4_000_000,
             });
             plan.relay_pairs.insert(RelayPair {
                 first: (
@@ -217,6 +220,7 @@ fn pairs_come_and_go_by_elements_and_removal_leaves_nothing() {
                 ),
                 second: ("192.0.3.77:7000".parse().unwrap(), 29_001 + n),
                 rate: 1_000_000,
+                node_rate: 4_000_000,
             });
         }
         let applied = host.converge(&plan).await;
@@ -301,6 +305,55 @@ fn a_pair_gets_its_rate_and_its_probes_pass_beside_it() {
         }
         let probes = host.relayed()[0].1 - before;
         assert!((50..400).contains(&probes), "{probes} of 2000 probes");
+    });
+}
+
+#[test]
+fn all_pairs_of_a_node_share_its_rate() {
+    in_namespace(|| async {
+        forwarding(true);
+        let (a, b, c) = (Far::new(2), Far::new(3), Far::new(4));
+        let mut host = Host::new("farspan0").await.unwrap();
+        let mut plan = plan();
+        let node_rate = 8_000_000;
+        // The first one's port is AT_SECOND in both: the others send to it.
+        let mut other = pair(&a, &c, false, 0);
+        other.first.1 = AT_THIRD;
+        plan.relay_pairs = [pair(&a, &b, false, 0), other]
+            .map(|pair| RelayPair { node_rate, ..pair })
+            .into();
+        assert_eq!(host.converge(&plan).await.failures, Vec::<String>::new());
+        let start = elapsed();
+        for _ in 0..2000 {
+            for (from, to) in [
+                (&a, relay(2, false, AT_FIRST)),
+                (&a, relay(2, false, AT_THIRD)),
+                (&b, relay(3, false, AT_SECOND)),
+                (&c, relay(4, false, AT_SECOND)),
+            ] {
+                from.v4.send_to(&data(1400), to).unwrap();
+            }
+        }
+        let took = elapsed() - start;
+        let bytes: u64 = host.relayed().iter().map(|(_, _, bytes)| bytes).sum();
+        let second = node_rate / 8;
+        let most = second + 64 * 1024 + (took.as_secs_f64() * second as f64) as u64 + 3000;
+        assert!(
+            (second..=most).contains(&bytes),
+            "{bytes} of 11200000 in {took:?}"
+        );
+        // A pair goes, and what the node has used up stays used up.
+        plan.relay_pairs.pop_last();
+        host.converge(&plan).await;
+        let before = host.relayed()[0].2;
+        for _ in 0..200 {
+            b.v4.send_to(&data(1400), relay(3, false, AT_SECOND))
+                .unwrap();
+            a.v4.send_to(&data(1400), relay(2, false, AT_FIRST))
+                .unwrap();
+        }
+        let more = host.relayed()[0].2 - before;
+        assert!(more < 560_000 / 2, "{more} of 560000");
     });
 }
 

@@ -411,7 +411,9 @@ impl Server {
 
     /// Pairs of which both ends are bound.
     pub(crate) fn pairs(&self) -> BTreeSet<RelayPair> {
-        let rate = self.settings.map_or(0, |settings| settings.pair_rate);
+        let Some(settings) = self.settings else {
+            return BTreeSet::new();
+        };
         let port = |member: &PeerId| self.ports.get(member).map(|port| port.number);
         self.pairs
             .iter()
@@ -419,7 +421,8 @@ impl Server {
                 Some(RelayPair {
                     first: (ends[0]?.address, port(b)?),
                     second: (ends[1]?.address, port(a)?),
-                    rate,
+                    rate: settings.pair_rate,
+                    node_rate: settings.node_rate,
                 })
             })
             .collect()

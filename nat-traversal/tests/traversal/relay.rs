@@ -8,6 +8,7 @@ use nat_traversal::{PeerSpec, RelaySettings};
 const SETTINGS: RelaySettings = RelaySettings {
     ports: (28_672, 29_183),
     pair_rate: 0,
+    node_rate: 0,
 };
 
 /// A node, a relay that it reaches, and a peer that is not there. The relay knows of the peer where asked for.

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use mesh_types::consts::{FWMARK, FWMARK_MASK, INTERFACE, MTU, RELAY_PAIR_RATE, RELAY_PORTS};
+use mesh_types::consts::{
+    FWMARK, FWMARK_MASK, INTERFACE, MTU, RELAY_NODE_PAIRS, RELAY_PAIR_RATE, RELAY_PORTS,
+};
 use mesh_types::observation::ConfigPeer;
 use mesh_types::record::Features;
 use mesh_types::report::Backend;
@@ -176,6 +178,7 @@ impl World {
             may_relay: self.relays,
             relay_ports: RELAY_PORTS,
             pair_rate: RELAY_PAIR_RATE,
+            node_rate: RELAY_PAIR_RATE * RELAY_NODE_PAIRS,
             turn: Vec::new(),
         };
         let pod = IpAddr::V4(Ipv4Addr::new(10, 244, number, 7));

@@ -22,6 +22,8 @@ pub struct Relay {
     bound: BTreeSet<u16>,
     /// Bytes left of each pair, and when that was counted.
     left: BTreeMap<RelayPair, (f64, Instant)>,
+    /// The same of each node, by its port.
+    nodes: BTreeMap<u16, (f64, Instant)>,
     out: Vec<Outgoing>,
     /// Bytes of data that were forwarded, those that exceeded a rate, datagrams from anybody else.
     pub forwarded: u64,
@@ -35,6 +37,9 @@ impl Relay {
     pub fn apply(&mut self, plan: &HostPlan) {
         self.pairs.clone_from(&plan.relay_pairs);
         self.left.retain(|pair, _| plan.relay_pairs.contains(pair));
+        let of_pair = |port: u16, pair: &RelayPair| pair.first.1 == port || pair.second.1 == port;
+        self.nodes
+            .retain(|port, _| plan.relay_pairs.iter().any(|pair| of_pair(*port, pair)));
         self.aliases = plan.aliases.iter().map(|a| (a.late, a.path)).collect();
         let ports = plan.sockets.iter().filter_map(|socket| match socket {
             SocketId::Relay(port) => Some(*port),
@@ -64,6 +69,7 @@ impl Relay {
         self.aliases.clear();
         self.ports.clear();
         self.left.clear();
+        self.nodes.clear();
         self.out.clear();
     }
 
@@ -122,16 +128,11 @@ impl Relay {
     }
 
     fn has_room(&mut self, pair: RelayPair, bytes: usize, now: Instant) -> bool {
-        if pair.rate == 0 {
-            return true;
-        }
-        let (left, at) = self.left.entry(pair).or_insert((BURST, now));
-        let passed: Duration = now - *at;
-        *left = (*left + passed.as_secs_f64() * pair.rate as f64 / 8.0).min(BURST);
-        *at = now;
-        let has = *left >= bytes as f64;
-        if has {
-            *left -= bytes as f64;
+        let of_pair = self.left.entry(pair).or_insert((BURST, now));
+        let mut has = takes(of_pair, pair.rate, bytes, now);
+        for port in [pair.first.1, pair.second.1] {
+            let of_node = self.nodes.entry(port).or_insert((BURST, now));
+            has = has && takes(of_node, pair.node_rate, bytes, now);
         }
         has
     }
@@ -148,4 +149,19 @@ pub fn is_indication(bytes: &[u8]) -> bool {
 
 fn is_cookie(bytes: &[u8]) -> bool {
     bytes.get(4..8) == Some(&[0x21, 0x12, 0xa4, 0x42])
+}
+
+/// Takes bytes of what a rate (bits a second; 0: none) has left.
+fn takes((left, at): &mut (f64, Instant), rate: u64, bytes: usize, now: Instant) -> bool {
+    if rate == 0 {
+        return true;
+    }
+    let passed: Duration = now - *at;
+    *left = (*left + passed.as_secs_f64() * rate as f64 / 8.0).min(BURST);
+    *at = now;
+    let has = *left >= bytes as f64;
+    if has {
+        *left -= bytes as f64;
+    }
+    has
 }

@@ -26,6 +26,7 @@ fn server(ports: (u16, u16), now: Instant) -> Server {
     server.set(Some(RelaySettings {
         ports,
         pair_rate: 1000,
+        node_rate: 4000,
     }));
     server
 }
@@ -75,6 +76,7 @@ fn a_pair_is_forwarded_once_both_ends_are_bound_each_at_the_others_port() {
         first: (at(1, 1001), to_b),
         second: (at(2, 2001), to_a),
         rate: 1000,
+        node_rate: 4000,
     };
     assert_eq!(server.pairs(), BTreeSet::from([pair]));
     assert_eq!(server.ports(), BTreeSet::from([to_a, to_b]));
