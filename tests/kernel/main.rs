@@ -24,6 +24,8 @@ mod device;
 mod harness;
 mod initiations;
 mod matrix;
+#[path = "../netns/narrow.rs"]
+mod narrow;
 mod ranges;
 mod session;
 mod shared_port;

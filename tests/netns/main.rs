@@ -14,6 +14,7 @@ mod host;
 mod matrix;
 mod membership;
 mod mtu;
+mod narrow;
 mod nats;
 mod netcheck;
 mod paths;

@@ -5,29 +5,14 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use crate::lab::agent::PATIENCE;
-use crate::lab::netns::Namespace;
-use crate::lab::traffic::{Echo, bulk, udp_exchange};
+use crate::lab::traffic::{Echo, udp_exchange};
 use crate::lab::wait::wait_until;
 use crate::lab::{Host, Lab, Node};
+use crate::narrow::{narrow, refused_ping};
 use crate::scene::{overlay_ipv4, static_pair};
 
 /// The issue's figure is 3 s.
 const SOON: Duration = Duration::from_secs(10);
-/// What a download takes, bytes.
-const BULK: u64 = 20 << 20;
-
-/// The link of a host carries packets up to `mtu`, and drops longer ones without a word.
-fn narrow(lab: &Lab, host: &Host, mtu: u16) {
-    let link = format!("w{}", host.ipv4.octets()[2]);
-    lab.internet().ip(&format!("link set {link} mtu {mtu}"));
-    let silent = format!(
-        "table inet silent{mtu} {{
- chain output {{ type filter hook output priority 0; icmp type destination-unreachable drop; icmpv6 type packet-too-big drop; }}
-}}
-"
-    );
-    lab.internet().nft(&silent);
-}
 
 /// The host has IPv4 outside only, and its provider drops fragments.
 fn without_fragments(host: &Host) {
@@ -59,17 +44,6 @@ fn wait_mtu(node: &Node, peer: &str, mtu: u16) -> Duration {
 fn assert_refused(host: &Host, to: IpAddr, mtu: u16) {
     let said = refused_ping(&host.namespace, to);
     assert!(said.contains(&mtu.to_string()), "{said}");
-}
-
-/// What is said of a ping of 1380 bytes that must not be fragmented, and is not answered.
-fn refused_ping(from: &Namespace, to: IpAddr) -> String {
-    let to = to.to_string();
-    let ping = ["-c", "1", "-W", "1", "-M", "do", "-s", "1380", &to];
-    let output = from.command("ping").args(ping).output();
-    let output = output.expect("ip is installed");
-    let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
-    assert!(!output.status.success(), "{said}");
-    said
 }
 
 #[test]
@@ -149,77 +123,4 @@ fn a_path_that_narrows_under_way_is_noticed_while_packets_flow() {
         udp_exchange(&a.host.namespace, to, 50, 1000);
     }
     assert!(udp_exchange(&a.host.namespace, to, 200, 1400) >= 190);
-}
-
-/// Two members with a pod each behind a narrow link of the first one, connected by one family outside.
-fn pods(lab: &Lab, link: u16, outside: &str) -> [Node; 2] {
-    let hosts = ["a", "b"].map(|name| lab.public_host(name));
-    for host in &hosts {
-        match outside {
-            "IPv4" => host
-                .namespace
-                .sysctl("net/ipv6/conf/eth0/disable_ipv6", "1"),
-            _ => host
-                .namespace
-                .ip("addr flush dev eth0 scope global to 0.0.0.0/0"),
-        }
-    }
-    narrow(lab, &hosts[0], link);
-    let [a, b] = hosts;
-    let mut a = Node::new(lab, a).with_pod(lab, 1);
-    a.ok(&["init"]);
-    a.up();
-    let mut b = Node::new(lab, b).with_pod(lab, 2);
-    b.up();
-    b.join(&a);
-    a.wait_direct("b", PATIENCE);
-    b.wait_direct("a", PATIENCE);
-    [a, b]
-}
-
-#[test]
-fn pods_behind_a_narrow_link_lose_nothing_whatever_the_families_inside_and_outside() {
-    for (link, outside, bound) in [
-        (1400, "IPv4", 1344),
-        (1300, "IPv4", 1280),
-        (1400, "IPv6", 1328),
-        (1300, "IPv6", 1280),
-    ] {
-        let lab = Lab::new();
-        let nodes = pods(&lab, link, outside);
-        let connected = Instant::now();
-        let [a, b] = nodes.each_ref().map(Node::pod);
-        for to in [IpAddr::from(b.ipv4), b.ipv6.into()] {
-            let took = bulk(&a.namespace, &b.namespace, to, BULK);
-            let (of, all) = (BULK >> 20, connected.elapsed());
-            eprintln!(
-                "{link}, {outside} outside: {of} MiB to {to} in {took:?}, {all:?} after the path"
-            );
-            assert!(took < SOON, "{took:?}");
-            let back = if to.is_ipv4() {
-                IpAddr::from(a.ipv4)
-            } else {
-                a.ipv6.into()
-            };
-            bulk(&b.namespace, &a.namespace, back, BULK);
-        }
-        for (from, to) in [(a, b), (b, a)] {
-            let _echo = Echo::start(&to.namespace);
-            for to in [IpAddr::from(to.ipv4), to.ipv6.into()] {
-                for size in [1400, 1232, 1220, 1190] {
-                    let answered = udp_exchange(&from.namespace, to, 100, size);
-                    assert!(
-                        answered >= 95,
-                        "{answered} of 100 datagrams of {size} bytes to {to} over {link}, {outside} outside"
-                    );
-                }
-                // The host tells the pod, once and again.
-                let mtu = if to.is_ipv4() { "mtu" } else { "too" };
-                let said = refused_ping(&from.namespace, to);
-                assert!(said.contains(mtu), "{said}");
-            }
-        }
-        let said = refused_ping(&a.namespace, b.ipv6.into());
-        assert!(said.contains(&bound.to_string()), "{bound}: {said}");
-    }
 }

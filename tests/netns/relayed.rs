@@ -43,14 +43,19 @@ fn random_nats_exchange_100_mb_by_tcp_through_the_kernel_of_a_relay() {
 }
 
 #[test]
-fn a_relayed_pair_is_held_to_its_rate() {
-    let pair = relayed("pair-rate = \"20Mbit/s\"");
-    let (from, to) = (pair.paris.pod(), pair.tokyo.pod());
-    let took = bulk(&from.namespace, &to.namespace, to.ipv4, 20 * MB);
-    println!("20 MB relayed at 20 Mbit/s in {took:?}");
-    // What one second allows may go at once.
-    assert!(took > Duration::from_secs(6), "20 MB in {took:?}");
-    assert!(took < Duration::from_secs(40), "20 MB in {took:?}");
+fn a_relayed_pair_is_held_to_its_rate_and_so_is_a_node() {
+    for settings in [
+        "pair-rate = \"20Mbit/s\"",
+        "pair-rate = \"1Gbit/s\"\nnode-rate = \"20Mbit/s\"",
+    ] {
+        let pair = relayed(settings);
+        let (from, to) = (pair.paris.pod(), pair.tokyo.pod());
+        let took = bulk(&from.namespace, &to.namespace, to.ipv4, 20 * MB);
+        println!("20 MB relayed in {took:?} with {settings}");
+        // What one second allows may go at once.
+        assert!(took > Duration::from_secs(6), "20 MB in {took:?}");
+        assert!(took < Duration::from_secs(40), "20 MB in {took:?}");
+    }
 }
 
 #[test]

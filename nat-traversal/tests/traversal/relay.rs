@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::net::Net;
+use crate::net::{Net, at};
 use nat_traversal::{PeerSpec, RelaySettings};
 
 const SETTINGS: RelaySettings = RelaySettings {
@@ -53,4 +53,58 @@ fn a_relay_serves_members_only_and_only_for_peers_it_reaches() {
         assert_eq!(asking.relays().len(), 1);
         assert_eq!(asking.home_relays().len(), 1);
     }
+}
+
+/// Two nodes that only a relay connects, which all of them reach. Before the first one asks, the relay
+/// forgets its key unless `known`. Says how many datagrams the relay sent it from then on.
+fn ask_after_all(known: bool) -> (Net, [usize; 3], usize) {
+    let mut net = Net::new();
+    let [a, r, b] = ["192.0.2.1", "192.0.2.2", "192.0.2.3"].map(|ip| net.node(ip, None));
+    net.drop = Some(|packet| {
+        let ends = [packet.source.ip(), packet.destination.ip()];
+        !ends.contains(&at("192.0.2.2:1").ip())
+    });
+    let settings = Some(SETTINGS);
+    let now = net.now;
+    net.nodes[r].traversal.set_relay(settings, now);
+    for end in [a, b] {
+        let spec = PeerSpec {
+            relay_capable: true,
+            ..net.spec(r, vec![net.host_candidate(r)])
+        };
+        let (id, now) = (net.nodes[r].id, net.now);
+        net.nodes[end].traversal.upsert_peer(id, spec, now);
+        net.tell(r, end);
+    }
+    net.run(Duration::from_secs(3));
+    if !known {
+        let id = net.nodes[a].id;
+        net.nodes[r].traversal.remove_peer(&id);
+    }
+    let since = net.now.mono;
+    net.tell(a, b);
+    net.tell(b, a);
+    net.run(Duration::from_secs(8));
+    let ip = net.nodes[a].ip;
+    let sent = net.nodes[r].sent.iter();
+    let told = sent.filter(|(when, to, _)| *when > since && to.ip() == ip);
+    let told = told.count();
+    (net, [a, r, b], told)
+}
+
+#[test]
+fn who_asks_for_a_relay_with_a_key_that_it_does_not_know_gets_nothing_not_even_a_refusal() {
+    // This net has no relay's ports, so the second step is in vain for members too.
+    let (net, [_, r, _], told) = ask_after_all(true);
+    let relay = &net.nodes[r].traversal;
+    assert!(told > 0 && relay.relay_ports().len() == 2, "{told}");
+    assert!(relay.counters().value("relay-offers") > 0);
+
+    let (net, [a, r, _], told) = ask_after_all(false);
+    let asking = net.nodes[a].traversal.counters();
+    assert!(asking.value("relay-bind-failed") > 0, "it asked to the end");
+    let relay = &net.nodes[r].traversal;
+    assert!(relay.counters().value("refused-unknown-sender") > 0);
+    assert_eq!(told, 0, "datagrams of the relay to it");
+    assert!(relay.relay_ports().is_empty() && relay.relay_pairs().is_empty());
 }

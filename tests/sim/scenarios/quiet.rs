@@ -1,11 +1,17 @@
 //! A mesh at rest is quiet, and stays as it is.
 
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::time::Duration;
 
+use mesh_types::{Candidate, CandidateKind};
 use sim_net::{Direction, Filtering, NatSpec};
 
 use crate::world::{Access, NodeId, Seat, World};
 
+const SECOND: Duration = Duration::from_secs(1);
+/// To one address that nobody confirmed, as the algorithm of `nat-traversal` says.
+const A_SECOND: usize = 20;
 const STRICT: NatSpec = NatSpec::cone(Filtering::AddressAndPortDependent);
 
 #[test]
@@ -101,6 +107,63 @@ fn nothing_is_sent_to_addresses_that_nobody_ever_confirmed_for_long() {
     let heard = world.net.counters(link, Direction::In).packets;
     // 24 addresses: 7 each at once, then 3 each in one slot of 30 s.
     assert!(heard <= 24 * (7 + 3 * 21), "{heard} packets");
+}
+
+#[test]
+fn a_thousand_forged_candidates_at_one_victim_bring_it_no_more_than_the_budgets_allow() {
+    let mut world = World::new(5);
+    let core = world.place(Access::Public, false);
+    let victim = world.net.add_host(
+        "victim",
+        core.segment,
+        sim_net::Families::V4,
+        sim_net::LinkSpec::LAN,
+    );
+    let link = world.net.links(victim)[0];
+    world.net.tap(link);
+    let target = world.net.addresses(victim)[0].ip;
+    let a = world.member("a", core, Seat::V4, &[]);
+    let mut state = world.nodes[a.0].state();
+    state.memberships = vec![world.membership(a, 1)];
+    for forged in 0..50 {
+        let id = world.node(&format!("forged-{forged}"), core, Seat::V4);
+        let endpoints = (0..20).map(|n| Candidate {
+            kind: CandidateKind::ServerReflexive,
+            address: SocketAddr::new(target, 2_000 + forged * 20 + n),
+        });
+        state.memberships.push(world.membership(id, 1));
+        state
+            .announcements
+            .push(world.announce(id, endpoints.collect(), 5));
+    }
+    world.nodes[a.0].disk.state = Some(state.encode());
+    world.boot(a);
+    world.seconds(600);
+    let heard = world.net.tapped(link);
+    let mut targets = BTreeMap::<_, Vec<Duration>>::new();
+    let begun = heard.first().expect("the node tried").at;
+    let mut times: Vec<Duration> = Vec::new();
+    for packet in heard.iter().filter(|one| one.direction == Direction::In) {
+        let at = packet.at - begun;
+        targets.entry(packet.destination).or_default().push(at);
+        times.push(at);
+    }
+    let within = |from: Duration, time: Duration| {
+        let later = times.iter().filter(|at| **at >= from && **at < from + time);
+        later.count()
+    };
+    let a_second = times.iter().map(|at| within(*at, SECOND)).max();
+    assert!(a_second <= Some(A_SECOND), "{a_second:?} in one second");
+    let a_minute = times.iter().map(|at| within(*at, 60 * SECOND)).max();
+    assert!(a_minute <= Some(60 * A_SECOND), "{a_minute:?} in a minute");
+    // 7 at once, 3 in each slot of 30 s.
+    let most = targets.values().map(Vec::len).max();
+    assert!(most <= Some(7 + 3 * 21), "{most:?} to one candidate");
+    println!(
+        "{} packets, {a_second:?} a second, {most:?} to one of {}",
+        times.len(),
+        targets.len()
+    );
 }
 
 fn eight(world: &mut World) -> Vec<NodeId> {

@@ -304,3 +304,28 @@ fn an_idle_node_with_a_server_says_little() {
     assert!(sent <= 100, "{sent} packets in 100 s");
     assert_eq!(pair.shown(pair.a, pair.b).state, PeerState::Direct);
 }
+
+#[test]
+fn credentials_are_replaced_long_before_they_expire_and_no_packet_is_lost() {
+    const HOUR: u64 = 3600;
+    let mut pair = Pair::hard(980, [&[Udp], &[]], Backend::Userspace);
+    pair.meet();
+    let flow = pair.world.flow(pair.a, pair.b, 5 * SECOND);
+    pair.world.seconds(60);
+    let since = pair.world.net.now();
+    let server = |pair: &Pair| {
+        let turn = pair.world.turn.as_ref().expect("there is a server");
+        (turn.made, turn.refused)
+    };
+    assert_eq!(server(&pair), (1, 0));
+    pair.world.seconds(12 * HOUR - 120);
+    assert_eq!(server(&pair), (1, 0));
+    // The first allocation's credentials expire after 24 hours, the second one's after 36.
+    pair.world.seconds(13 * HOUR);
+    assert_eq!(server(&pair), (3, 0));
+    let now = pair.world.net.now();
+    let lost = pair.world.flows[flow.0].lost(since, now);
+    assert_eq!(lost, 0, "{}", pair.world.describe());
+    assert_eq!(pair.kind(pair.a, pair.b), Some(PathKind::TurnUdp));
+    assert_eq!(pair.turn_findings(pair.a), Vec::<String>::new());
+}

@@ -20,7 +20,7 @@ use stun_rs::{
 };
 
 use super::node::is_binding;
-use super::{NodeId, World};
+use super::{EPOCH, NodeId, World};
 
 pub const PORT: u16 = 3478;
 const FIRST_RELAYED: u16 = 49_152;
@@ -56,6 +56,9 @@ pub struct Turn {
     line: VecDeque<(Instant, Way, NodeId, u32, Line)>,
     /// Bytes of content relayed.
     pub relayed: u64,
+    /// Requests with credentials that were refused, and allocations that were made.
+    pub refused: u64,
+    pub made: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -205,6 +208,8 @@ impl World {
             next_port: FIRST_RELAYED,
             line: VecDeque::new(),
             relayed: 0,
+            refused: 0,
+            made: 0,
         });
     }
 
@@ -341,6 +346,7 @@ impl World {
 
     /// A message of a client.
     fn at_turn(&mut self, leg: Leg, bytes: &[u8], now: Instant) {
+        let unix = (EPOCH + self.elapsed()).as_secs();
         let turn = self.turn.as_mut().expect("there is a server");
         if let Some((channel, content)) = channel_data(bytes) {
             let own = turn.allocations.iter().find(|a| a.leg == leg);
@@ -374,7 +380,7 @@ impl World {
             }
             return;
         }
-        let answer = turn.answer(leg, &message, bytes);
+        let answer = turn.answer(leg, &message, bytes, unix);
         let fresh = turn.allocations.last().map(|a| a.port);
         let host = turn.host;
         if let Some(port) = fresh {
@@ -400,7 +406,7 @@ impl Turn {
         }
     }
 
-    fn answer(&mut self, leg: Leg, message: &StunMessage, bytes: &[u8]) -> Vec<u8> {
+    fn answer(&mut self, leg: Leg, message: &StunMessage, bytes: &[u8], unix: u64) -> Vec<u8> {
         let reply = |class| {
             StunMessageBuilder::new(message.method(), class)
                 .with_transaction_id(*message.transaction_id())
@@ -414,12 +420,14 @@ impl Turn {
                 .with_attribute(Realm::new(REALM).expect("a realm"))
                 .with_attribute(Nonce::new(NONCE).expect("a nonce"))
         };
-        let Some(key) = self.key(message, bytes) else {
+        let Some(key) = self.key(message, bytes, unix) else {
+            self.refused += u64::from(message.get::<UserName>().is_some());
             return encode(challenge(401));
         };
         let own = self.allocations.iter().position(|a| a.leg == leg);
         let answer = match (message.method(), own) {
             (ALLOCATE, None) => {
+                self.made += 1;
                 self.next_port += 1;
                 self.allocations.push(Allocation {
                     leg,
@@ -465,8 +473,8 @@ impl Turn {
         encode(answer.with_attribute(MessageIntegrity::new(key)))
     }
 
-    /// The key of a request that is signed rightly.
-    fn key(&self, message: &StunMessage, bytes: &[u8]) -> Option<HMACKey> {
+    /// The key of a request that is signed rightly, by credentials that have not expired.
+    fn key(&self, message: &StunMessage, bytes: &[u8], unix: u64) -> Option<HMACKey> {
         message.get::<MessageIntegrity>()?;
         let name = message
             .get::<UserName>()?
@@ -474,6 +482,10 @@ impl Turn {
             .ok()?
             .as_str()
             .to_owned();
+        let expiry: u64 = name.split(':').next()?.parse().ok()?;
+        if expiry < unix {
+            return None;
+        }
         let password = BASE64.encode(hmac_sha1::hmac_sha1(
             self.secret.as_bytes(),
             name.as_bytes(),
