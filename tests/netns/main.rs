@@ -25,5 +25,6 @@ mod rotation;
 mod scene;
 mod strangers;
 mod turn;
+mod turn_cases;
 mod verbs;
 mod weapon;
