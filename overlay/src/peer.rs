@@ -33,7 +33,7 @@ const ACTIVITY_WINDOW: Duration = Duration::from_secs(10);
 pub(crate) const SECOND_SIDE_DELAY: Duration = Duration::from_secs(1);
 /// WireGuard follows any authentic packet, be it a late one by a path that is gone. Where it sends into silence for so
 /// long while probes prove another path, it is put back there.
-const ASTRAY: Duration = Duration::from_secs(2);
+const ASTRAY: Duration = Duration::from_millis(750);
 /// In-flight datagrams of a relay and both ends' switch take less than this.
 pub(crate) const LATE: Duration = Duration::from_secs(1);
 /// How long handshakes under a rotated peer's old key are still taken.
@@ -340,24 +340,25 @@ mod tests {
         let path: SocketAddr = "203.0.113.1:1".parse().expect("an address");
         let gone: SocketAddr = "203.0.113.2:2".parse().expect("an address");
         let mut record = PeerRecord::new(WgKey([1; 32]), start);
-        let mut said = |second: u64, endpoint, rx_bytes, tx_bytes| {
+        let mut said = |tenth: u64, endpoint, rx_bytes, tx_bytes| {
             let stats = TunnelStats {
                 endpoint: Some(endpoint),
                 handshake_age: None,
                 rx_bytes,
                 tx_bytes,
             };
-            record.handle_stats(stats, Some(path), start + Duration::from_secs(second));
+            let now = start + Duration::from_millis(tenth * 100);
+            record.handle_stats(stats, Some(path), now);
             record.insist
         };
         assert_eq!(said(0, gone, 0, 0), 0);
-        assert_eq!(said(5, gone, 0, 0), 0, "nothing was sent");
-        assert_eq!(said(6, gone, 0, 148), 1, "sent, and nothing came back");
-        assert_eq!(said(7, gone, 0, 296), 1, "time to answer");
-        assert_eq!(said(9, gone, 0, 296), 2);
-        assert_eq!(said(12, gone, 0, 296), 2, "nothing more was sent");
-        assert_eq!(said(20, gone, 92, 444), 2, "the peer has moved there");
-        assert_eq!(said(21, gone, 92, 592), 2);
-        assert_eq!(said(40, path, 92, 999), 2, "it is where it should be");
+        assert_eq!(said(20, gone, 0, 0), 0, "nothing was sent");
+        assert_eq!(said(21, gone, 0, 148), 1, "sent, and nothing came back");
+        assert_eq!(said(25, gone, 0, 296), 1, "time to answer");
+        assert_eq!(said(29, gone, 0, 296), 2);
+        assert_eq!(said(40, gone, 0, 296), 2, "nothing more was sent");
+        assert_eq!(said(48, gone, 92, 444), 2, "the peer has moved there");
+        assert_eq!(said(50, gone, 92, 592), 2);
+        assert_eq!(said(60, path, 92, 999), 2, "it is where it should be");
     }
 }

@@ -217,12 +217,15 @@ impl Overlay {
         }
         let path = self.traversal.path(id).map(|path| path.remote);
         let session = record.session(now.mono);
+        let open = (path.is_some() && record.open(now.mono)) || session;
+        // Its packets would begin a handshake that crosses the other side's, and kernels finish neither.
+        let waits = self.config.backend == Backend::Kernel && !open;
         let endpoint = match (path, session) {
+            (Some(_), _) if waits => None,
             (Some(remote), _) => Some(remote),
             (None, true) if !record.hushed => None,
             (None, _) => record.last_endpoint.or_else(|| self.guess(peer)),
         };
-        let open = (path.is_some() && record.open(now.mono)) || session;
         let own = || {
             let least = PERSISTENT_KEEPALIVE.min(self.traversal.keepalive());
             // Whole seconds are all that WireGuard knows.

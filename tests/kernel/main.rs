@@ -21,6 +21,7 @@ pub const BACKEND: &str = "kernel";
 
 mod agent;
 mod device;
+mod failover;
 mod harness;
 mod initiations;
 mod matrix;
@@ -29,5 +30,6 @@ mod narrow;
 mod ranges;
 mod session;
 mod shared_port;
+#[expect(dead_code, reason = "the rest of the scene serves the other tests")]
 #[path = "../netns/turn.rs"]
 mod turn;

@@ -26,5 +26,6 @@ mod rotation;
 mod scene;
 mod strangers;
 mod turn;
+mod turn_cases;
 mod verbs;
 mod weapon;

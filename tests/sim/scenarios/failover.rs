@@ -49,7 +49,7 @@ fn the_kernel_with_both_families_goes_on_within_2_seconds() {
     failover(Backend::Kernel, Families::Both, 2 * SECOND);
 }
 
-/// The median silence over seeds is at most that long, whatever breaks; the way back loses nothing.
+/// No silence is longer than that, whatever breaks; the way back loses nothing.
 fn failover(backend: Backend, families: Families, most: Duration) {
     for fault in [Fault::Cut, Fault::Ports, Fault::Address] {
         let gap = |seed| Pair::connected(seed, backend, families).gap_of(fault);
@@ -60,9 +60,7 @@ fn failover(backend: Backend, families: Families, most: Duration) {
             "{} {families:?} {fault:?}: {median:?}, at most {worst:?}",
             backend.kind()
         );
-        // WireGuard may have been elsewhere than where probes go, and is put back after 2 s.
-        let late = most.max(Duration::from_millis(2_500));
-        assert!(median <= most && worst <= late, "{fault:?}: {gaps:?}");
+        assert!(worst <= most, "{fault:?}: {gaps:?}");
     }
 }
 
