@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::net::Net;
+use mesh_types::message::{Message, RelayOffer};
 use nat_traversal::{PeerSpec, RelaySettings};
 
 const SETTINGS: RelaySettings = RelaySettings {
@@ -52,4 +53,40 @@ fn a_relay_serves_members_only_and_only_for_peers_it_reaches() {
         assert_eq!(asking.relays().len(), 1);
         assert_eq!(asking.home_relays().len(), 1);
     }
+}
+
+/// How many binds a node sends after its neighbour has offered this port for a peer that is not there.
+fn binds_after_offer(relays: bool, port: u16) -> u64 {
+    let mut net = Net::new();
+    let a = net.node("192.0.2.1", None);
+    let r = net.node("192.0.2.2", None);
+    let b = net.node("192.0.2.3", None);
+    net.nodes[b].up = false;
+    net.introduce(a, r);
+    net.run(Duration::from_secs(1));
+    let spec = PeerSpec {
+        relay_capable: relays,
+        ..net.spec(r, vec![net.host_candidate(r)])
+    };
+    let (id, now) = (net.nodes[r].id, net.now);
+    net.nodes[a].traversal.upsert_peer(id, spec, now);
+    let spec = net.spec(b, Vec::new());
+    let offer = Message::from(RelayOffer {
+        peer: spec.keys[0].idx(),
+        port,
+        nonce: Some(vec![1; 16]),
+    });
+    let peer = net.nodes[b].id;
+    net.nodes[a].traversal.upsert_peer(peer, spec, now);
+    let sent = |net: &Net| net.nodes[a].traversal.counters().value("relay-binds-sent");
+    let before = sent(&net);
+    net.nodes[a].traversal.handle_message(&id, &offer, now);
+    sent(&net) - before
+}
+
+#[test]
+fn an_offer_counts_from_a_member_that_relays_and_for_a_port_that_may_be_lent() {
+    assert_eq!(binds_after_offer(true, 28_700), 1);
+    assert_eq!(binds_after_offer(false, 28_700), 0);
+    assert_eq!(binds_after_offer(true, 53), 0);
 }
