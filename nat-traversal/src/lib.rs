@@ -93,6 +93,8 @@ mod candidate;
 mod flood;
 mod hairpin;
 mod hard;
+#[cfg(test)]
+mod instant;
 mod join;
 mod lifetime;
 mod nat_kind;

@@ -341,14 +341,7 @@ impl NatKind {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "tests need some instant to start from"
-    )]
-    fn start() -> Instant {
-        Instant::now()
-    }
+    use crate::instant::start;
 
     fn at(text: &str) -> SocketAddr {
         text.parse().unwrap()

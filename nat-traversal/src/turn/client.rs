@@ -455,13 +455,10 @@ impl Client {
 }
 
 #[cfg(test)]
-#[expect(
-    clippy::disallowed_methods,
-    reason = "tests need some instant to start from"
-)]
 mod tests {
     use super::super::message::tests::Says;
     use super::*;
+    use crate::instant::start;
     use mesh_types::turn::TurnSecret;
     use rand_core::SeedableRng as _;
 
@@ -487,7 +484,7 @@ mod tests {
 
     impl Bench {
         fn new(transport: TurnTransport) -> Self {
-            let now = Instant::now();
+            let now = start();
             let rng = ChaCha20Rng::from_seed([1; 32]);
             Self {
                 client: Client::new(transport, Some(credentials()), rng, now),

@@ -1,14 +1,7 @@
 use mesh_types::WgKey;
 
 use super::*;
-
-#[expect(
-    clippy::disallowed_methods,
-    reason = "tests need some instant to start from"
-)]
-fn start() -> Instant {
-    Instant::now()
-}
+use crate::instant::start;
 
 fn id(n: u16) -> PeerId {
     let [high, low] = n.to_be_bytes();
