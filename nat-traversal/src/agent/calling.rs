@@ -10,6 +10,7 @@ use mesh_types::{Candidate, CandidateKind, Idx, Now};
 
 use super::PathAgent;
 use crate::api::Event;
+use crate::candidate::claimed;
 use crate::node::Node;
 use crate::schedule::{CALL, CALL_EAGER, CALL_RELAYED, CALL_SPACING, CALL_WAIT};
 use crate::score::is_private;
@@ -226,7 +227,8 @@ impl PathAgent {
         let fresh: Vec<SocketAddr> = candidates
             .iter()
             .take(CANDIDATES_MAX)
-            .filter(|candidate| self.learn(node, **candidate, now))
+            .map(|candidate| claimed(*candidate))
+            .filter(|candidate| self.learn(node, *candidate, now))
             .map(|candidate| candidate.address)
             .collect();
         self.burst(&fresh, renewed, now);

@@ -125,6 +125,7 @@ impl PathAgent {
         let new = || Remote::new(Candidate { kind, address }, PathKind::NodeRelay, now);
         let remote = self.remotes.entry(address).or_insert_with(new);
         remote.relay = Some(relay);
+        remote.lent = true;
         remote.kind = PathKind::NodeRelay;
         if self.path().is_none_or(|path| path.remote != address) {
             self.burst(&[address], false, now);
