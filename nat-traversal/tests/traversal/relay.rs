@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::net::Net;
 use mesh_types::message::{Message, RelayOffer};
-use nat_traversal::{PeerSpec, RelaySettings};
+use nat_traversal::{PathKind, PeerSpec, RelaySettings};
 
 const SETTINGS: RelaySettings = RelaySettings {
     ports: (28_672, 29_183),
@@ -89,4 +89,33 @@ fn an_offer_counts_from_a_member_that_relays_and_for_a_port_that_may_be_lent() {
     assert_eq!(binds_after_offer(true, 28_700), 1);
     assert_eq!(binds_after_offer(false, 28_700), 0);
     assert_eq!(binds_after_offer(true, 53), 0);
+}
+
+#[test]
+fn an_address_of_a_member_that_relays_no_longer_is_one_like_any_other() {
+    for removed in [true, false] {
+        let mut net = Net::new();
+        let a = net.node("198.51.100.1", None);
+        let r = net.node("192.0.2.2", None);
+        let b = net.node("192.0.2.2", None);
+        net.nodes[r].up = false;
+        let (relay, peer, now) = (net.nodes[r].id, net.nodes[b].id, net.now);
+        let spec = |relay_capable| PeerSpec {
+            relay_capable,
+            ..net.spec(r, vec![net.host_candidate(r)])
+        };
+        let (before, after) = (spec(true), spec(false));
+        let traversal = &mut net.nodes[a].traversal;
+        traversal.upsert_peer(relay, before, now);
+        if removed {
+            traversal.remove_peer(&relay);
+        } else {
+            traversal.upsert_peer(relay, after, now);
+        }
+        net.tell_of(a, b, Vec::new());
+        net.tell(b, a);
+        net.run(Duration::from_secs(1));
+        let path = net.nodes[a].traversal.path(&peer).unwrap();
+        assert_eq!((path.kind, path.via), (PathKind::Ipv4, None));
+    }
 }
