@@ -58,6 +58,8 @@ pub(crate) enum Purpose {
     Elsewhere(u16),
     /// To a port that the peer may have.
     Search,
+    /// To open the own translators: it ends after so many routers.
+    Open(u8),
     /// To see whether the path carries a packet of this size inside the tunnel.
     Mtu(u16),
 }
@@ -291,6 +293,7 @@ impl Node {
             | Purpose::Mapping
             | Purpose::Bind(_)
             | Purpose::Search
+            | Purpose::Open(_)
             | Purpose::Mtu(_) => None,
         };
         let username = link.username();
@@ -323,7 +326,20 @@ impl Node {
         }
         self.counters.add("probes-sent");
         self.await_answer((transaction, socket), peer, link, remote, purpose, now);
-        self.transmit(socket, None, remote, bytes);
+        let ttl = match purpose {
+            Purpose::Open(hops) => Some(hops),
+            Purpose::Check
+            | Purpose::Ready(_)
+            | Purpose::Doubt
+            | Purpose::OtherPort
+            | Purpose::Mapping
+            | Purpose::Bind(_)
+            | Purpose::Sample(_)
+            | Purpose::Elsewhere(_)
+            | Purpose::Search
+            | Purpose::Mtu(_) => None,
+        };
+        self.transmit_within(ttl, socket, None, remote, bytes);
     }
 
     /// Asks a relay for a peer.
@@ -385,10 +401,8 @@ impl Node {
         hops: u8,
         now: Instant,
     ) {
-        self.probe(peer, link, (SocketId::Main, remote), Purpose::Check, now);
-        if let Some(transmit) = self.transmits.back_mut() {
-            transmit.ttl = Some(hops);
-        }
+        let purpose = Purpose::Open(hops);
+        self.probe(peer, link, (SocketId::Main, remote), purpose, now);
         self.counters.add("openers-sent");
     }
 
@@ -401,6 +415,18 @@ impl Node {
     /// Queues a datagram.
     pub(crate) fn transmit(
         &mut self,
+        socket: SocketId,
+        source: Option<IpAddr>,
+        destination: SocketAddr,
+        bytes: Vec<u8>,
+    ) {
+        self.transmit_within(None, socket, source, destination, bytes);
+    }
+
+    /// Queues a datagram that ends after `ttl` routers.
+    fn transmit_within(
+        &mut self,
+        ttl: Option<u8>,
         socket: SocketId,
         source: Option<IpAddr>,
         destination: SocketAddr,
@@ -421,7 +447,7 @@ impl Node {
             socket,
             source,
             destination,
-            ttl: None,
+            ttl,
             bytes,
         });
     }

@@ -363,7 +363,11 @@ impl Traversal {
             node.refresh = true;
         }
         match pending.purpose {
-            Purpose::Check | Purpose::Doubt | Purpose::Ready(_) | Purpose::Search => {
+            Purpose::Check
+            | Purpose::Doubt
+            | Purpose::Ready(_)
+            | Purpose::Search
+            | Purpose::Open(_) => {
                 let content = (message.other, message.data.as_deref());
                 if pending.purpose == Purpose::Search {
                     agent.hit(node, remote, now.mono);
