@@ -26,7 +26,7 @@ use crate::score;
 use crate::stun::{Class, Outgoing};
 use crate::turn::Turn;
 
-/// Validated sources remembered; beyond that they are treated as strangers.
+/// Validated sources remembered; beyond that those that answered longest ago are treated as strangers.
 const VALIDATED_MAX: usize = 8192;
 /// What WireGuard adds to a packet in a UDP datagram: header and authentication tag, bytes.
 const WIREGUARD_OVERHEAD: usize = 32;
@@ -116,8 +116,8 @@ pub(crate) struct Node {
     pub(crate) transmits: VecDeque<Transmit>,
     pub(crate) events: VecDeque<Event>,
     pub(crate) pending: BTreeMap<[u8; 12], Pending>,
-    /// Addresses from which an answer to a probe came.
-    pub(crate) validated: BTreeSet<SocketAddr>,
+    /// Addresses from which an answer to a probe came, and when the last.
+    pub(crate) validated: BTreeMap<SocketAddr, Instant>,
     /// Somebody wants to know how others see us now.
     pub(crate) refresh: bool,
     /// Some peer has a path.
@@ -177,7 +177,7 @@ impl Node {
             transmits: VecDeque::new(),
             events: VecDeque::new(),
             pending: BTreeMap::new(),
-            validated: BTreeSet::new(),
+            validated: BTreeMap::new(),
             refresh: false,
             connected: false,
             by_udp: false,
@@ -464,9 +464,12 @@ impl Node {
     }
 
     /// An answer came from there.
-    pub(crate) fn validate(&mut self, remote: SocketAddr) {
-        if self.validated.len() < VALIDATED_MAX {
-            self.validated.insert(remote);
+    pub(crate) fn validate(&mut self, remote: SocketAddr, now: Instant) {
+        self.validated.insert(remote, now);
+        if self.validated.len() > VALIDATED_MAX {
+            let oldest = self.validated.iter().min_by_key(|(_, at)| **at);
+            let oldest = oldest.map(|(remote, _)| *remote);
+            oldest.and_then(|remote| self.validated.remove(&remote));
         }
     }
 
@@ -532,5 +535,24 @@ impl Node {
             Mapping::EndpointIndependent | Mapping::Unknown => None,
         };
         settled.unwrap_or(seen)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::instant::start;
+
+    #[test]
+    fn sources_that_answered_lately_are_known_however_many_came_before() {
+        let now = start();
+        let mut node = Node::new(Config::default(), 1, [0; 32], now);
+        let at = |n: usize| SocketAddr::from(([192, 0, 2, 1], u16::try_from(n).unwrap()));
+        for n in 0..=VALIDATED_MAX {
+            node.validate(at(n), now + Duration::from_millis(n as u64));
+        }
+        assert_eq!(node.validated.len(), VALIDATED_MAX);
+        assert!(node.validated.contains_key(&at(VALIDATED_MAX)));
+        assert!(!node.validated.contains_key(&at(0)));
     }
 }

@@ -69,7 +69,7 @@ impl Traversal {
             self.node.counters.add("refused-header");
             return false;
         };
-        let validated = self.node.validated.contains(&remote);
+        let validated = self.node.validated.contains_key(&remote);
         let ip = self.node.turn.real(remote).ip();
         if !validated && !self.node.flood.admits(ip, now.mono) {
             self.node.counters.add("refused-flood");
