@@ -66,7 +66,7 @@ impl Traversal {
 
     /// Tells which of [`Self::relay_ports`] other programs on this host hold: others are taken.
     pub fn set_busy_ports(&mut self, ports: &BTreeSet<u16>, now: Now) {
-        self.server.set_busy(ports);
+        self.server.set_busy(ports, now.mono);
         self.settle(now);
     }
 
