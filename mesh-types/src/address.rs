@@ -1,6 +1,6 @@
 //! What follows from an identity alone: overlay IPv6 address and listen port.
 
-use std::net::Ipv6Addr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use ipnet::Ipv6Net;
 use sha2::{Digest as _, Sha256};
@@ -57,9 +57,68 @@ fn mesh_bits(domain: &DomainId) -> [u8; 5] {
     [hash[0], hash[1], hash[2], hash[3], hash[4]]
 }
 
+/// Is an address routed on the internet? Not those of the special-purpose registries (RFC 6890): private ones
+/// (RFC 1918, 4193), those of carriers' translators (RFC 6598, 7335), benchmarks (RFC 2544), loopback, link-local,
+/// multicast and reserved ones. Those of examples (RFC 5737, 3849) are taken for ordinary ones.
+pub fn is_global(ip: &IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => !matches!(
+            ip.octets(),
+            [0 | 10 | 127 | 224.., ..]
+                | [100, 64..128, ..]
+                | [169, 254, ..]
+                | [172, 16..32, ..]
+                | [192, 168, ..]
+                | [192, 0, 0, _]
+                | [198, 18 | 19, ..]
+        ),
+        IpAddr::V6(ip) => {
+            let inside = ip.is_unique_local() || ip.is_unicast_link_local();
+            !(inside || ip.is_unspecified() || ip.is_loopback() || ip.is_multicast())
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn addresses_of_sites_and_carriers_are_not_of_the_internet() {
+        let global = |text: &str| is_global(&text.parse().unwrap());
+        for inside in [
+            "0.1.2.3",
+            "10.0.0.1",
+            "100.64.0.1",
+            "100.127.255.254",
+            "127.0.0.1",
+            "169.254.1.1",
+            "172.31.255.1",
+            "192.0.0.2",
+            "192.168.1.1",
+            "198.19.0.1",
+            "224.0.0.1",
+            "255.255.255.255",
+            "::",
+            "::1",
+            "fd00::1",
+            "fe80::1",
+            "ff02::1",
+        ] {
+            assert!(!global(inside), "{inside}");
+        }
+        for outside in [
+            "100.63.0.1",
+            "100.128.0.1",
+            "172.32.0.1",
+            "192.0.1.1",
+            "203.0.113.1",
+            "223.255.255.254",
+            "2001:db8::1",
+        ] {
+            assert!(global(outside), "{outside}");
+        }
+    }
 
     #[test]
     fn the_control_port_is_never_a_listen_port() {

@@ -68,14 +68,7 @@ impl Activity {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "tests need some instant to start from"
-    )]
-    fn start() -> Instant {
-        Instant::now()
-    }
+    use crate::instant::start;
 
     #[test]
     fn keepalives_do_not_make_a_peer_active_and_traffic_does() {

@@ -17,6 +17,7 @@ use mesh_types::{Candidate, CandidateKind, Filtering, Idx, Now, PeerId, WgKey, W
 use crate::activity::Activity;
 use crate::api::{Path, PeerSpec};
 use crate::budget::{Bucket, Calls, ELSEWHERE};
+use crate::candidate::claimed;
 use crate::node::Node;
 use crate::path_mtu::PathMtu;
 use crate::probe::Link;
@@ -182,6 +183,7 @@ impl PathAgent {
     pub(crate) fn update(&mut self, node: &mut Node, mut spec: PeerSpec, now: Now) {
         let first = self.spec.keys.is_empty();
         let announced = first || spec.announcement_seq > self.spec.announcement_seq;
+        spec.candidates = spec.candidates.into_iter().map(claimed).collect();
         spec.candidates.sort();
         spec.candidates.dedup();
         let keys_changed = spec.keys != self.spec.keys;

@@ -141,14 +141,7 @@ impl Admission {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "tests need some instant to start from"
-    )]
-    fn start() -> Instant {
-        Instant::now()
-    }
+    use crate::instant::start;
 
     #[test]
     fn no_second_sees_more_than_twenty_packets_to_one_address() {

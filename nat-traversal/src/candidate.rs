@@ -64,6 +64,14 @@ pub(crate) fn endpoints(
     all
 }
 
+/// What a peer says of an address, or others say of it: that it was heard from there, only this node can know.
+pub(crate) fn claimed(mut candidate: Candidate) -> Candidate {
+    if candidate.kind == CandidateKind::PeerReflexive {
+        candidate.kind = CandidateKind::ServerReflexive;
+    }
+    candidate
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

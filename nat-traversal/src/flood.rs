@@ -55,17 +55,10 @@ impl Flood {
 
 #[cfg(test)]
 mod tests {
+    use crate::instant::start;
     use std::time::Duration;
 
     use super::*;
-
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "tests need some instant to start from"
-    )]
-    fn start() -> Instant {
-        Instant::now()
-    }
 
     #[test]
     fn a_flood_of_strangers_leaves_half_of_the_checks() {

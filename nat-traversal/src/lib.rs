@@ -44,9 +44,9 @@
 //! everything else gets bursts, and the peer is called.
 //!
 //! **Relays.** A pair without a direct path meets at a member that forwards ciphertext (`relay`): both ends bind
-//! there, and its port for the peer is one more candidate address, proven by the same probes, of the last tier.
-//! So it is used as long as nothing better answers, and calls and bursts for something better go on. Both ends
-//! choose alike by rendezvous hash until CallMe has told them the distances; an end that binds makes the
+//! there, and its port for the peer is one more candidate address, proven by the same probes, of a tier below all
+//! direct ones. So it is used as long as nothing better answers, and calls and bursts for something better go on.
+//! Both ends choose alike by rendezvous hash until CallMe has told them the distances; an end that binds makes the
 //! relay call the other.
 //!
 //! **Path MTU.** Probes on the path in use, padded until they are as long as WireGuard's packets, find what it
@@ -73,7 +73,8 @@
 //! - Ports that nobody named are searched only at an address that the peer names and a third node has seen
 //!   ([`Traversal::handle_seen`]), within 10 s after a call of the peer: 1000 a second, two peers at once, per
 //!   peer and ten minutes 2,048 probes, 9,000 block against block.
-//! - A datagram causes at most one answer, to its source, and none to unknown senders.
+//! - A datagram causes at most one answer, to its source or (where a peer asks so, four and one more a second) to
+//!   another port of its address, and none to unknown senders.
 //! - [`Traversal::poll_timeout`] is later than the `now` of the last [`Traversal::handle_timeout`].
 //! - Equal seeds and equal inputs give equal outputs.
 //!
@@ -93,6 +94,8 @@ mod candidate;
 mod flood;
 mod hairpin;
 mod hard;
+#[cfg(test)]
+mod instant;
 mod join;
 mod lifetime;
 mod nat_kind;

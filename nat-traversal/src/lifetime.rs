@@ -350,14 +350,7 @@ impl LifetimeTest {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "tests need some instant to start from"
-    )]
-    fn start() -> Instant {
-        Instant::now()
-    }
+    use crate::instant::start;
 
     /// Silences tried against a NAT that forgets after so many seconds.
     fn tried(life: u64) -> (Vec<u64>, LifetimeTest) {

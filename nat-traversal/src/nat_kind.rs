@@ -7,9 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
+use mesh_types::address::is_global;
 use mesh_types::{Allocation, Filtering, Mapping, NatReport};
-
-use crate::score::is_private;
 
 /// Answers kept.
 const OBSERVATIONS_MAX: usize = 64;
@@ -182,7 +181,7 @@ impl NatKind {
             .collect();
         let (near, far): (Vec<_>, Vec<_>) = all
             .into_iter()
-            .partition(|(remote, _)| is_private(&remote.ip()));
+            .partition(|(remote, _)| !is_global(&remote.ip()));
         if far.is_empty() { near } else { far }
     }
 
@@ -294,7 +293,7 @@ impl NatKind {
     /// An authenticated request came from an address of the internet.
     pub(crate) fn request_from(&mut self, remote: IpAddr) {
         let uncontacted = self.contacted.len() < CONTACTED_MAX && !self.contacted.contains(&remote);
-        if uncontacted && !is_private(&remote) {
+        if uncontacted && is_global(&remote) {
             self.report.filtering = Filtering::EndpointIndependent;
             self.unjudged = true;
         }
@@ -341,14 +340,7 @@ impl NatKind {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "tests need some instant to start from"
-    )]
-    fn start() -> Instant {
-        Instant::now()
-    }
+    use crate::instant::start;
 
     fn at(text: &str) -> SocketAddr {
         text.parse().unwrap()

@@ -171,6 +171,7 @@ impl NatTest {
                 Purpose::OtherPort
                 | Purpose::Mapping
                 | Purpose::Check
+                | Purpose::Open(_)
                 | Purpose::Doubt
                 | Purpose::Ready(_)
                 | Purpose::Bind(_)

@@ -26,7 +26,7 @@ use crate::score;
 use crate::stun::{Class, Outgoing};
 use crate::turn::Turn;
 
-/// Validated sources remembered; beyond that they are treated as strangers.
+/// Validated sources remembered; beyond that those that answered longest ago are treated as strangers.
 const VALIDATED_MAX: usize = 8192;
 /// Of a STUN attribute (RFC 8489 14), bytes.
 const ATTRIBUTE_HEADER: usize = 4;
@@ -56,6 +56,8 @@ pub(crate) enum Purpose {
     Elsewhere(u16),
     /// To a port that the peer may have.
     Search,
+    /// To open the own translators: it ends after so many routers.
+    Open(u8),
     /// To see whether the path carries a packet of this size inside the tunnel.
     Mtu(u16),
 }
@@ -112,8 +114,8 @@ pub(crate) struct Node {
     pub(crate) transmits: VecDeque<Transmit>,
     pub(crate) events: VecDeque<Event>,
     pub(crate) pending: BTreeMap<[u8; 12], Pending>,
-    /// Addresses from which an answer to a probe came.
-    pub(crate) validated: BTreeSet<SocketAddr>,
+    /// Addresses from which an answer to a probe came, and when the last.
+    pub(crate) validated: BTreeMap<SocketAddr, Instant>,
     /// Somebody wants to know how others see us now.
     pub(crate) refresh: bool,
     /// Some peer has a path.
@@ -173,7 +175,7 @@ impl Node {
             transmits: VecDeque::new(),
             events: VecDeque::new(),
             pending: BTreeMap::new(),
-            validated: BTreeSet::new(),
+            validated: BTreeMap::new(),
             refresh: false,
             connected: false,
             by_udp: false,
@@ -289,6 +291,7 @@ impl Node {
             | Purpose::Mapping
             | Purpose::Bind(_)
             | Purpose::Search
+            | Purpose::Open(_)
             | Purpose::Mtu(_) => None,
         };
         let username = link.username();
@@ -321,7 +324,20 @@ impl Node {
         }
         self.counters.add("probes-sent");
         self.await_answer((transaction, socket), peer, link, remote, purpose, now);
-        self.transmit(socket, None, remote, bytes);
+        let ttl = match purpose {
+            Purpose::Open(hops) => Some(hops),
+            Purpose::Check
+            | Purpose::Ready(_)
+            | Purpose::Doubt
+            | Purpose::OtherPort
+            | Purpose::Mapping
+            | Purpose::Bind(_)
+            | Purpose::Sample(_)
+            | Purpose::Elsewhere(_)
+            | Purpose::Search
+            | Purpose::Mtu(_) => None,
+        };
+        self.transmit_within(ttl, socket, None, remote, bytes);
     }
 
     /// Asks a relay for a peer.
@@ -383,10 +399,8 @@ impl Node {
         hops: u8,
         now: Instant,
     ) {
-        self.probe(peer, link, (SocketId::Main, remote), Purpose::Check, now);
-        if let Some(transmit) = self.transmits.back_mut() {
-            transmit.ttl = Some(hops);
-        }
+        let purpose = Purpose::Open(hops);
+        self.probe(peer, link, (SocketId::Main, remote), purpose, now);
         self.counters.add("openers-sent");
     }
 
@@ -399,6 +413,18 @@ impl Node {
     /// Queues a datagram.
     pub(crate) fn transmit(
         &mut self,
+        socket: SocketId,
+        source: Option<IpAddr>,
+        destination: SocketAddr,
+        bytes: Vec<u8>,
+    ) {
+        self.transmit_within(None, socket, source, destination, bytes);
+    }
+
+    /// Queues a datagram that ends after `ttl` routers.
+    fn transmit_within(
+        &mut self,
+        ttl: Option<u8>,
         socket: SocketId,
         source: Option<IpAddr>,
         destination: SocketAddr,
@@ -419,7 +445,7 @@ impl Node {
             socket,
             source,
             destination,
-            ttl: None,
+            ttl,
             bytes,
         });
     }
@@ -436,9 +462,12 @@ impl Node {
     }
 
     /// An answer came from there.
-    pub(crate) fn validate(&mut self, remote: SocketAddr) {
-        if self.validated.len() < VALIDATED_MAX {
-            self.validated.insert(remote);
+    pub(crate) fn validate(&mut self, remote: SocketAddr, now: Instant) {
+        self.validated.insert(remote, now);
+        if self.validated.len() > VALIDATED_MAX {
+            let oldest = self.validated.iter().min_by_key(|(_, at)| **at);
+            let oldest = oldest.map(|(remote, _)| *remote);
+            oldest.and_then(|remote| self.validated.remove(&remote));
         }
     }
 
@@ -504,5 +533,24 @@ impl Node {
             Mapping::EndpointIndependent | Mapping::Unknown => None,
         };
         settled.unwrap_or(seen)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::instant::start;
+
+    #[test]
+    fn sources_that_answered_lately_are_known_however_many_came_before() {
+        let now = start();
+        let mut node = Node::new(Config::default(), 1, [0; 32], now);
+        let at = |n: usize| SocketAddr::from(([192, 0, 2, 1], u16::try_from(n).unwrap()));
+        for n in 0..=VALIDATED_MAX {
+            node.validate(at(n), now + Duration::from_millis(n as u64));
+        }
+        assert_eq!(node.validated.len(), VALIDATED_MAX);
+        assert!(node.validated.contains_key(&at(VALIDATED_MAX)));
+        assert!(!node.validated.contains_key(&at(0)));
     }
 }

@@ -26,6 +26,8 @@ pub(crate) struct Remote {
     pub(crate) kind: PathKind,
     /// The relay whose port it is.
     pub(crate) relay: Option<PeerId>,
+    /// The relay has named it to this node, which is bound there.
+    pub(crate) lent: bool,
     /// The link to a TURN server that it is behind.
     pub(crate) turn: Option<u32>,
     /// The socket that reaches it, where that is not the main one.
@@ -57,6 +59,7 @@ impl Remote {
             candidate,
             kind,
             relay: None,
+            lent: false,
             turn: None,
             local: None,
             announced: false,
@@ -95,10 +98,14 @@ impl Remote {
         }
     }
 
+    /// Does it need no budget? A relay has named its own port: nobody else is sent to.
+    pub(crate) fn is_sure(&self) -> bool {
+        self.confirmed || self.lent
+    }
+
     /// May it be sent to at all?
     pub(crate) fn may_send(&self) -> bool {
-        // A relay has named its own port: nobody else is sent to.
-        self.confirmed || self.relay.is_some() || self.allowance > 0
+        self.is_sure() || self.allowance > 0
     }
 
     /// The peer itself was heard from there: two more packets, once a second.

@@ -3,6 +3,8 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
+use mesh_types::address::is_global;
+
 use crate::api::PathKind;
 
 /// A lower tier wins only when it is faster by this...
@@ -66,20 +68,12 @@ impl Score {
     }
 }
 
-/// The tier of an address: private ones, and those of a network the host is in, are of the same site.
+/// The tier of an address: those that are not of the internet, and those of a network the host is in, are of the same site.
 pub(crate) fn tier(ip: &IpAddr, on_link: bool) -> PathKind {
     match ip {
-        _ if on_link || is_private(ip) => PathKind::Lan,
+        _ if on_link || !is_global(ip) => PathKind::Lan,
         IpAddr::V6(_) => PathKind::Ipv6,
         IpAddr::V4(_) => PathKind::Ipv4,
-    }
-}
-
-/// Not routed on the internet: RFC 1918, RFC 4193, loopback.
-pub(crate) fn is_private(ip: &IpAddr) -> bool {
-    match ip {
-        IpAddr::V4(ip) => ip.is_private() || ip.is_loopback(),
-        IpAddr::V6(ip) => ip.is_unique_local() || ip.is_loopback(),
     }
 }
 

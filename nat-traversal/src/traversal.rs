@@ -172,14 +172,11 @@ impl Traversal {
             .agents
             .entry(id)
             .or_insert_with(|| PathAgent::new(id, now));
-        let relays = peer.relay_capable;
         agent.update(&mut self.node, peer, now);
         let names: Vec<_> = agent.keys().iter().map(mesh_types::WgKey::idx).collect();
         self.by_idx.retain(|_, peer| *peer != id);
         self.by_idx.extend(names.into_iter().map(|name| (name, id)));
-        if relays {
-            self.note_relay_addresses();
-        }
+        self.note_relay_addresses();
         self.with(&id, now, |agent, node| agent.run(node, now));
     }
 
@@ -218,6 +215,7 @@ impl Traversal {
             agent.rename_relay(from, to);
         }
         self.forget_meetings(from);
+        self.note_relay_addresses();
         self.node.turn.rename(from, to);
         self.turning.remove(from);
         self.node.meet.insert(to);
@@ -244,6 +242,10 @@ impl Traversal {
         self.by_idx.retain(|_, peer| peer != id);
         self.node.pending.retain(|_, pending| pending.peer != *id);
         self.forget_meetings(id);
+        self.note_relay_addresses();
+        for agent in self.agents.values_mut() {
+            agent.leave_relay(*id);
+        }
         self.turning.remove(id);
         self.node.meet.insert(*id);
     }

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use mesh_types::address::is_global;
 use mesh_types::plan::host_prefix;
 use mesh_types::report::{HostAddress, PortMapping};
 use mesh_types::{HostReport, Idx, IpNet, Now, PeerId, TunnelReport};
@@ -10,7 +11,6 @@ use nat_traversal::PeerSpec;
 use rand_core::Rng as _;
 use tracing::debug;
 
-use crate::control::is_global;
 use crate::event::Event;
 use crate::overlay::{Overlay, RESOLVE_AGAIN};
 use crate::peer::{Greeting, LATE, PeerRecord, SECOND_SIDE_DELAY};
@@ -441,7 +441,7 @@ impl Overlay {
         }
         let usable: Vec<SocketAddr> = addresses
             .into_iter()
-            .filter(|address| is_global(address.ip()))
+            .filter(|address| is_global(&address.ip()))
             .take(4)
             .collect();
         if usable.is_empty() {
@@ -454,7 +454,7 @@ impl Overlay {
     /// A gateway behind another translator gives an address that strangers do not reach.
     pub(crate) fn take_port_mapping(&mut self, mapping: PortMapping, now: Now) {
         let mapping = match mapping {
-            PortMapping::Mapped { by, external } if !is_global(external.ip()) => {
+            PortMapping::Mapped { by, external } if !is_global(&external.ip()) => {
                 PortMapping::Unmapped {
                     reason: format!(
                         "the gateway gave {external} ({}), which is not public: another NAT lies before it",

@@ -7,7 +7,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use ipnet::IpNet;
-use mesh_types::address::overlay_ipv6;
+use mesh_types::address::{is_global, overlay_ipv6};
 use mesh_types::consts::{CONTROL_PORT, MESSAGE_MAX, PROTOCOL};
 use mesh_types::message::{Ack, Echo, Forward, Hello, MessageError};
 use mesh_types::record::Features;
@@ -184,7 +184,7 @@ impl Overlay {
     /// The external address at which this node reaches a peer: what it vouches for to others.
     fn seen_at(&self, id: &PeerId) -> Option<Ipv4Addr> {
         let seen = self.traversal.seen(id);
-        seen.into_iter().find(|ip| is_global(IpAddr::V4(*ip)))
+        seen.into_iter().find(|ip| is_global(&IpAddr::V4(*ip)))
     }
 
     /// Delivers a signal inside the tunnel; where the path is gone or in doubt, by neighbours too. Copies on
@@ -458,7 +458,7 @@ pub(crate) fn public(nat: &NatReport, endpoints: &[Candidate]) -> bool {
     open || endpoints.iter().any(|candidate| {
         let own = match candidate.kind {
             CandidateKind::Mapped => return true,
-            CandidateKind::Host => is_global(candidate.address.ip()),
+            CandidateKind::Host => is_global(&candidate.address.ip()),
             CandidateKind::ServerReflexive
             | CandidateKind::PeerReflexive
             | CandidateKind::Relayed => false,
@@ -466,30 +466,4 @@ pub(crate) fn public(nat: &NatReport, endpoints: &[Candidate]) -> bool {
         // An IPv6 address is global behind most firewalls too, and says nothing.
         own && candidate.address.is_ipv4()
     })
-}
-
-/// An address that routes on the internet.
-pub(crate) fn is_global(ip: IpAddr) -> bool {
-    match ip {
-        IpAddr::V4(ip) => {
-            let [a, b, ..] = ip.octets();
-            let shared = a == 100 && (64..128).contains(&b);
-            !(ip.is_private()
-                || ip.is_loopback()
-                || ip.is_link_local()
-                || ip.is_unspecified()
-                || ip.is_multicast()
-                || ip.is_broadcast()
-                || a == 0
-                || shared)
-        }
-        IpAddr::V6(ip) => {
-            let first = ip.segments()[0];
-            !(ip.is_loopback()
-                || ip.is_unspecified()
-                || ip.is_multicast()
-                || first & 0xfe00 == 0xfc00
-                || first & 0xffc0 == 0xfe80)
-        }
-    }
 }

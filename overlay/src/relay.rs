@@ -5,12 +5,12 @@
 
 use std::collections::BTreeSet;
 
+use mesh_types::address::is_global;
 use mesh_types::plan::Alias;
 use mesh_types::report::Backend;
 use mesh_types::{CandidateKind, Filtering, Mapping, NatReport, Now, SocketId};
 use nat_traversal::RelaySettings;
 
-use crate::control::is_global;
 use crate::overlay::Overlay;
 
 /// Do strangers reach this node?
@@ -57,7 +57,7 @@ impl Overlay {
         let own = || {
             let endpoints = self.traversal.endpoints().iter();
             let mut hosts = endpoints.filter(|own| own.kind == CandidateKind::Host);
-            hosts.any(|own| own.address.is_ipv4() && is_global(own.address.ip()))
+            hosts.any(|own| own.address.is_ipv4() && is_global(&own.address.ip()))
         };
         match (mapping, filtering) {
             (Mapping::AddressDependent | Mapping::AddressAndPortDependent, _)

@@ -4,15 +4,16 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use mesh_types::address::is_global;
 use mesh_types::consts::CANDIDATES_MAX;
 use mesh_types::message::{CallMe, CallMeAck, Message, RelayDistance};
 use mesh_types::{Candidate, CandidateKind, Idx, Now};
 
 use super::PathAgent;
 use crate::api::Event;
+use crate::candidate::claimed;
 use crate::node::Node;
 use crate::schedule::{CALL, CALL_EAGER, CALL_RELAYED, CALL_SPACING, CALL_WAIT};
-use crate::score::is_private;
 
 /// Calls of the peer remembered, so that copies on two ways count once.
 const SEEN_MAX: usize = 8;
@@ -64,7 +65,7 @@ impl PathAgent {
     /// Calls now where the own address is known to the outside, else a moment later.
     pub(super) fn call_soon(&mut self, node: &Node, now: Instant) {
         let known = node.endpoints.iter().any(|candidate| {
-            candidate.kind != CandidateKind::Host || !is_private(&candidate.address.ip())
+            candidate.kind != CandidateKind::Host || is_global(&candidate.address.ip())
         });
         let fresh = known && !node.refresh;
         self.calling.step = 0;
@@ -226,7 +227,8 @@ impl PathAgent {
         let fresh: Vec<SocketAddr> = candidates
             .iter()
             .take(CANDIDATES_MAX)
-            .filter(|candidate| self.learn(node, **candidate, now))
+            .map(|candidate| claimed(*candidate))
+            .filter(|candidate| self.learn(node, *candidate, now))
             .map(|candidate| candidate.address)
             .collect();
         self.burst(&fresh, renewed, now);

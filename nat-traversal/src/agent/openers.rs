@@ -124,7 +124,8 @@ impl PathAgent {
             self.calling.at = Some(now + OPENERS_AFTER);
             return self.stop_openers(node);
         }
-        let direct = self.remotes.iter().filter(|(_, r)| r.relay.is_none());
+        let remotes = self.remotes.iter();
+        let direct = remotes.filter(|(_, remote)| !remote.kind.is_relayed());
         let all: Vec<_> = direct.map(|(address, _)| *address).collect();
         if step == OPENERS.len() {
             self.stop_openers(node);

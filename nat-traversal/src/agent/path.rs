@@ -116,7 +116,7 @@ impl PathAgent {
         if remote.next.is_none() {
             remote.schedule(true, now);
         }
-        node.validate(address);
+        node.validate(address, now);
         if let Some(in_use) = self.in_use.as_mut().filter(|u| u.path.remote == address) {
             in_use.path.rtt = smoothed;
             in_use.awaiting = false;

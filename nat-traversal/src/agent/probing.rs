@@ -36,10 +36,9 @@ impl PathAgent {
             return true;
         }
         let on_path = self.path().is_some_and(|path| path.remote == address);
-        let named = |r: &Remote| r.confirmed || r.relay.is_some();
         let ip = node.turn.real(address).ip();
-        let confirmed = on_path || self.remotes.get(&address).is_some_and(named);
-        if !confirmed && !node.budget.take(ip, now) {
+        let sure = on_path || self.remotes.get(&address).is_some_and(Remote::is_sure);
+        if !sure && !node.budget.take(ip, now) {
             node.counters.add("budget-deferred");
             return false;
         }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
+use mesh_types::address::is_global;
 use mesh_types::message::RelayDistance;
 use mesh_types::{Candidate, CandidateKind, Filtering, Idx, Mapping, NatReport, PeerId};
 
@@ -11,7 +12,6 @@ use super::PathAgent;
 use crate::api::PathKind;
 use crate::node::{Node, RelayAddress};
 use crate::remote::Remote;
-use crate::score::is_private;
 
 /// A pair of which one side lets anybody in meets directly in less: no relay is asked so soon.
 const EASY_WAIT: Duration = Duration::from_secs(1);
@@ -79,7 +79,7 @@ impl PathAgent {
         candidates()
             .map(|c| c.address.ip())
             .chain(in_use.map(|path| path.remote.ip()))
-            .filter(|ip| !is_private(ip))
+            .filter(is_global)
             .map(|ip| {
                 let (relay, own) = (self.id, own(ip));
                 (ip, RelayAddress { relay, own })
@@ -125,6 +125,7 @@ impl PathAgent {
         let new = || Remote::new(Candidate { kind, address }, PathKind::NodeRelay, now);
         let remote = self.remotes.entry(address).or_insert_with(new);
         remote.relay = Some(relay);
+        remote.lent = true;
         remote.kind = PathKind::NodeRelay;
         if self.path().is_none_or(|path| path.remote != address) {
             self.burst(&[address], false, now);
@@ -193,7 +194,7 @@ impl PathAgent {
     pub(crate) fn is_public(&self) -> bool {
         self.spec.candidates.iter().any(|candidate| {
             let own = matches!(candidate.kind, CandidateKind::Host | CandidateKind::Mapped);
-            own && candidate.address.is_ipv4() && !is_private(&candidate.address.ip())
+            own && candidate.address.is_ipv4() && is_global(&candidate.address.ip())
         })
     }
 }

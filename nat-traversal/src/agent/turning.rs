@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use mesh_types::address::is_global;
 use mesh_types::{Candidate, CandidateKind};
 
 use super::PathAgent;
@@ -11,7 +12,6 @@ use super::relaying::Need;
 use crate::api::{Event, PathKind};
 use crate::node::Node;
 use crate::remote::Remote;
-use crate::score::is_private;
 
 /// A pair that meets directly, or at a member, has mostly done so by then.
 const WAIT: Duration = Duration::from_millis(300);
@@ -61,7 +61,7 @@ impl PathAgent {
             .map(|remote| {
                 let candidate = remote.candidate;
                 let relayed = candidate.kind == CandidateKind::Relayed;
-                (is_private(&candidate.address.ip()), !relayed, candidate)
+                (!is_global(&candidate.address.ip()), !relayed, candidate)
             })
             .collect();
         candidates.sort();

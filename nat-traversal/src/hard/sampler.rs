@@ -75,10 +75,9 @@ impl Samples {
     }
 
     /// Those that answer, as far as is known.
-    fn usable(&self, limit: usize) -> Vec<usize> {
-        let all = self.observers.iter().enumerate();
-        let usable = all.filter(|(_, observer)| observer.answers);
-        usable.map(|(index, _)| index).take(limit).collect()
+    fn usable(&self, limit: usize) -> Vec<SocketAddr> {
+        let usable = self.observers.iter().filter(|observer| observer.answers);
+        usable.map(|o| o.address).take(limit).collect()
     }
 
     /// A peer has answered.
@@ -116,13 +115,14 @@ impl Samples {
 impl Node {
     /// Asks an observer how it sees a socket; `None` where there is nobody to ask.
     pub(crate) fn sample(&mut self, socket: u32, now: Instant) -> Option<u64> {
-        let index = self.samples.usable(1).first().copied()?;
-        self.sample_at(socket, index, now)
+        let observer = self.samples.usable(1).first().copied()?;
+        self.sample_at(socket, observer, now)
     }
 
-    fn sample_at(&mut self, socket: u32, index: usize, now: Instant) -> Option<u64> {
-        let observer = self.samples.observers.get(index)?.clone();
-        self.sample_by(socket, &observer, now)
+    fn sample_at(&mut self, socket: u32, address: SocketAddr, now: Instant) -> Option<u64> {
+        let mut observers = self.samples.observers.iter();
+        let observer = observers.find(|observer| observer.address == address)?;
+        self.sample_by(socket, &observer.clone(), now)
     }
 
     /// Asks this observer how it sees a socket; `None` where too many are asked already.
@@ -181,9 +181,9 @@ pub(crate) struct Sampler {
 struct Run {
     sockets: Vec<u32>,
     /// What is still to be asked, the next one last.
-    open: Vec<(u32, usize)>,
+    open: Vec<(u32, SocketAddr)>,
     /// Samples by the order in which they were asked for, and of whom.
-    asked: Vec<(u64, u32, usize)>,
+    asked: Vec<(u64, u32, SocketAddr)>,
     started: Option<Instant>,
     next: Instant,
 }
@@ -254,9 +254,9 @@ impl Sampler {
         if !complete && run.next > now {
             return;
         }
-        if let Some((socket, index)) = run.open.pop() {
-            if let Some(token) = node.sample_at(socket, index, now) {
-                run.asked.push((token, socket, index));
+        if let Some((socket, observer)) = run.open.pop() {
+            if let Some(token) = node.sample_at(socket, observer, now) {
+                run.asked.push((token, socket, observer));
             }
             let last = run.open.is_empty();
             run.next = now
@@ -294,7 +294,7 @@ impl Sampler {
         };
         let mut open: Vec<_> = sockets
             .iter()
-            .flat_map(|socket| observers.iter().map(|index| (*socket, *index)))
+            .flat_map(|socket| observers.iter().map(|observer| (*socket, *observer)))
             .take(SAMPLES)
             .collect();
         open.reverse();
@@ -317,15 +317,15 @@ impl Sampler {
             .iter()
             .filter_map(|(token, ..)| port(token))
             .collect();
-        let answered = |index: usize| {
-            let mut of_it = run.asked.iter().filter(|(.., asked)| *asked == index);
+        let answered = |observer: SocketAddr| {
+            let mut of_it = run.asked.iter().filter(|(.., asked)| *asked == observer);
             of_it.any(|(token, ..)| port(token).is_some())
         };
-        let silent: Vec<usize> = run
+        let silent: Vec<SocketAddr> = run
             .asked
             .iter()
-            .map(|(.., index)| *index)
-            .filter(|index| !answered(*index))
+            .map(|(.., observer)| *observer)
+            .filter(|observer| !answered(*observer))
             .collect();
         if run.is_independent(node) {
             node.nat.sampled_as_independent(now);
@@ -343,10 +343,8 @@ impl Sampler {
         };
         let took = SAMPLE_SPACING.as_millis() * run.asked.len().max(1) as u128;
         let busy = u32::try_from(taken as u128 * 1000 / took).unwrap_or(u32::MAX);
-        for index in silent {
-            if let Some(observer) = node.samples.observers.get_mut(index) {
-                observer.answers = false;
-            }
+        for observer in &mut node.samples.observers {
+            observer.answers &= !silent.contains(&observer.address);
         }
         node.nat.sampled(verdict, busy);
         node.counters.add("allocator-verdicts");
@@ -368,5 +366,55 @@ impl Sampler {
     pub(crate) fn deadline(&self) -> Option<(Instant, &'static str)> {
         let next = self.running.as_ref().map(|run| run.next);
         Some((next.or(self.due)?, "samples"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::Config;
+    use crate::instant::start;
+
+    fn server(n: u8) -> Observer {
+        Observer {
+            address: SocketAddr::from(([192, 0, 2, n], 3478)),
+            peer: None,
+            answers: true,
+        }
+    }
+
+    #[test]
+    fn observers_that_change_places_during_a_run_are_not_taken_for_one_another() {
+        let now = start();
+        let mut node = Node::new(Config::default(), 1, [0; 32], now);
+        node.samples.set_observers(vec![server(1), server(2)]);
+        let sockets = node.sockets.request(1).unwrap();
+        let open = node.sockets.wanted().collect();
+        node.sockets.opened(&open);
+        let socket = sockets[0];
+        let mut usable = node.samples.usable(2);
+        let (first, second) = (usable.remove(0), usable.remove(0));
+        let mut sampler = Sampler {
+            running: Some(Run {
+                sockets,
+                open: vec![(socket, second), (socket, first)],
+                asked: Vec::new(),
+                started: None,
+                next: now,
+            }),
+            ..Sampler::default()
+        };
+        sampler.run(&mut node, now);
+        node.samples.answered(0, server(9).address);
+        node.samples.set_observers(vec![server(2), server(1)]);
+        for wait in [SAMPLE_SPACING, SAMPLE_PATIENCE] {
+            let (at, _) = sampler.deadline().unwrap();
+            assert!(at <= now + SAMPLE_SPACING + wait);
+            sampler.run(&mut node, at);
+        }
+        let asked: Vec<_> = node.transmits.iter().map(|t| t.destination).collect();
+        assert_eq!(asked, [server(1).address, server(2).address]);
+        let answers: Vec<_> = node.samples.observers.iter().map(|o| o.answers).collect();
+        assert_eq!(answers, [false, true], "the second was silent");
     }
 }

@@ -19,6 +19,8 @@ pub(crate) const LIFETIME: Duration = Duration::from_secs(300);
 pub(crate) const PAIRS_MAX: usize = 1024;
 /// Pairs of one member: a member must not use up what is there for all.
 pub(crate) const MEMBER_PAIRS_MAX: usize = 256;
+/// A port that somebody else on this host holds is lent again after this at the earliest.
+pub(crate) const BUSY: Duration = Duration::from_secs(3600);
 /// A nonce is taken for this long to twice as long.
 const NONCE_PERIOD: Duration = Duration::from_secs(30);
 const NONCE: usize = 16;
@@ -134,11 +136,15 @@ pub(crate) struct Server {
     /// Nonces count time from here.
     epoch: Instant,
     ports: BTreeMap<PeerId, Port>,
-    busy: BTreeSet<u16>,
+    /// Ports that somebody else holds, and until when they are left alone.
+    busy: BTreeMap<u16, Instant>,
     pairs: BTreeMap<Names, [Option<End>; 2]>,
     /// By who wishes, then who was told.
     offers: BTreeMap<(PeerId, PeerId), Told>,
     changed: bool,
+    /// When something expires, where nothing has changed since that was computed.
+    due: Option<Instant>,
+    stale: bool,
 }
 
 impl Server {
@@ -148,10 +154,12 @@ impl Server {
             secret,
             epoch: now,
             ports: BTreeMap::new(),
-            busy: BTreeSet::new(),
+            busy: BTreeMap::new(),
             pairs: BTreeMap::new(),
             offers: BTreeMap::new(),
             changed: false,
+            due: None,
+            stale: false,
         }
     }
 
@@ -167,6 +175,7 @@ impl Server {
         }
         self.settings = settings;
         self.changed = true;
+        self.stale = true;
     }
 
     pub(crate) fn is_on(&self) -> bool {
@@ -174,8 +183,10 @@ impl Server {
     }
 
     /// Ports that somebody else on this host holds. Their members get others; their pairs bind anew.
-    pub(crate) fn set_busy(&mut self, busy: &BTreeSet<u16>) {
-        self.busy.extend(busy);
+    pub(crate) fn set_busy(&mut self, busy: &BTreeSet<u16>, now: Instant) {
+        self.busy.retain(|_, until| *until > now);
+        self.busy
+            .extend(busy.iter().map(|port| (*port, now + BUSY)));
         let lost: Vec<PeerId> = self
             .ports
             .iter()
@@ -188,6 +199,7 @@ impl Server {
     }
 
     pub(crate) fn remove_peer(&mut self, id: &PeerId) {
+        self.stale = true;
         self.changed |= self.ports.remove(id).is_some();
         self.pairs.retain(|(a, b), _| a != id && b != id);
         self.offers.retain(|(a, b), _| a != id && b != id);
@@ -202,6 +214,7 @@ impl Server {
         if self.settings.is_none() {
             return Err(Refusal::Off);
         }
+        self.stale = true;
         let Request { from, to, .. } = *request;
         if from == to {
             return Err(Refusal::Peer);
@@ -251,6 +264,7 @@ impl Server {
         at: IpAddr,
         now: Instant,
     ) -> Option<(u16, Vec<u8>)> {
+        self.stale = true;
         let last = self.offers.get(&(from, to));
         if self.is_bound(to, from) || last.is_some_and(|told| told.rests() > now) {
             return None;
@@ -284,6 +298,7 @@ impl Server {
         at: Option<IpAddr>,
         now: Instant,
     ) -> Option<(u16, Vec<u8>)> {
+        self.stale = true;
         let waits = self.is_bound(from, to) && !self.is_bound(to, from);
         let told = self.offers.get_mut(&(from, to))?;
         let Some(at) = at.filter(|_| waits) else {
@@ -327,7 +342,10 @@ impl Server {
         let start = u32::from(u16::from_be_bytes([a, b]));
         let number = (0..span)
             .filter_map(|step| u16::try_from(u32::from(low) + (start + step) % span).ok())
-            .find(|port| !taken.contains(port) && !self.busy.contains(port))?;
+            .find(|port| {
+                let busy = self.busy.get(port).is_some_and(|until| *until > now);
+                !busy && !taken.contains(port)
+            })?;
         self.ports.insert(member, Port { number, used: now });
         self.changed = true;
         Some(number)
@@ -367,6 +385,9 @@ impl Server {
 
     /// Forgets what has expired.
     pub(crate) fn handle_timeout(&mut self, now: Instant) {
+        if !self.stale && self.due.is_none_or(|at| at > now) {
+            return;
+        }
         // As long again: else who asks at the end of each rest would be new each time.
         let rest = |told: &Told| told.rests().saturating_duration_since(told.at);
         self.offers
@@ -384,9 +405,16 @@ impl Server {
             port.used + LIFETIME > now || pairs.keys().any(|(a, b)| a == member || b == member)
         });
         self.changed |= self.ports.len() != before;
+        self.due = self.expires();
+        self.stale = false;
     }
 
     pub(crate) fn poll_timeout(&self) -> Option<(Instant, &'static str)> {
+        let due = if self.stale { self.expires() } else { self.due };
+        due.map(|at| (at, "relay"))
+    }
+
+    fn expires(&self) -> Option<Instant> {
         let ends = self.pairs.values().flatten().flatten().map(|end| end.until);
         let in_pairs: BTreeSet<PeerId> = self.pairs.keys().flat_map(|(a, b)| [*a, *b]).collect();
         let ports = self
@@ -395,8 +423,7 @@ impl Server {
             .filter(|(member, _)| !in_pairs.contains(member))
             .map(|(_, port)| port.used + LIFETIME);
         let offers = self.offers.values().filter_map(Told::again);
-        let all = ends.chain(ports).chain(offers);
-        all.min().map(|at| (at, "relay"))
+        ends.chain(ports).chain(offers).min()
     }
 
     /// Has what the host must hold changed since this was last asked?

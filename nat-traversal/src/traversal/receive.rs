@@ -69,7 +69,7 @@ impl Traversal {
             self.node.counters.add("refused-header");
             return false;
         };
-        let validated = self.node.validated.contains(&remote);
+        let validated = self.node.validated.contains_key(&remote);
         let ip = self.node.turn.real(remote).ip();
         if !validated && !self.node.flood.admits(ip, now.mono) {
             self.node.counters.add("refused-flood");
@@ -114,13 +114,14 @@ impl Traversal {
     ) -> Result<(), &'static str> {
         let username = stun::username(bytes).ok_or("refused-stranger")?;
         let by_turn = arrival.by_turn();
-        if parse_username(username).is_none() && by_turn {
-            return Err("refused-stranger");
-        }
-        if parse_username(username).is_none() {
-            return self.join_request(arrival, bytes);
-        }
-        let caller = self.authenticate(arrival, header, bytes)?;
+        let Some(names) = parse_username(username) else {
+            return if by_turn {
+                Err("refused-stranger")
+            } else {
+                self.join_request(arrival, bytes)
+            };
+        };
+        let caller = self.authenticate(arrival, header, names, bytes)?;
         let Arrival {
             local, remote, now, ..
         } = arrival;
@@ -139,7 +140,7 @@ impl Traversal {
             None => remote,
             Some(port) => {
                 let to = SocketAddr::new(remote.ip(), port);
-                let may = !relayed && !by_turn && self.node.admission.admits(&to);
+                let may = !relayed && self.node.admission.admits(&to);
                 if !may || !agent.answers_elsewhere(now.mono) {
                     return Err("refused-response-port");
                 }
@@ -178,7 +179,9 @@ impl Traversal {
                 return Err("refused-relay-port");
             }
         };
-        let caller = self.authenticate(arrival, header, bytes)?;
+        let names = stun::username(bytes).and_then(parse_username);
+        let names = names.ok_or("refused-stranger")?;
+        let caller = self.authenticate(arrival, header, names, bytes)?;
         let data = caller.message.data.as_deref().map(Message::decode);
         let Some(Ok(Message::RelayBind(bind))) = data else {
             return Err("refused-indication");
@@ -207,11 +210,10 @@ impl Traversal {
         &mut self,
         arrival: Arrival,
         header: Header,
+        (receiver, sender): (Idx, Idx),
         bytes: &[u8],
     ) -> Result<Caller, &'static str> {
         let now = arrival.now;
-        let names = stun::username(bytes).and_then(parse_username);
-        let (receiver, sender) = names.ok_or("refused-stranger")?;
         let id = *self.by_idx.get(&sender).ok_or("refused-unknown-sender")?;
         let agent = self.agents.get_mut(&id).ok_or("refused-unknown-sender")?;
         let link = agent
@@ -363,7 +365,11 @@ impl Traversal {
             node.refresh = true;
         }
         match pending.purpose {
-            Purpose::Check | Purpose::Doubt | Purpose::Ready(_) | Purpose::Search => {
+            Purpose::Check
+            | Purpose::Doubt
+            | Purpose::Ready(_)
+            | Purpose::Search
+            | Purpose::Open(_) => {
                 let content = (message.other, message.data.as_deref());
                 if pending.purpose == Purpose::Search {
                     agent.hit(node, remote, now.mono);

@@ -66,7 +66,7 @@ impl Traversal {
 
     /// Tells which of [`Self::relay_ports`] other programs on this host hold: others are taken.
     pub fn set_busy_ports(&mut self, ports: &BTreeSet<u16>, now: Now) {
-        self.server.set_busy(ports);
+        self.server.set_busy(ports, now.mono);
         self.settle(now);
     }
 
@@ -513,12 +513,9 @@ impl Traversal {
 
     /// A relay tells that a peer waits there.
     pub(super) fn handle_offer(&mut self, relay: &PeerId, offer: &RelayOffer, now: Now) {
-        let main = self
-            .agents
-            .get(relay)
-            .and_then(|agent| agent.path())
-            .filter(|path| !path.kind.is_relayed())
-            .map(|path| path.remote);
+        let reach = self.agents.get(relay).and_then(PathAgent::reach_as_relay);
+        let main = reach.map(|(main, _)| main);
+        let main = main.filter(|main| self.may_lend(*main, offer));
         let peer = self.by_idx.get(&offer.peer).copied();
         let Some((peer, main)) = peer.zip(main).filter(|(peer, _)| peer != relay) else {
             self.node.counters.add("refused-relay-offer");
@@ -539,6 +536,12 @@ impl Traversal {
         self.settle(now);
     }
 
+    /// May the port that a relay at this address offers be sent to?
+    fn may_lend(&self, relay: SocketAddr, offer: &RelayOffer) -> bool {
+        let lent = SocketAddr::new(relay.ip(), offer.port);
+        self.node.admission.admits(&lent)
+    }
+
     /// The answer to a request of ours that went to `destination`.
     pub(super) fn bind_answered(
         &mut self,
@@ -550,7 +553,9 @@ impl Traversal {
     ) {
         match answer {
             Ok(data) => {
-                if let Ok(Message::RelayOffer(offer)) = Message::decode(data) {
+                if let Ok(Message::RelayOffer(offer)) = Message::decode(data)
+                    && self.may_lend(destination, &offer)
+                {
                     self.client
                         .handle_answer(peer, relay, destination, &offer, now);
                 }

@@ -84,6 +84,8 @@ enum Ask {
 struct Asked {
     ask: Ask,
     bytes: Vec<u8>,
+    /// What it carries.
+    nonce: Option<Vec<u8>>,
     /// When it was sent last.
     sent: Instant,
     next: Instant,
@@ -246,8 +248,9 @@ impl Client {
             if again && now.saturating_duration_since(channel.at) >= RENEW {
                 channel.bound = false;
                 self.bind(peer, now);
-            } else if again && channel.bound {
-                channel.renew = Some(channel.at + RENEW);
+            } else if again {
+                let rest = if channel.bound { RENEW } else { REFUSED };
+                channel.renew = Some(channel.at + rest);
             }
             return;
         }
@@ -337,7 +340,7 @@ impl Client {
             return;
         };
         if message.class == Class::Error {
-            return self.refused(asked.ask, message, now);
+            return self.refused(&asked, message, now);
         }
         self.nonces = 0;
         // Which transmission was answered is known only where there was one.
@@ -370,7 +373,8 @@ impl Client {
         }
     }
 
-    fn refused(&mut self, ask: Ask, message: &Message<'_>, now: Instant) {
+    fn refused(&mut self, asked: &Asked, message: &Message<'_>, now: Instant) {
+        let ask = asked.ask;
         let (code, reason) = message.error().unwrap_or_default();
         let news = message.realm().zip(message.nonce());
         match (code, news) {
@@ -383,6 +387,8 @@ impl Client {
                     None => self.fail(Failure::NoCredentials),
                 }
             }
+            // Another answer has brought a newer one meanwhile.
+            (STALE_NONCE, _) if self.nonce() != asked.nonce => self.ask(ask, now),
             (STALE_NONCE, Some((realm, nonce))) if self.nonces < NONCES_MAX => {
                 self.nonces += 1;
                 let credentials = self.credentials.as_ref();
@@ -440,11 +446,17 @@ impl Client {
         let asked = Asked {
             ask,
             bytes,
+            nonce: self.nonce(),
             sent: now,
             next: now + wait,
             tries: 1,
         };
         self.asked.insert(id, asked);
+    }
+
+    fn nonce(&self) -> Option<Vec<u8>> {
+        let session = self.session.as_ref();
+        session.map(|session| session.nonce().to_vec())
     }
 
     fn id(&mut self) -> [u8; 12] {
@@ -455,13 +467,10 @@ impl Client {
 }
 
 #[cfg(test)]
-#[expect(
-    clippy::disallowed_methods,
-    reason = "tests need some instant to start from"
-)]
 mod tests {
     use super::super::message::tests::Says;
     use super::*;
+    use crate::instant::start;
     use mesh_types::turn::TurnSecret;
     use rand_core::SeedableRng as _;
 
@@ -487,7 +496,7 @@ mod tests {
 
     impl Bench {
         fn new(transport: TurnTransport) -> Self {
-            let now = Instant::now();
+            let now = start();
             let rng = ChaCha20Rng::from_seed([1; 32]);
             Self {
                 client: Client::new(transport, Some(credentials()), rng, now),
@@ -665,6 +674,40 @@ mod tests {
         assert_eq!(bench.client.poll_event(), None);
         assert!(bench.client.relayed().is_some());
         assert_eq!(bench.client.bound().next(), None);
+    }
+
+    #[test]
+    fn a_peer_that_was_refused_and_is_wanted_again_is_asked_for_again() {
+        let mut bench = Bench::ready(TurnTransport::Tcp);
+        let peer = at("203.0.113.5:7000");
+        bench.client.want(peer, bench.now);
+        bench.challenge(403);
+        bench.client.release(peer);
+        bench.client.want(peer, bench.now);
+        let end = bench.now + REFUSED;
+        while bench.now < end {
+            bench.wake();
+            bench.grant();
+        }
+        assert_eq!(bench.grant(), Method::ChannelBind);
+        assert_eq!(bench.client.poll_event(), Some(Event::Bound(peer)));
+    }
+
+    #[test]
+    fn a_nonce_that_expires_under_many_requests_fails_none_of_them() {
+        let mut bench = Bench::ready(TurnTransport::Tcp);
+        let peers = [1, 2, 3, 4, 5, 6].map(|n| SocketAddr::from(([203, 0, 113, n], 7000)));
+        for peer in peers {
+            bench.client.want(peer, bench.now);
+        }
+        bench.nonce = b"n2";
+        for _ in peers {
+            bench.challenge(438);
+        }
+        for peer in peers {
+            assert_eq!(bench.grant(), Method::ChannelBind);
+            assert_eq!(bench.client.poll_event(), Some(Event::Bound(peer)));
+        }
     }
 
     #[test]

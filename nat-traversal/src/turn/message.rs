@@ -132,6 +132,10 @@ impl Session {
             key: md5::compute(parts.join(&b':')).0,
         }
     }
+
+    pub(crate) fn nonce(&self) -> &[u8] {
+        &self.nonce
+    }
 }
 
 impl std::fmt::Debug for Session {

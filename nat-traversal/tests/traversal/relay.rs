@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use crate::net::{Net, at};
-use nat_traversal::{PeerSpec, RelaySettings};
+use mesh_types::message::{Message, RelayOffer};
+use nat_traversal::{PathKind, PeerSpec, RelaySettings};
 
 const SETTINGS: RelaySettings = RelaySettings {
     ports: (28_672, 29_183),
@@ -107,4 +108,69 @@ fn who_asks_for_a_relay_with_a_key_that_it_does_not_know_gets_nothing_not_even_a
     assert!(relay.counters().value("refused-unknown-sender") > 0);
     assert_eq!(told, 0, "datagrams of the relay to it");
     assert!(relay.relay_ports().is_empty() && relay.relay_pairs().is_empty());
+}
+
+/// How many binds a node sends after its neighbour has offered this port for a peer that is not there.
+fn binds_after_offer(relays: bool, port: u16) -> u64 {
+    let mut net = Net::new();
+    let a = net.node("192.0.2.1", None);
+    let r = net.node("192.0.2.2", None);
+    let b = net.node("192.0.2.3", None);
+    net.nodes[b].up = false;
+    net.introduce(a, r);
+    net.run(Duration::from_secs(1));
+    let spec = PeerSpec {
+        relay_capable: relays,
+        ..net.spec(r, vec![net.host_candidate(r)])
+    };
+    let (id, now) = (net.nodes[r].id, net.now);
+    net.nodes[a].traversal.upsert_peer(id, spec, now);
+    let spec = net.spec(b, Vec::new());
+    let offer = Message::from(RelayOffer {
+        peer: spec.keys[0].idx(),
+        port,
+        nonce: Some(vec![1; 16]),
+    });
+    let peer = net.nodes[b].id;
+    net.nodes[a].traversal.upsert_peer(peer, spec, now);
+    let sent = |net: &Net| net.nodes[a].traversal.counters().value("relay-binds-sent");
+    let before = sent(&net);
+    net.nodes[a].traversal.handle_message(&id, &offer, now);
+    sent(&net) - before
+}
+
+#[test]
+fn an_offer_counts_from_a_member_that_relays_and_for_a_port_that_may_be_lent() {
+    assert_eq!(binds_after_offer(true, 28_700), 1);
+    assert_eq!(binds_after_offer(false, 28_700), 0);
+    assert_eq!(binds_after_offer(true, 53), 0);
+}
+
+#[test]
+fn an_address_of_a_member_that_relays_no_longer_is_one_like_any_other() {
+    for removed in [true, false] {
+        let mut net = Net::new();
+        let a = net.node("198.51.100.1", None);
+        let r = net.node("192.0.2.2", None);
+        let b = net.node("192.0.2.2", None);
+        net.nodes[r].up = false;
+        let (relay, peer, now) = (net.nodes[r].id, net.nodes[b].id, net.now);
+        let spec = |relay_capable| PeerSpec {
+            relay_capable,
+            ..net.spec(r, vec![net.host_candidate(r)])
+        };
+        let (before, after) = (spec(true), spec(false));
+        let traversal = &mut net.nodes[a].traversal;
+        traversal.upsert_peer(relay, before, now);
+        if removed {
+            traversal.remove_peer(&relay);
+        } else {
+            traversal.upsert_peer(relay, after, now);
+        }
+        net.tell_of(a, b, Vec::new());
+        net.tell(b, a);
+        net.run(Duration::from_secs(1));
+        let path = net.nodes[a].traversal.path(&peer).unwrap();
+        assert_eq!((path.kind, path.via), (PathKind::Ipv4, None));
+    }
 }

@@ -175,15 +175,34 @@ fn a_node_whose_clock_and_disk_fell_back_goes_above_its_old_epoch() {
 
 #[test]
 fn a_thousand_forged_candidates_make_no_weapon() {
+    let (net, a, b) = pair();
+    forge(net, (a, b), CandidateKind::Host, at("203.0.113.66:1024"));
+}
+
+#[test]
+fn a_thousand_forged_ports_of_a_relay_make_no_weapon_either() {
     let (mut net, a, b) = pair();
+    let r = net.node("203.0.113.66", None);
+    let relay = PeerSpec {
+        relay_capable: true,
+        ..net.spec(r, vec![net.host_candidate(r)])
+    };
+    let (id, now) = (net.nodes[r].id, net.now);
+    net.nodes[a].traversal.upsert_peer(id, relay, now);
+    net.nodes[r].up = false;
+    let victim = main_of(&net, r);
+    forge(net, (a, b), CandidateKind::PeerReflexive, victim);
+}
+
+fn forge(mut net: Net, (a, b): (usize, usize), kind: CandidateKind, victim: SocketAddr) {
     net.run(SECOND);
-    let (victim, now) = (at("203.0.113.66:1024"), net.now);
+    let now = net.now;
     net.nodes[a].sent.clear();
-    // A member calls with ever new ports of one victim, and announces them too.
+    // A member calls with ever new ports of one victim, and announces them too where that helps.
     for round in 0..1000_u16 {
         let candidates: Vec<_> = (0..24)
             .map(|i| Candidate {
-                kind: CandidateKind::Host,
+                kind,
                 address: SocketAddr::new(victim.ip(), 2000 + round * 24 + i),
             })
             .collect();
@@ -196,12 +215,13 @@ fn a_thousand_forged_candidates_make_no_weapon() {
             relays: Vec::new(),
             relay: None,
         });
-        let id = net.nodes[b].id;
-        let mut spec = net.spec(b, candidates);
-        spec.announcement_seq = u64::from(round) + 2;
-        let now = net.now;
+        let (id, now) = (net.nodes[b].id, net.now);
         net.nodes[a].traversal.handle_message(&id, &call, now);
-        net.nodes[a].traversal.upsert_peer(id, spec, now);
+        if kind == CandidateKind::Host {
+            let mut spec = net.spec(b, candidates);
+            spec.announcement_seq = u64::from(round) + 2;
+            net.nodes[a].traversal.upsert_peer(id, spec, now);
+        }
         net.drain(a);
         net.run(Duration::from_millis(20));
     }
@@ -209,7 +229,7 @@ fn a_thousand_forged_candidates_make_no_weapon() {
     let at_victim: Vec<_> = net.nodes[a]
         .sent
         .iter()
-        .filter(|(_, to, _)| to.ip() == victim.ip())
+        .filter(|(_, to, _)| to.ip() == victim.ip() && *to != victim)
         .map(|(at, ..)| *at)
         .collect();
     assert!(!at_victim.is_empty());

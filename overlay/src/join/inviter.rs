@@ -125,7 +125,7 @@ impl Overlay {
         let addresses = |endpoints: &[mesh_types::Candidate]| {
             let mut out: Vec<_> = endpoints.iter().map(|c| c.address).collect();
             // Addresses that route everywhere are worth more than private ones when the list is cut.
-            out.sort_by_key(|address| !crate::control::is_global(address.ip()));
+            out.sort_by_key(|address| !mesh_types::address::is_global(&address.ip()));
             out.dedup();
             out.truncate(INTRODUCER_ENDPOINTS);
             out

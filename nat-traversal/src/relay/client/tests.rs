@@ -1,17 +1,10 @@
 use mesh_types::{Idx, WgKey};
 
 use super::*;
+use crate::instant::start;
 
 const PEER: PeerId = PeerId::Key(WgKey([1; 32]));
 const RELAY: PeerId = PeerId::Key(WgKey([2; 32]));
-
-#[expect(
-    clippy::disallowed_methods,
-    reason = "tests need some instant to start from"
-)]
-fn start() -> Instant {
-    Instant::now()
-}
 
 fn main_port() -> SocketAddr {
     SocketAddr::from(([203, 0, 113, 1], 22000))

@@ -1,14 +1,7 @@
 use mesh_types::WgKey;
 
 use super::*;
-
-#[expect(
-    clippy::disallowed_methods,
-    reason = "tests need some instant to start from"
-)]
-fn start() -> Instant {
-    Instant::now()
-}
+use crate::instant::start;
 
 fn id(n: u16) -> PeerId {
     let [high, low] = n.to_be_bytes();
@@ -149,11 +142,27 @@ fn a_busy_port_is_skipped_and_given_up() {
     let mut server = server((3000, 3002), now);
     let to_b = bind(&mut server, (1, 2), at(1, 1000), at(1, 1001), now);
     bind(&mut server, (2, 1), at(2, 2000), at(2, 2001), now);
-    server.set_busy(&BTreeSet::from([to_b]));
+    server.set_busy(&BTreeSet::from([to_b]), now);
     assert_eq!(server.pairs(), BTreeSet::new());
     let other = bind(&mut server, (1, 2), at(1, 1000), at(1, 1001), now);
     assert_ne!(other, to_b);
     assert!(!server.ports().contains(&to_b));
+}
+
+#[test]
+fn a_port_that_was_busy_is_lent_again_after_an_hour_and_not_at_once() {
+    let now = start();
+    let mut server = server((3000, 3002), now);
+    let port = bind(&mut server, (1, 2), at(1, 1000), at(1, 1001), now);
+    server.set_busy(&BTreeSet::from([port]), now);
+    server.set_busy(&BTreeSet::new(), now);
+    let other = bind(&mut server, (1, 2), at(1, 1000), at(1, 1001), now);
+    assert_ne!(other, port);
+    let later = now + BUSY;
+    server.handle_timeout(later);
+    assert_eq!(server.ports(), BTreeSet::new());
+    let again = bind(&mut server, (1, 2), at(1, 1000), at(1, 1001), later);
+    assert_eq!(again, port);
 }
 
 #[test]
