@@ -21,9 +21,9 @@ use crate::api::{Event, PathKind};
 use crate::hard::allocator::{advance, between, following};
 use crate::hard::budget::Share;
 use crate::hard::{
-    BATCH, BATCH_EVERY, BLOCK_SHARE, HOLD, LURE, Method, PREDICT_AT, PREDICT_EVERY, PREDICTION_AGE,
-    PROBES_RANDOM, REPEATS, ROUND_EVERY, SAMPLE_PATIENCE, SEARCH_AT, SOCKETS_BLOCK, SOCKETS_RANDOM,
-    WINDOW, WINDOW_MEET,
+    BATCH, BATCH_EVERY, BLOCK_SHARE, HOLD, LURE, Method, PORTS_PER_SOCKET, PREDICT_AT,
+    PREDICT_EVERY, PREDICTION_AGE, PROBES_RANDOM, REPEATS, ROUND_EVERY, SAMPLE_PATIENCE, SEARCH_AT,
+    SOCKETS_BLOCK, SOCKETS_RANDOM, WINDOW, WINDOW_MEET,
 };
 use crate::node::{Node, Purpose};
 use crate::remote::Local;
@@ -206,14 +206,21 @@ impl PathAgent {
         }
         self.search.began = Some(now);
         node.counters.add("searches");
-        let block = matches!(node.nat.report().allocation, Allocation::Block(..));
+        let room = self.room(node, now);
+        if room == 0 {
+            node.counters.add("refused-search-ports");
+            return;
+        }
         let count = match method {
             Method::Guess => return self.probe_predicted(node, method, now),
             Method::Spray => return self.spray(node, now),
             Method::Trace => 3,
             Method::Meet => 2,
-            Method::Fan if !block => SOCKETS_RANDOM,
-            Method::Fan | Method::Cross => SOCKETS_BLOCK,
+            Method::Fan => match own_block(node) {
+                None => SOCKETS_RANDOM,
+                Some(ports) => (ports / PORTS_PER_SOCKET).clamp(1, SOCKETS_BLOCK),
+            },
+            Method::Cross => SOCKETS_BLOCK,
         };
         let fresh = match method {
             Method::Trace | Method::Meet => true,
@@ -335,7 +342,8 @@ impl PathAgent {
                 let targets = self.targets();
                 let from = sockets.iter().map(|socket| SocketId::Extra(*socket));
                 let shots = from.flat_map(|from| targets.iter().map(move |to| (from, *to)));
-                let shots = shots.collect();
+                let shots: Vec<_> = shots.take(self.room(node, now)).collect();
+                node.searches.occupy(self.id, shots.len(), now);
                 self.fire(node, method, shots, &[], now);
             }
             Method::Cross => self.cross(node, &sockets, now),
@@ -448,18 +456,22 @@ impl PathAgent {
         self.fire(node, Method::Spray, shots, &[], now);
     }
 
+    /// Ports of our translator that this search may take.
+    fn room(&self, node: &mut Node, now: Instant) -> usize {
+        own_block(node).map_or(usize::MAX, |ports| {
+            node.searches.room(self.id, ports * BLOCK_SHARE / 100, now)
+        })
+    }
+
     /// Probes the peer's block from all sockets: each probe takes a port of ours and tries one of the peer's.
     fn cross(&mut self, node: &mut Node, sockets: &[u32], now: Instant) {
-        let (Some(ip), Allocation::Block(low, high), Allocation::Block(own_low, own_high)) = (
-            self.target(),
-            self.spec.nat.allocation,
-            node.nat.report().allocation,
-        ) else {
+        let (Some(ip), Allocation::Block(low, high)) = (self.target(), self.spec.nat.allocation)
+        else {
             return;
         };
-        let own = usize::from(own_high - own_low) + 1;
         let left = self.search.share.left(Method::Cross, now);
-        let count = (own * BLOCK_SHARE / 100).min(left);
+        let count = self.room(node, now).min(left);
+        node.searches.occupy(self.id, count, now);
         let ports = shuffled(node, (low, high));
         let shots = (0..count)
             .map(|index| {
@@ -619,6 +631,14 @@ impl PathAgent {
             .min()
             .map(|at| (at, "search"))
     }
+}
+
+/// Ports known to be in the block that our translator takes them from.
+fn own_block(node: &Node) -> Option<usize> {
+    let Allocation::Block(low, high) = node.nat.report().allocation else {
+        return None;
+    };
+    Some(usize::from(high - low) + 1)
 }
 
 /// Ports both sides try: four times what others may take meanwhile.

@@ -1,11 +1,11 @@
 //! What searches may send: they go to ports that nobody has confirmed, so they are counted thrice.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use mesh_types::PeerId;
 
-use super::Method;
+use super::{HOLD, Method};
 use crate::budget::{Bucket, Rate};
 
 /// All searches of a node together: 1000 in any second.
@@ -26,6 +26,8 @@ const CALLED: Duration = Duration::from_secs(10);
 pub(crate) struct Searches {
     rate: Bucket,
     running: BTreeSet<PeerId>,
+    /// Ports of the own translator that a peer's search has taken, and until when they are taken.
+    taken: BTreeMap<PeerId, (usize, Instant)>,
 }
 
 impl Searches {
@@ -35,6 +37,18 @@ impl Searches {
             self.running.insert(peer);
         }
         self.running.contains(&peer)
+    }
+
+    /// Ports of the own translator that this peer's search may take, where all together may take so many.
+    pub(crate) fn room(&mut self, peer: PeerId, all: usize, now: Instant) -> usize {
+        self.taken.retain(|_, (_, until)| *until > now);
+        let others = self.taken.iter().filter(|(of, _)| **of != peer);
+        all.saturating_sub(others.map(|(_, (count, _))| count).sum())
+    }
+
+    /// It takes so many, and keeps them for as long as translators remember.
+    pub(crate) fn occupy(&mut self, peer: PeerId, count: usize, now: Instant) {
+        self.taken.insert(peer, (count, now + HOLD));
     }
 
     /// It is over.
@@ -168,5 +182,21 @@ mod tests {
         assert!(!node.begin(peers[2]));
         node.end(&peers[0]);
         assert!(node.begin(peers[2]));
+    }
+
+    #[test]
+    fn searches_share_the_ports_of_the_own_translator_until_it_has_forgotten_them() {
+        let (mut node, start) = (Searches::default(), start());
+        let peers: Vec<_> = (0..3)
+            .map(|n| PeerId::Key(mesh_types::WgKey([n; 32])))
+            .collect();
+        assert_eq!(node.room(peers[0], 1000, start), 1000);
+        node.occupy(peers[0], 600, start);
+        assert_eq!(node.room(peers[0], 1000, start), 1000, "its own");
+        assert_eq!(node.room(peers[1], 1000, start), 400);
+        node.occupy(peers[1], 400, start + HOLD / 2);
+        node.end(&peers[0]);
+        assert_eq!(node.room(peers[2], 1000, start + HOLD / 2), 0);
+        assert_eq!(node.room(peers[2], 1000, start + HOLD), 600);
     }
 }
