@@ -9,8 +9,8 @@ use crate::lab::agent::PATIENCE;
 use crate::lab::coturn::Coturn;
 use crate::lab::traffic::{Echo, ping_once, udp_exchange};
 use crate::lab::wait::wait_until;
-use crate::lab::{Lab, Nat, NatKind, Node, Site};
-use crate::scene::{assert_pods_meet, founder};
+use crate::lab::{Lab, LinkState, Nat, NatKind, Node, Site};
+use crate::scene::{add_turn, assert_pods_meet, founder};
 
 const SECRET: &str = "north-by-northwest";
 /// A relayed pair is there again after this, coturn's own start included.
@@ -56,40 +56,11 @@ impl Scene {
     }
 }
 
-/// Adds TURN servers to a node's file.
-fn add_turn(node: &Node, coturn: &Coturn, transports: &[&str], secret: &str) {
-    let file = node.file("turn.secret");
-    std::fs::write(&file, format!("{secret}\n")).expect("the node's directory is writable");
-    crate::scene::set_mode_600(&file);
-    let servers: Vec<String> = transports
-        .iter()
-        .map(|transport| {
-            format!(
-                "{{ url = \"{}\", secret-file = \"{}\" }}",
-                coturn.url(transport),
-                file.display()
-            )
-        })
-        .collect();
-    let text = std::fs::read_to_string(node.file("farspan.toml")).unwrap_or_default();
-    node.write_config(&format!(
-        "{text}\n[relay]\nturn = [{}]\n",
-        servers.join(", ")
-    ));
-}
-
 /// Starts an agent that trusts the authority of the coturn.
 fn start(node: &mut Node, coturn: &Coturn) {
     let trust = format!("SSL_CERT_FILE={}", coturn.authority().display());
     node.start_by(&["env", &trust]);
     node.wait_answering();
-}
-
-/// Lets no UDP through a site's router.
-fn block_udp(site: &Site) {
-    site.router.nft(
-        "table inet no_udp { chain forward { type filter hook forward priority -10; meta l4proto udp drop\n }\n }\n",
-    );
 }
 
 fn wait_kind(node: &Node, peer: &str, kind: &str) -> Value {
@@ -175,8 +146,8 @@ fn without_udp_on_both_sides_a_pair_meets_by_tls_and_reaches_the_hub() {
     for node in [&mut scene.paris, &mut scene.tokyo] {
         assert!(node.stop());
     }
-    block_udp(&scene.west);
-    block_udp(&scene.east);
+    scene.west.set_udp(LinkState::Cut);
+    scene.east.set_udp(LinkState::Cut);
     for node in [&mut scene.paris, &mut scene.tokyo] {
         start(node, &scene.coturn);
     }
@@ -191,7 +162,7 @@ fn without_udp_on_both_sides_a_pair_meets_by_tls_and_reaches_the_hub() {
 fn without_udp_on_one_side_a_pair_meets_by_tcp() {
     let mut scene = Scene::joined(&["udp", "tcp"], &[]);
     assert!(scene.paris.stop());
-    block_udp(&scene.west);
+    scene.west.set_udp(LinkState::Cut);
     start(&mut scene.paris, &scene.coturn);
     wait_kind(&scene.paris, "tokyo", "turn-tcp");
     assert_pods_meet(&scene.paris, &scene.tokyo);
@@ -202,7 +173,7 @@ fn a_node_whose_network_lets_no_udp_out_joins_by_tls() {
     let lab = Lab::new();
     let coturn = Coturn::start(&lab, lab.public_host("turn"), SECRET);
     let west = lab.site("west", Nat::new(NatKind::Symmetric));
-    block_udp(&west);
+    west.set_udp(LinkState::Cut);
     let mut hub = founder(&lab, lab.public_host("hub"));
     let mut paris = Node::new(&lab, west.host("paris")).with_pod(&lab, 1);
     hub.up();
