@@ -20,5 +20,5 @@ pub mod wait;
 pub mod wire;
 
 pub use agent::Node;
-pub use internet::{Host, Lab, Site};
+pub use internet::{Host, Lab, LinkState, Site};
 pub use nat::{Nat, NatKind};

@@ -11,11 +11,12 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::lab::agent::PATIENCE;
+use crate::lab::coturn::Coturn;
 use crate::lab::netns::Namespace;
 use crate::lab::traffic::{ECHO_PORT, Echo, udp_exchange};
 use crate::lab::wait::{pause, wait_until};
-use crate::lab::{Lab, Nat, NatKind, Node, Site};
-use crate::scene::relay_founder;
+use crate::lab::{Lab, LinkState, Nat, NatKind, Node, Site};
+use crate::scene::{add_turn, relay_founder};
 
 /// How often both ends are asked for the state of their path.
 const GLANCE: Duration = Duration::from_millis(20);
@@ -29,6 +30,8 @@ const ROUNDS: u32 = 4;
 const ROUND: Duration = Duration::from_secs(38);
 /// Datagrams of [`Pair::weigh`], answered each, and their length.
 const LOAD: (u32, usize) = (500, 1000);
+/// What a TURN server and those who may use it share.
+const SECRET: &str = "north-by-northwest";
 
 /// What lies before a node: rows and columns of the matrix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -47,6 +50,8 @@ pub enum Class {
     Blk,
     /// Mapping by address and port, at random.
     Rand,
+    /// No UDP at all; TCP is mapped endpoint-independently. A TURN server is reached over TCP.
+    NoUdp,
 }
 
 /// How a pair must reach each other at least.
@@ -60,7 +65,7 @@ pub enum Way {
 
 impl Class {
     /// Every class, in the order of the matrix.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Open,
         Self::Adf,
         Self::Apdf,
@@ -68,6 +73,7 @@ impl Class {
         Self::Seq,
         Self::Blk,
         Self::Rand,
+        Self::NoUdp,
     ];
 
     /// Every pair once.
@@ -84,7 +90,7 @@ impl Class {
         Nat::new(match self {
             Self::Open => NatKind::Eif,
             Self::Adf => NatKind::Adf,
-            Self::Apdf => NatKind::Prc,
+            Self::Apdf | Self::NoUdp => NatKind::Prc,
             Self::Adm => NatKind::ByAddress,
             Self::Seq => NatKind::Sequential,
             Self::Blk => NatKind::Block,
@@ -94,7 +100,7 @@ impl Class {
 
     const fn is_hard(self) -> bool {
         match self {
-            Self::Open | Self::Adf | Self::Apdf => false,
+            Self::Open | Self::Adf | Self::Apdf | Self::NoUdp => false,
             Self::Adm | Self::Seq | Self::Blk | Self::Rand => true,
         }
     }
@@ -103,10 +109,11 @@ impl Class {
     pub fn way(self, other: Self) -> Way {
         let pair = (self.min(other), self.max(other));
         match pair {
+            (_, Self::NoUdp) => Way::Relay,
             (Self::Open | Self::Adf | Self::Apdf, _)
             | (Self::Seq, Self::Seq)
             | (Self::Blk, Self::Blk) => Way::Direct,
-            (Self::Adm | Self::Seq | Self::Blk | Self::Rand, _) => Way::Relay,
+            (Self::Adm | Self::Seq | Self::Blk | Self::Rand | Self::NoUdp, _) => Way::Relay,
         }
     }
 
@@ -114,10 +121,11 @@ impl Class {
     pub fn figure(self, other: Self) -> Duration {
         let (easier, harder) = (self.min(other), self.max(other));
         match (easier, harder) {
+            (_, Self::NoUdp) => Duration::from_secs(10),
             (Self::Blk, _) => Duration::from_secs(6),
             (Self::Seq, _) | (Self::Apdf, Self::Seq) => Duration::from_secs(2),
             (Self::Apdf, Self::Blk) => Duration::from_secs(3),
-            (Self::Apdf, Self::Adm | Self::Rand) | (Self::Adm | Self::Rand, _) => {
+            (Self::Apdf, Self::Adm | Self::Rand) | (Self::Adm | Self::Rand | Self::NoUdp, _) => {
                 Duration::from_secs(10)
             }
             (Self::Open | Self::Adf | Self::Apdf, _) => Duration::from_millis(500),
@@ -135,6 +143,7 @@ impl fmt::Display for Class {
             Self::Seq => "SEQ",
             Self::Blk => "BLK2048",
             Self::Rand => "RAND64k",
+            Self::NoUdp => "NO-UDP",
         })
     }
 }
@@ -153,8 +162,12 @@ pub struct Pair {
     pub west: Site,
     /// The NAT of tokyo.
     pub east: Site,
+    /// What relays for pairs that lack UDP.
+    coturn: Option<Coturn>,
     hard: bool,
     lottery: bool,
+    /// What lies before paris, as far as it is known.
+    first: Option<Class>,
     /// Dropped last.
     pub lab: Lab,
 }
@@ -182,7 +195,28 @@ impl Pair {
         let mut pair = Self::behind(west.nat(), east.nat(), two, relay);
         pair.hard = west.is_hard();
         pair.lottery = Self::patience(west, east).is_some();
+        pair.first = Some(west);
+        if [west, east].contains(&Class::NoUdp) {
+            pair.block_udp(west, east);
+        }
         pair
+    }
+
+    /// From now on the NATs of one class or two let no UDP through, and there is a TURN server.
+    fn block_udp(&mut self, west: Class, east: Class) {
+        let coturn = Coturn::start(&self.lab, self.lab.public_host("turn"), SECRET);
+        for (class, site, node) in [
+            (west, &self.west, &mut self.paris),
+            (east, &self.east, &mut self.tokyo),
+        ] {
+            if class == Class::NoUdp {
+                assert!(node.stop());
+                add_turn(node, &coturn, &["tcp"], SECRET);
+                site.set_udp(LinkState::Cut);
+                node.start();
+            }
+        }
+        self.coturn = Some(coturn);
     }
 
     /// The same behind any NATs, with a second public node or without.
@@ -205,8 +239,10 @@ impl Pair {
             _scout: scout,
             west,
             east,
+            coturn: None,
             hard: false,
             lottery: false,
+            first: None,
             lab,
         };
         for node in [&pair.paris, &pair.tokyo] {
@@ -235,7 +271,7 @@ impl Pair {
             && [&self.paris, &self.tokyo]
                 .map(searched)
                 .iter()
-                .all(|n| *n >= ROUNDS.into())
+                .all(|n| *n >= u64::from(ROUNDS))
     }
 
     /// Waits until both ends see the other as relayed.
@@ -285,6 +321,7 @@ impl Pair {
 
     /// Waits until the node that starts first knows its relay and its NAT.
     fn settled(&self) {
+        let blocked = self.first == Some(Class::NoUdp);
         wait_until("paris is settled", PATIENCE, || {
             // Not `netcheck`, which would test the NAT anew.
             let status = self.paris.ask("/status")?;
@@ -292,7 +329,8 @@ impl Pair {
             let known = nat["mapping"] != "unknown"
                 && nat["filtering"] != "unknown"
                 && (!self.hard || nat["mapping"] == "adm" || nat["allocation"] != "unknown");
-            if known && state(&status, "hub") == "direct" {
+            let hub = state(&status, "hub");
+            if known && hub == "direct" || blocked && hub == "relayed" {
                 Ok(())
             } else {
                 Err(nat.to_string())
@@ -305,9 +343,14 @@ impl Pair {
     pub fn weigh(&self) -> (u64, u64) {
         let (from, to) = (self.paris.pod(), self.tokyo.pod());
         let _echo = Echo::start(&to.namespace);
-        let before = self.lab.uplink_bytes(self.hub.host.ipv4);
+        let relay = self
+            .coturn
+            .as_ref()
+            .map_or(&self.hub.host, |turn| &turn.host)
+            .ipv4;
+        let before = self.lab.uplink_bytes(relay);
         let answered = udp_exchange(&from.namespace, to.ipv4.into(), LOAD.0, LOAD.1);
-        let after = self.lab.uplink_bytes(self.hub.host.ipv4);
+        let after = self.lab.uplink_bytes(relay);
         assert!(answered * 100 >= LOAD.0 * 99, "{answered} of {}", LOAD.0);
         (u64::from(answered) * 2 * LOAD.1 as u64, after - before)
     }

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::lab::agent::PATIENCE;
+use crate::lab::coturn::Coturn;
 use crate::lab::traffic::{Echo, tcp_source_seen, udp_source_seen};
 use crate::lab::wait::wait_until;
 use crate::lab::{Host, Lab, Nat, Node, Site};
@@ -126,6 +127,28 @@ pub fn static_pair(lab: &Lab) -> (Node, Node) {
 pub fn overlay_ipv4(node: &Node) -> IpAddr {
     let found = node.overlay().into_iter().find(IpAddr::is_ipv4);
     found.unwrap_or_else(|| panic!("{} has no overlay IPv4 address", node.name()))
+}
+
+/// Adds TURN servers to a node's file.
+pub fn add_turn(node: &Node, coturn: &Coturn, transports: &[&str], secret: &str) {
+    let file = node.file("turn.secret");
+    std::fs::write(&file, format!("{secret}\n")).expect("the node's directory is writable");
+    set_mode_600(&file);
+    let servers: Vec<String> = transports
+        .iter()
+        .map(|transport| {
+            format!(
+                "{{ url = \"{}\", secret-file = \"{}\" }}",
+                coturn.url(transport),
+                file.display()
+            )
+        })
+        .collect();
+    let text = std::fs::read_to_string(node.file("farspan.toml")).unwrap_or_default();
+    node.write_config(&format!(
+        "{text}\n[relay]\nturn = [{}]\n",
+        servers.join(", ")
+    ));
 }
 
 /// Gives a file to its owner alone.

@@ -8,8 +8,8 @@ use crate::lab::agent::PATIENCE;
 use crate::lab::coturn::Coturn;
 use crate::lab::traffic::{Echo, udp_exchange};
 use crate::lab::wait::wait_until;
-use crate::lab::{Lab, Nat, NatKind, Node, Site};
-use crate::scene::{assert_pods_meet, founder};
+use crate::lab::{Lab, LinkState, Nat, NatKind, Node, Site};
+use crate::scene::{add_turn, assert_pods_meet, founder};
 
 pub const SECRET: &str = "north-by-northwest";
 
@@ -51,28 +51,6 @@ impl Scene {
             _lab: lab,
         }
     }
-}
-
-/// Adds TURN servers to a node's file.
-pub fn add_turn(node: &Node, coturn: &Coturn, transports: &[&str], secret: &str) {
-    let file = node.file("turn.secret");
-    std::fs::write(&file, format!("{secret}\n")).expect("the node's directory is writable");
-    crate::scene::set_mode_600(&file);
-    let servers: Vec<String> = transports
-        .iter()
-        .map(|transport| {
-            format!(
-                "{{ url = \"{}\", secret-file = \"{}\" }}",
-                coturn.url(transport),
-                file.display()
-            )
-        })
-        .collect();
-    let text = std::fs::read_to_string(node.file("farspan.toml")).unwrap_or_default();
-    node.write_config(&format!(
-        "{text}\n[relay]\nturn = [{}]\n",
-        servers.join(", ")
-    ));
 }
 
 /// Starts an agent that trusts the authority of the coturn.

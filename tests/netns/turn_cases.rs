@@ -8,19 +8,12 @@ use crate::lab::agent::PATIENCE;
 use crate::lab::coturn::Coturn;
 use crate::lab::traffic::ping_once;
 use crate::lab::wait::wait_until;
-use crate::lab::{Lab, Nat, NatKind, Node, Site};
-use crate::scene::{assert_pods_meet, founder};
-use crate::turn::{SECRET, Scene, add_turn, one_sided, start, wait_kind};
+use crate::lab::{Lab, LinkState, Nat, NatKind, Node};
+use crate::scene::{add_turn, assert_pods_meet, founder};
+use crate::turn::{SECRET, Scene, one_sided, start, wait_kind};
 
 /// A relayed pair is there again after this, coturn's own start included.
 const BACK: Duration = Duration::from_secs(45);
-
-/// Lets no UDP through a site's router.
-fn block_udp(site: &Site) {
-    site.router.nft(
-        "table inet no_udp { chain forward { type filter hook forward priority -10; meta l4proto udp drop\n }\n }\n",
-    );
-}
 
 #[test]
 fn a_pair_that_never_meets_directly_is_relayed_by_turn_over_tcp() {
@@ -33,8 +26,8 @@ fn without_udp_on_both_sides_a_pair_meets_by_tls_and_reaches_the_hub() {
     for node in [&mut scene.paris, &mut scene.tokyo] {
         assert!(node.stop());
     }
-    block_udp(&scene.west);
-    block_udp(&scene.east);
+    scene.west.set_udp(LinkState::Cut);
+    scene.east.set_udp(LinkState::Cut);
     for node in [&mut scene.paris, &mut scene.tokyo] {
         start(node, &scene.coturn);
     }
@@ -49,7 +42,7 @@ fn without_udp_on_both_sides_a_pair_meets_by_tls_and_reaches_the_hub() {
 fn without_udp_on_one_side_a_pair_meets_by_tcp() {
     let mut scene = Scene::joined(&["udp", "tcp"], &[]);
     assert!(scene.paris.stop());
-    block_udp(&scene.west);
+    scene.west.set_udp(LinkState::Cut);
     start(&mut scene.paris, &scene.coturn);
     wait_kind(&scene.paris, "tokyo", "turn-tcp");
     assert_pods_meet(&scene.paris, &scene.tokyo);
@@ -60,7 +53,7 @@ fn a_node_whose_network_lets_no_udp_out_joins_by_tls() {
     let lab = Lab::new();
     let coturn = Coturn::start(&lab, lab.public_host("turn"), SECRET);
     let west = lab.site("west", Nat::new(NatKind::Symmetric));
-    block_udp(&west);
+    west.set_udp(LinkState::Cut);
     let mut hub = founder(&lab, lab.public_host("hub"));
     let mut paris = Node::new(&lab, west.host("paris")).with_pod(&lab, 1);
     hub.up();
