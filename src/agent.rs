@@ -268,6 +268,7 @@ fn core_config(
         may_relay: config.relay_serve,
         relay_ports: config.relay_ports,
         pair_rate: config.relay_pair_rate,
+        birthday_search: config.birthday_search,
         turn: config.turn.clone(),
     }
 }

@@ -56,6 +56,8 @@ pub struct Config {
     pub relay_ports: (u16, u16),
     /// Bits a second of a relayed pair, both directions together; 0 is no limit.
     pub pair_rate: u64,
+    /// May peers behind random NATs be searched for, from many sockets or at many ports?
+    pub birthday_search: bool,
     /// TURN servers that this node may use.
     pub turn: Vec<TurnServer>,
 }

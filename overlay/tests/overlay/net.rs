@@ -58,6 +58,7 @@ pub fn config(n: u8) -> Config {
         may_relay: false,
         relay_ports: (28672, 29183),
         pair_rate: 50_000_000,
+        birthday_search: true,
         turn: Vec::new(),
     }
 }

@@ -176,6 +176,7 @@ impl World {
             may_relay: self.relays,
             relay_ports: RELAY_PORTS,
             pair_rate: RELAY_PAIR_RATE,
+            birthday_search: true,
             turn: Vec::new(),
         };
         let pod = IpAddr::V4(Ipv4Addr::new(10, 244, number, 7));
