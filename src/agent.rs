@@ -26,7 +26,7 @@ use crate::config::Config;
 
 pub mod bench;
 pub mod clock;
-mod commands;
+pub mod commands;
 pub mod control;
 pub mod names;
 mod persist;

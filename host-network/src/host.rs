@@ -11,6 +11,7 @@ use crate::facts::Ranges;
 use crate::netlink::Routing;
 use crate::nft::Tables;
 use crate::relay::Relaying;
+use crate::remove::Removed;
 use crate::{HostError, clash, converge, facts, nft, remove};
 
 /// The host's network in one namespace.
@@ -97,8 +98,8 @@ impl Host {
             .unwrap_or_else(|| mpsc::unbounded_channel().1)
     }
 
-    /// Takes away everything of ours, and says what it was, one line each.
-    pub async fn remove(&mut self) -> Result<Vec<String>, HostError> {
+    /// Takes away everything of ours, and says what it was.
+    pub async fn remove(&mut self) -> Removed {
         let tables = self.tables.as_mut().ok();
         remove::remove(&mut self.routing, tables, &self.interface).await
     }

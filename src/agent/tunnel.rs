@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::{Result, anyhow, bail};
 use data_plane::{Engine, EngineError, Settings};
-use host_network::{Demux, Host, HostError, Initiations, Wireguard};
+use host_network::{Demux, Host, HostError, Initiations, Removed, Wireguard};
 use mesh_types::address::next_port;
 use mesh_types::plan::TunnelPlan;
 use mesh_types::report::Backend;
@@ -368,10 +368,10 @@ fn configure(
     }
 }
 
-/// Removes what an agent that no longer runs left behind: one line for each thing.
-pub async fn remove(interface: &str) -> Result<Vec<String>> {
+/// Removes what an agent that no longer runs left behind.
+pub async fn remove(interface: &str) -> Result<Removed> {
     super::must_have_net_admin()?;
-    Ok(Host::new(interface).await?.remove().await?)
+    Ok(Host::new(interface).await?.remove().await)
 }
 
 /// An agent that was killed holds its port and device a moment longer than its lock.
