@@ -5,7 +5,7 @@
 //! so that what must be on disk is there before anything that depends on it leaves. The desired host state
 //! is converged when it changed, when the kernel says something changed, and every [`CONVERGE_EVERY`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -496,12 +496,14 @@ impl Agent {
         let mut applied = Applied {
             generation: plan.generation,
             failures: Vec::new(),
+            sockets: BTreeSet::new(),
         };
         // The tunnel uses sockets, and routes need its device.
         let busy = self.ports.busy().clone();
         applied
             .failures
             .extend(self.ports.converge(&plan.sockets).err());
+        applied.sockets = self.ports.open(&plan.sockets);
         if *self.ports.busy() != busy {
             self.due.host_report = self.clock.now().mono;
         }

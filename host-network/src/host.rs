@@ -60,6 +60,7 @@ impl Host {
         Applied {
             generation: plan.generation,
             failures: failures.iter().map(HostError::to_string).collect(),
+            sockets: BTreeSet::new(),
         }
     }
 

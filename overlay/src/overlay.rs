@@ -255,10 +255,10 @@ impl Overlay {
     /// What converging a plan came to.
     pub fn handle_applied(&mut self, applied: Applied, now: Now) {
         let current = applied.generation == self.plan.generation;
-        self.applied = Some(applied);
         if current {
-            self.traversal.handle_sockets(&self.plan.sockets, now);
+            self.traversal.handle_sockets(&applied.sockets, now);
         }
+        self.applied = Some(applied);
         self.send_held();
         self.rotation_due(now);
         self.greet_due(now);

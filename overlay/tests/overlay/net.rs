@@ -377,6 +377,7 @@ impl Net {
                     Applied {
                         generation,
                         failures: Vec::new(),
+                        sockets: machine.plan.sockets.clone(),
                     },
                     now,
                 );

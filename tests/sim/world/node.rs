@@ -416,7 +416,9 @@ impl Node {
         let applied = Applied {
             generation,
             failures: Vec::new(),
+            sockets: plan.sockets.clone(),
         };
+        self.applied = Some(plan);
         if let Some(overlay) = &mut self.overlay {
             overlay.handle_applied(applied, now);
         }
