@@ -6,7 +6,7 @@ use mesh_types::plan::RelayPair;
 use mesh_types::{Applied, HostPlan, HostReport};
 use tokio::sync::mpsc;
 
-use crate::changes::{Change, watch};
+use crate::changes::{Change, Own, watch};
 use crate::facts::Ranges;
 use crate::netlink::Routing;
 use crate::nft::Tables;
@@ -23,6 +23,7 @@ pub struct Host {
     tables: Result<Tables, HostError>,
     ranges: Ranges,
     relaying: Relaying,
+    own_filters: Own,
     notices: Option<mpsc::UnboundedReceiver<Change>>,
 }
 
@@ -33,8 +34,12 @@ impl Host {
         let routing = Routing::open()?;
         may_change(&routing).await?;
         let tables = Tables::open();
-        let own = tables.as_ref().ok().map(Tables::port);
-        let notices = watch(routing.port, own)
+        let own_filters = Own::default();
+        let filters = tables.as_ref().ok().map(|tables| {
+            own_filters.add(tables.port());
+            own_filters.clone()
+        });
+        let notices = watch(routing.port, filters)
             .map_err(|error| HostError::from_io("subscribe to netlink notices", &error))?;
         Ok(Self {
             interface: interface.to_owned(),
@@ -42,6 +47,7 @@ impl Host {
             tables,
             ranges: Ranges::default(),
             relaying: Relaying::new(),
+            own_filters,
             notices: Some(notices),
         })
     }
@@ -82,12 +88,12 @@ impl Host {
     }
 
     /// Datagrams, and bytes of IP, that the kernel forwarded for each pair since the pair came, both directions
-    /// together.
-    pub fn relayed(&mut self) -> Vec<(RelayPair, u64, u64)> {
+    /// together; `None` where that cannot be read.
+    pub fn relayed(&mut self) -> Option<Vec<(RelayPair, u64, u64)>> {
         let links: Vec<_> = self.relaying.links.iter().copied().collect();
         match &mut self.tables {
-            Ok(tables) if !links.is_empty() => nft::traffic(tables, &links).unwrap_or_default(),
-            Ok(_) | Err(_) => Vec::new(),
+            Ok(tables) if !links.is_empty() => nft::traffic(tables, &links).ok(),
+            Ok(_) | Err(_) => Some(Vec::new()),
         }
     }
 
@@ -97,6 +103,11 @@ impl Host {
         self.notices
             .take()
             .unwrap_or_else(|| mpsc::unbounded_channel().1)
+    }
+
+    /// Changes to our table that come from this netlink address are our own as well, and no news.
+    pub fn change_filters_from(&mut self, port: u32) {
+        self.own_filters.add(port);
     }
 
     /// Takes away everything of ours, and says what it was.

@@ -49,7 +49,7 @@ impl Agent {
                 let tunnel = self.tunnel.as_ref().map(super::Tunnel::counters);
                 let mut edge = tunnel.unwrap_or_default();
                 edge.extend(self.ports.counters());
-                edge.extend(self.relayed());
+                edge.extend(self.relayed.take(self.host.relayed()));
                 let text = status::metrics(&self.overlay.snapshot(now), &findings, &edge);
                 Ok(Value::String(text))
             }
@@ -340,19 +340,6 @@ impl Agent {
                     .insert("config-write", finding("config-write", message, &remedy));
             }
         }
-    }
-
-    /// What the kernel has relayed for the pairs there are now.
-    fn relayed(&mut self) -> [(&'static str, u64); 2] {
-        let (mut datagrams, mut bytes) = (0, 0);
-        for (_, more, size) in self.host.relayed() {
-            datagrams += more;
-            bytes += size;
-        }
-        [
-            ("relay_kernel_datagrams", datagrams),
-            ("relay_kernel_bytes", bytes),
-        ]
     }
 
     /// Takes everything away from the host; the state folder stays.

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::net::SocketAddr;
 
 use data_plane::{Adopted, ControlDatagram, Relay, Turn, TurnEvent};
 use mesh_types::plan::{Adoption, RelayPair};
@@ -384,6 +385,23 @@ mod tests {
         let open: BTreeSet<SocketId> = ports.open.keys().copied().collect();
         assert_eq!(ports.open(&many), open);
         ports.converge(&BTreeSet::new()).unwrap();
+    }
+
+    #[test]
+    fn what_was_relayed_for_a_pair_counts_after_it_is_gone() {
+        let pair = |port, rate| RelayPair {
+            first: ("203.0.113.1:1".parse().unwrap(), port),
+            second: ("203.0.113.2:1".parse().unwrap(), port + 1),
+            rate,
+        };
+        let mut relayed = Relayed::default();
+        let mut sums = |counted| relayed.take(counted).map(|(_, sum)| sum);
+        let two = vec![(pair(1, 0), 5, 500), (pair(3, 0), 7, 700)];
+        assert_eq!(sums(Some(two)), [12, 1200]);
+        assert_eq!(sums(None), [12, 1200], "not read this time");
+        assert_eq!(sums(Some(vec![(pair(3, 9), 8, 800)])), [13, 1300]);
+        assert_eq!(sums(Some(Vec::new())), [13, 1300]);
+        assert_eq!(sums(Some(vec![(pair(3, 0), 1, 100)])), [14, 1400]);
     }
 
     #[tokio::test]
