@@ -5,7 +5,7 @@
 //! so that what must be on disk is there before anything that depends on it leaves. The desired host state
 //! is converged when it changed, when the kernel says something changed, and every [`CONVERGE_EVERY`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -26,7 +26,7 @@ use crate::config::Config;
 
 pub mod bench;
 pub mod clock;
-mod commands;
+pub mod commands;
 pub mod control;
 pub mod names;
 mod persist;
@@ -71,6 +71,8 @@ pub enum Event {
         /// What.
         bytes: Vec<u8>,
     },
+    /// Handshakes are told no more.
+    Unwatched,
     /// The kernel's view of the host changed.
     HostChanged(Change),
     /// A person or a script asks something.
@@ -121,6 +123,9 @@ struct Agent {
     names: Names,
     portmap: Portmap,
     due: Due,
+    /// May idle peers sleep?
+    sleepy: Option<bool>,
+    relayed: ports::Relayed,
     converged: Option<u64>,
     findings: BTreeMap<&'static str, Finding>,
 }
@@ -269,6 +274,7 @@ fn core_config(
         relay_ports: config.relay_ports,
         pair_rate: config.relay_pair_rate,
         node_rate: config.relay_node_rate,
+        birthday_search: config.birthday_search,
         turn: config.turn.clone(),
     }
 }
@@ -323,16 +329,16 @@ impl Agent {
         let core = core_config(&config, &saved, backend, port, alternate_port);
         let now = clock.now();
         info!(name = %config.name, key = %identity.key.public(), port, backend = backend.kind(), "Agent starts");
-        let mut overlay = Overlay::new(identity, core, saved, state::random()?, now);
-        if tunnel.tells_initiations() {
-            overlay.let_idle_peers_sleep();
+        let overlay = Overlay::new(identity, core, saved, state::random()?, now);
+        if let Some(port) = tunnel.filters_port() {
+            host.change_filters_from(port);
         }
         let mut names = Names::default();
         names.set(config.names.clone(), now.mono);
         pass_on(host.changes(), events.clone());
         signals(&events)?;
         let portmap = Portmap::new(config.port_mapping, &config.state_dir, events.clone());
-        let agent = Self {
+        let mut agent = Self {
             clock,
             overlay,
             store,
@@ -354,6 +360,8 @@ impl Agent {
                 host_report: now.mono,
                 persist: None,
             },
+            sleepy: None,
+            relayed: ports::Relayed::default(),
             converged: None,
             findings,
             events,
@@ -361,6 +369,7 @@ impl Agent {
             global: global.clone(),
             flags: flags.clone(),
         };
+        agent.let_idle_peers_sleep();
         Ok((agent, queue, server))
     }
 
@@ -403,6 +412,13 @@ impl Agent {
             Event::Initiation { remote, bytes } => {
                 self.overlay.handle_initiation(remote, &bytes, now);
             }
+            Event::Unwatched => {
+                if let Some(tunnel) = &mut self.tunnel {
+                    tunnel.unwatch();
+                }
+                self.let_idle_peers_sleep();
+                self.due.converge = now.mono;
+            }
             Event::HostChanged(change) => {
                 debug!(?change, "Host changed");
                 self.due.converge = now.mono;
@@ -432,6 +448,7 @@ impl Agent {
             Event::Stop => {
                 info!("Agent stops");
                 self.persist();
+                self.end_relaying().await;
                 return Next::Stop;
             }
         }
@@ -496,12 +513,14 @@ impl Agent {
         let mut applied = Applied {
             generation: plan.generation,
             failures: Vec::new(),
+            sockets: BTreeSet::new(),
         };
         // The tunnel uses sockets, and routes need its device.
         let busy = self.ports.busy().clone();
         applied
             .failures
             .extend(self.ports.converge(&plan.sockets).err());
+        applied.sockets = self.ports.open(&plan.sockets);
         if *self.ports.busy() != busy {
             self.due.host_report = self.clock.now().mono;
         }
@@ -522,6 +541,9 @@ impl Agent {
                 self.due.host_report = now;
             }
         }
+        self.let_idle_peers_sleep();
+        // Pairs that go now are counted to their end.
+        self.relayed.take(self.host.relayed());
         applied
             .failures
             .extend(self.host.converge(&plan).await.failures);
@@ -534,6 +556,17 @@ impl Agent {
         self.converged = Some(plan.generation);
         self.due.converge = now.mono + CONVERGE_EVERY;
         self.overlay.handle_applied(applied, now);
+    }
+
+    /// What the kernel forwards, nobody would end for members that leave or are revoked from now on.
+    async fn end_relaying(&mut self) {
+        let mut plan = self.overlay.host_plan().clone();
+        if !std::mem::take(&mut plan.relay_pairs).is_empty() {
+            let applied = self.host.converge(&plan).await;
+            for failure in applied.failures {
+                warn!("{failure}");
+            }
+        }
     }
 
     /// Relays what the kernel does not, and says why it does not.

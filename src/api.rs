@@ -214,6 +214,9 @@ pub struct Diagnosis {
 pub struct Tried {
     pub address: String,
     pub kind: String,
+    /// The TURN server through which it is tried.
+    #[serde(default)]
+    pub server: Option<String>,
     pub sent: u64,
     pub answered: u64,
     pub rtt_ms: Option<f64>,

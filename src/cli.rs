@@ -141,7 +141,7 @@ Examples:
   sudo farspan status --watch       live, until Ctrl-C
   sudo farspan status --check       exit status 3 when something is wrong")]
     Status(StatusArgs),
-    /// What the network around this node is: NAT, STUN, IPv6, MTU
+    /// What the network around this node is: NAT, STUN, IPv6, MTU, port mapping, relays
     #[command(after_help = "\
 Examples:
   sudo farspan netcheck

@@ -81,6 +81,8 @@ pub struct Config {
     pub stun: Vec<String>,
     /// Ask the gateway for a port that leads here.
     pub port_mapping: bool,
+    /// Search for peers behind random NATs.
+    pub birthday_search: bool,
     /// Mark and mask of outer packets.
     pub fwmark: (u32, u32),
     /// Insert an accept rule into the host's own filters.
@@ -353,7 +355,6 @@ impl Source<'_> {
             Some(text) => self.text("pair-rate", text, value::rate(text.get_ref()))?,
             None => consts::RELAY_PAIR_RATE,
         };
-        self.unused(file, &mut warnings)?;
         let mut names = BTreeMap::new();
         Ok(Config {
             file: self.path.map(Path::to_path_buf),
@@ -379,6 +380,7 @@ impl Source<'_> {
                 .port_mapping
                 .as_ref()
                 .is_none_or(|on| *on.get_ref()),
+            birthday_search: file.nat.birthday_search.unwrap_or(true),
             fwmark: match &file.host.fwmark {
                 Some(text) => self.text("fwmark", text, value::fwmark(text.get_ref()))?,
                 None => (consts::FWMARK, consts::FWMARK_MASK),
@@ -413,21 +415,6 @@ impl Source<'_> {
             .iter()
             .map(|text| self.text(key, text, parse(text.get_ref())))
             .collect()
-    }
-
-    /// Keys whose features this version does not have: checked, and said to be without effect.
-    fn unused(&self, file: &File, warnings: &mut Vec<String>) -> Result<(), ConfigError> {
-        let mut without_effect = |what: &str, span: Range<usize>| {
-            warnings.push(format!(
-                "line {}: `{what}` has no effect in version {}",
-                self.line(&span),
-                env!("CARGO_PKG_VERSION")
-            ));
-        };
-        if let Some(key) = &file.nat.birthday_search {
-            without_effect("birthday-search", key.span());
-        }
-        Ok(())
     }
 
     fn turn(

@@ -1,6 +1,7 @@
 //! Notices of change: rtnetlink's multicast groups and nftables', coalesced.
 
 use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures::StreamExt as _;
@@ -48,6 +49,24 @@ pub struct Change {
     pub filters: bool,
     /// Notices were lost: anything may have changed.
     pub overrun: bool,
+}
+
+/// The netlink addresses from which we change our table ourselves.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Own(Arc<Mutex<Vec<u32>>>);
+
+impl Own {
+    pub(crate) fn add(&self, port: u32) {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(port);
+    }
+
+    fn has(&self, port: u32) -> bool {
+        let ports = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        ports.contains(&port)
+    }
 }
 
 impl Change {
@@ -99,7 +118,7 @@ impl Change {
 /// requests, whose effects are no news. The tasks end when the receiver is dropped.
 pub(crate) fn watch(
     routing: u32,
-    filters: Option<u32>,
+    filters: Option<Own>,
 ) -> io::Result<mpsc::UnboundedReceiver<Change>> {
     let (raw, gathered) = mpsc::unbounded_channel();
     let (connection, handle, mut messages) = rtnetlink::new_multicast_connection(GROUPS)?;
@@ -140,12 +159,12 @@ async fn gather(mut raw: mpsc::UnboundedReceiver<Change>, sender: mpsc::Unbounde
     }
 }
 
-async fn watch_filters(socket: TokioSocket, own: u32, out: mpsc::UnboundedSender<Change>) {
+async fn watch_filters(socket: TokioSocket, own: Own, out: mpsc::UnboundedSender<Change>) {
     let mut buffer = Vec::with_capacity(64 * 1024);
     loop {
         buffer.clear();
         let change = match socket.recv_from(&mut buffer).await {
-            Ok(_) if touches_our_table(&buffer, own) => Change {
+            Ok(_) if touches_our_table(&buffer, &own) => Change {
                 filters: true,
                 ..Change::default()
             },
@@ -164,7 +183,7 @@ async fn watch_filters(socket: TokioSocket, own: u32, out: mpsc::UnboundedSender
 }
 
 /// Does a datagram of nftables notices name our table, and come of somebody else's doing?
-fn touches_our_table(datagram: &[u8], own: u32) -> bool {
+fn touches_our_table(datagram: &[u8], own: &Own) -> bool {
     const HEADER: usize = 16;
     const FAMILY: usize = 4;
     let name = [NFT_TABLE.as_bytes(), &[0]].concat();
@@ -179,7 +198,7 @@ fn touches_our_table(datagram: &[u8], own: u32) -> bool {
         // Tables, chains and rules all name their table in the first attribute, of type 1.
         let named = message.get(FAMILY + 4..FAMILY + 4 + name.len());
         if subsystem == NFTABLES_SUBSYSTEM
-            && sender != own
+            && !own.has(sender)
             && message.get(FAMILY + 2..FAMILY + 4) == Some(&1_u16.to_ne_bytes()[..])
             && named == Some(name.as_slice())
         {
@@ -193,6 +212,13 @@ fn touches_our_table(datagram: &[u8], own: u32) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn own(port: u32) -> Own {
+        let own = Own::default();
+        own.add(1);
+        own.add(port);
+        own
+    }
 
     fn notice(sender: u32, name: &str) -> Vec<u8> {
         let text = [name.as_bytes(), &[0]].concat();
@@ -210,24 +236,24 @@ mod tests {
 
     #[test]
     fn a_notice_of_our_table_is_told_from_those_of_others_and_our_own() {
-        assert!(touches_our_table(&notice(7, "farspan"), 8));
-        assert!(!touches_our_table(&notice(7, "farspan"), 7));
-        assert!(!touches_our_table(&notice(7, "farspan2"), 8));
-        assert!(!touches_our_table(&notice(7, "filter"), 8));
+        assert!(touches_our_table(&notice(7, "farspan"), &own(8)));
+        assert!(!touches_our_table(&notice(7, "farspan"), &own(7)));
+        assert!(!touches_our_table(&notice(7, "farspan2"), &own(8)));
+        assert!(!touches_our_table(&notice(7, "filter"), &own(8)));
         let second = [notice(7, "filter"), notice(7, "farspan")].concat();
-        assert!(touches_our_table(&second, 8));
+        assert!(touches_our_table(&second, &own(8)));
     }
 
     #[test]
     fn no_cut_or_garbled_notice_panics() {
         let whole = notice(7, "farspan");
         for end in 0..whole.len() {
-            assert!(!touches_our_table(&whole[..end], 8));
+            assert!(!touches_our_table(&whole[..end], &own(8)));
         }
         for at in 0..whole.len() {
             let mut garbled = whole.clone();
             garbled[at] ^= 0xff;
-            let _ = touches_our_table(&garbled, 8);
+            let _ = touches_our_table(&garbled, &own(8));
         }
     }
 }

@@ -78,6 +78,20 @@ fn write(text: &mut String, plan: &HostPlan) -> std::fmt::Result {
             "send datagrams to {remote} in fragments of {limit} bytes"
         )?;
     }
+    for link in &plan.turn_links {
+        writeln!(
+            text,
+            "link {} to the TURN server {} at {} by {:?}",
+            link.number, link.name, link.server, link.transport
+        )?;
+    }
+    for proxy in &plan.proxies {
+        writeln!(
+            text,
+            "take what goes to {} to link {}, channel {:#x}",
+            proxy.loopback, proxy.link, proxy.channel
+        )?;
+    }
     for pair in &plan.relay_pairs {
         let ((first, at), (second, out)) = (pair.first, pair.second);
         writeln!(

@@ -6,11 +6,12 @@ use mesh_types::plan::RelayPair;
 use mesh_types::{Applied, HostPlan, HostReport};
 use tokio::sync::mpsc;
 
-use crate::changes::{Change, watch};
+use crate::changes::{Change, Own, watch};
 use crate::facts::Ranges;
 use crate::netlink::Routing;
 use crate::nft::Tables;
 use crate::relay::Relaying;
+use crate::remove::Removed;
 use crate::underlay::Underlay;
 use crate::{HostError, clash, converge, facts, nft, remove};
 
@@ -24,6 +25,7 @@ pub struct Host {
     ranges: Ranges,
     relaying: Relaying,
     underlay: Underlay,
+    own_filters: Own,
     notices: Option<mpsc::UnboundedReceiver<Change>>,
 }
 
@@ -34,8 +36,12 @@ impl Host {
         let routing = Routing::open()?;
         may_change(&routing).await?;
         let tables = Tables::open();
-        let own = tables.as_ref().ok().map(Tables::port);
-        let notices = watch(routing.port, own)
+        let own_filters = Own::default();
+        let filters = tables.as_ref().ok().map(|tables| {
+            own_filters.add(tables.port());
+            own_filters.clone()
+        });
+        let notices = watch(routing.port, filters)
             .map_err(|error| HostError::from_io("subscribe to netlink notices", &error))?;
         Ok(Self {
             interface: interface.to_owned(),
@@ -44,6 +50,7 @@ impl Host {
             ranges: Ranges::default(),
             relaying: Relaying::new(),
             underlay: Underlay::default(),
+            own_filters,
             notices: Some(notices),
         })
     }
@@ -63,6 +70,7 @@ impl Host {
         Applied {
             generation: plan.generation,
             failures: failures.iter().map(HostError::to_string).collect(),
+            sockets: BTreeSet::new(),
         }
     }
 
@@ -90,12 +98,12 @@ impl Host {
     }
 
     /// Datagrams, and bytes of IP, that the kernel forwarded for each pair since the pair came, both directions
-    /// together.
-    pub fn relayed(&mut self) -> Vec<(RelayPair, u64, u64)> {
+    /// together; `None` where that cannot be read.
+    pub fn relayed(&mut self) -> Option<Vec<(RelayPair, u64, u64)>> {
         let links: Vec<_> = self.relaying.links.iter().copied().collect();
         match &mut self.tables {
-            Ok(tables) if !links.is_empty() => nft::traffic(tables, &links).unwrap_or_default(),
-            Ok(_) | Err(_) => Vec::new(),
+            Ok(tables) if !links.is_empty() => nft::traffic(tables, &links).ok(),
+            Ok(_) | Err(_) => Some(Vec::new()),
         }
     }
 
@@ -107,8 +115,13 @@ impl Host {
             .unwrap_or_else(|| mpsc::unbounded_channel().1)
     }
 
-    /// Takes away everything of ours, and says what it was, one line each.
-    pub async fn remove(&mut self) -> Result<Vec<String>, HostError> {
+    /// Changes to our table that come from this netlink address are our own as well, and no news.
+    pub fn change_filters_from(&mut self, port: u32) {
+        self.own_filters.add(port);
+    }
+
+    /// Takes away everything of ours, and says what it was.
+    pub async fn remove(&mut self) -> Removed {
         let tables = self.tables.as_mut().ok();
         remove::remove(&mut self.routing, tables, &self.interface).await
     }

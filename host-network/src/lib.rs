@@ -43,4 +43,5 @@ pub use error::HostError;
 pub use host::Host;
 pub use initiations::Initiations;
 pub use nft::Demux;
+pub use remove::Removed;
 pub use wireguard::Wireguard;

@@ -75,6 +75,16 @@ pub struct Reload {
     pub stun: Vec<String>,
     /// `[relay] turn`.
     pub turn: Vec<crate::turn::TurnServer>,
+    /// `[relay] serve`.
+    pub may_relay: bool,
+    /// `[relay] ports`.
+    pub relay_ports: (u16, u16),
+    /// `[relay] node-rate`.
+    pub node_rate: u64,
+    /// `[relay] pair-rate`.
+    pub pair_rate: u64,
+    /// `[nat] birthday-search`.
+    pub birthday_search: bool,
     /// `[mesh] authorities`.
     pub authorities: Vec<crate::key::AuthorityKey>,
     /// `[host] forward-accept`.

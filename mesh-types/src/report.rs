@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use crate::SocketId;
 use crate::key::WgKey;
 
 /// Which implementation carries the tunnel.
@@ -110,6 +111,8 @@ pub struct Applied {
     pub generation: u64,
     /// What failed, one sentence each; empty where all is as planned.
     pub failures: Vec<String>,
+    /// Sockets of the plan that are open, where the applier opens any.
+    pub sockets: BTreeSet<SocketId>,
 }
 
 /// An answer to a question the core asked by an event.

@@ -133,6 +133,8 @@ pub(crate) struct Node {
     pub(crate) meet: BTreeSet<PeerId>,
     /// Idle peers may sleep: their next packet will be told.
     pub(crate) lazy: bool,
+    /// Peers may be searched for, from many sockets or at many ports.
+    pub(crate) birthday_search: bool,
     /// The own name as a relay.
     pub(crate) name: Option<Idx>,
     /// Relays through which others call this node.
@@ -185,6 +187,7 @@ impl Node {
             relays: Vec::new(),
             meet: BTreeSet::new(),
             lazy: false,
+            birthday_search: true,
             name: None,
             anchors: BTreeSet::new(),
             anchored: false,

@@ -119,6 +119,12 @@ impl Traversal {
         self.node.alternate_port = port;
     }
 
+    /// Sets whether peers may be searched for from many sockets, or at many ports; they may at first. Prediction,
+    /// which takes few of either, is not meant.
+    pub fn set_birthday_search(&mut self, on: bool) {
+        self.node.birthday_search = on;
+    }
+
     /// Sets the host's addresses. A change of what is usable means the host has moved: all paths are
     /// probed anew at once, and the own NAT is learned afresh.
     pub fn set_host_addresses(&mut self, addresses: &[HostAddress], ipv6_off: bool, now: Now) {

@@ -105,7 +105,7 @@ impl Overlay {
         if self.config.backend == Backend::Kernel {
             features = features.with(Features::KERNEL);
         }
-        if self.relay_serves {
+        if self.relays.is_some() {
             features = features.with(Features::MAY_RELAY);
         }
         Announcement {

@@ -189,6 +189,11 @@ impl Overlay {
             addresses,
             stun,
             turn,
+            may_relay,
+            relay_ports,
+            pair_rate,
+            node_rate,
+            birthday_search,
             authorities,
             forward_accept,
             authority,
@@ -201,6 +206,12 @@ impl Overlay {
         config.forward_accept = forward_accept;
         config.authorities = authorities;
         config.peers.clone_from(&peers);
+        config.may_relay = may_relay;
+        config.relay_ports = relay_ports;
+        config.pair_rate = pair_rate;
+        config.node_rate = node_rate;
+        config.birthday_search = birthday_search;
+        self.traversal.set_birthday_search(birthday_search);
         self.identity.authority = authority;
         if self.config.stun != stun {
             self.config.stun = stun;
@@ -220,6 +231,7 @@ impl Overlay {
             now,
         );
         self.refresh_own_membership(now);
+        self.refresh_relay(now);
         self.wish_soon(now);
         self.announcement_changed(now);
         if self.host_known {

@@ -58,6 +58,8 @@ pub struct Config {
     pub pair_rate: u64,
     /// Bits a second of all pairs of one member, sent and received together; 0 is no limit.
     pub node_rate: u64,
+    /// May peers behind random NATs be searched for, from many sockets or at many ports?
+    pub birthday_search: bool,
     /// TURN servers that this node may use.
     pub turn: Vec<TurnServer>,
 }

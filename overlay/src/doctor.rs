@@ -36,6 +36,8 @@ pub struct Diagnosis {
 pub struct Tried {
     /// Where it is, and who says so.
     pub candidate: Candidate,
+    /// The TURN server that packets to it go to.
+    pub server: Option<SocketAddr>,
     /// Probes sent to it.
     pub sent: u64,
     /// Answers from it.
@@ -321,12 +323,22 @@ impl Overlay {
             .filter(|candidate| !known.contains(&candidate.address))
             .map(|candidate| Tried {
                 candidate: *candidate,
+                server: None,
                 sent: 0,
                 answered: 0,
                 rtt: None,
             });
+        let server = |address| {
+            let proxy = self.plan.proxies.iter().find(|p| p.loopback == address)?;
+            let mut links = self.plan.turn_links.iter();
+            Some(links.find(|link| link.number == proxy.link)?.server)
+        };
         let reported = reports.iter().map(|report: &CandidateReport| Tried {
-            candidate: report.candidate,
+            candidate: Candidate {
+                address: self.traversal.real_address(report.candidate.address),
+                ..report.candidate
+            },
+            server: server(report.candidate.address),
             sent: report.sent,
             answered: report.answered,
             rtt: report.rtt,

@@ -11,7 +11,7 @@ use mesh_types::{
     Applied, HostPlan, HostReport, Message, NodeKey, Now, Observation, PeerId, SocketId, Source,
     State, Transmit, TunnelReport, WgSecret,
 };
-use nat_traversal::Traversal;
+use nat_traversal::{RelaySettings, Traversal};
 use peer_discovery::Directory;
 use rand_chacha::ChaCha12Rng;
 use rand_core::{Rng as _, SeedableRng as _};
@@ -61,8 +61,8 @@ pub struct Overlay {
     pub(crate) stun: BTreeMap<String, Vec<SocketAddr>>,
     pub(crate) resolve_at: Option<Instant>,
     pub(crate) revoked: bool,
-    /// Members may be relayed through this node, now.
-    pub(crate) relay_serves: bool,
+    /// How members are relayed through this node, where they may be, now.
+    pub(crate) relays: Option<RelaySettings>,
     pub(crate) plan: HostPlan,
     pub(crate) plan_dirty: bool,
     /// Generation of the plan that first holds the own addresses as they are.
@@ -150,7 +150,7 @@ impl Overlay {
             stun: BTreeMap::new(),
             resolve_at: None,
             revoked: false,
-            relay_serves: false,
+            relays: None,
             plan,
             plan_dirty: true,
             addresses_since: None,
@@ -172,6 +172,8 @@ impl Overlay {
         self.traversal.set_keys(&self.identity.key, None, now);
         self.traversal
             .set_alternate_port(self.config.alternate_port);
+        self.traversal
+            .set_birthday_search(self.config.birthday_search);
         self.tell_own_ranges(now);
         self.load(now);
         self.directory.handle_observation(
@@ -253,10 +255,10 @@ impl Overlay {
     /// What converging a plan came to.
     pub fn handle_applied(&mut self, applied: Applied, now: Now) {
         let current = applied.generation == self.plan.generation;
-        self.applied = Some(applied);
         if current {
-            self.traversal.handle_sockets(&self.plan.sockets, now);
+            self.traversal.handle_sockets(&applied.sockets, now);
         }
+        self.applied = Some(applied);
         self.send_held();
         self.rotation_due(now);
         self.greet_due(now);

@@ -32,18 +32,18 @@ impl Overlay {
             && match self.reachable() {
                 Verdict::Yes => true,
                 Verdict::No => false,
-                Verdict::Unknown => self.relay_serves,
+                Verdict::Unknown => self.relays.is_some(),
             };
-        if serves == self.relay_serves {
-            return;
-        }
-        self.relay_serves = serves;
-        let settings = RelaySettings {
+        let relays = serves.then_some(RelaySettings {
             ports: self.config.relay_ports,
             pair_rate: self.config.pair_rate,
             node_rate: self.config.node_rate,
-        };
-        self.traversal.set_relay(serves.then_some(settings), now);
+        });
+        if relays == self.relays {
+            return;
+        }
+        self.relays = relays;
+        self.traversal.set_relay(relays, now);
         self.announcement_changed(now);
         self.plan_dirty = true;
     }

@@ -27,9 +27,18 @@ pub(crate) struct Initiation {
 }
 
 impl Overlay {
-    /// Lets idle peers sleep, where both ends can be called. Whoever calls this calls [`Self::handle_initiation`] too.
-    pub fn let_idle_peers_sleep(&mut self) {
-        self.traversal.set_lazy(true, self.own.identity.idx());
+    /// May idle peers sleep, where both ends can be called? Only while [`Self::handle_initiation`] is called; where that
+    /// ends, those that sleep are woken.
+    pub fn let_idle_peers_sleep(&mut self, may: bool, now: Now) {
+        self.traversal.set_lazy(may, self.own.identity.idx());
+        if !may {
+            let asleep = |id: &PeerId| self.traversal.rest(id) == Rest::Asleep;
+            let asleep: Vec<PeerId> = self.peers.keys().copied().filter(asleep).collect();
+            for id in &asleep {
+                self.traversal.wake_peer(id, now);
+            }
+        }
+        self.settle(now);
     }
 
     /// The tunnel has sent a handshake initiation to `remote`.

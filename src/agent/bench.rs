@@ -190,15 +190,24 @@ impl Desk {
             _ = (&stream).write(&[verdict.code()]);
             return;
         };
-        info!(peer = name, mode = ?opening.mode, seconds = opening.seconds, "Bench served");
-        self.busy.fetch_add(1, Ordering::Relaxed);
-        let busy = Arc::clone(&self.busy);
-        std::thread::spawn(move || {
-            if let Err(error) = work(stream, opening) {
+        let stream = Arc::new(stream);
+        let place = Place::take(&self.busy);
+        let worked = Arc::clone(&stream);
+        let started = std::thread::Builder::new().spawn(move || {
+            if let Err(error) = work(&worked, opening, SILENCE) {
                 debug!(%error, "Bench ended early");
             }
-            busy.fetch_sub(1, Ordering::Relaxed);
+            drop(place);
         });
+        match started {
+            Ok(_) => {
+                info!(peer = name, mode = ?opening.mode, seconds = opening.seconds, "Bench served");
+            }
+            Err(error) => {
+                debug!(peer = name, %error, "Bench refused for want of a thread");
+                _ = (&*stream).write(&[Verdict::Busy.code()]);
+            }
+        }
     }
 
     fn grant(&mut self, opening: Opening, now: Instant) -> bool {
@@ -218,6 +227,57 @@ impl Desk {
 impl Drop for Desk {
     fn drop(&mut self) {
         self.close();
+    }
+}
+
+/// One of the [`AT_ONCE`], until it is dropped.
+struct Place(Arc<AtomicUsize>);
+
+impl Place {
+    fn take(busy: &Arc<AtomicUsize>) -> Self {
+        busy.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(busy))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A connection that ends at a moment, however slowly its bytes come, or after some silence.
+struct Bounded<'a> {
+    stream: &'a TcpStream,
+    until: Instant,
+    silence: Duration,
+}
+
+impl Bounded<'_> {
+    fn left(&self) -> io::Result<Option<Duration>> {
+        let left = self.until.saturating_duration_since(clock::instant());
+        if left.is_zero() {
+            return Err(ErrorKind::TimedOut.into());
+        }
+        Ok(Some(left.min(self.silence)))
+    }
+}
+
+impl io::Read for Bounded<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.stream.set_read_timeout(self.left()?)?;
+        self.stream.read(buffer)
+    }
+}
+
+impl io::Write for Bounded<'_> {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        self.stream.set_write_timeout(self.left()?)?;
+        self.stream.write(buffer)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 
@@ -274,14 +334,18 @@ async fn greet(mut stream: tokio::net::TcpStream, remote: SocketAddr) -> io::Res
     })
 }
 
-fn work(mut stream: TcpStream, opening: Opening) -> io::Result<()> {
+fn work(stream: &TcpStream, opening: Opening, silence: Duration) -> io::Result<()> {
     stream.set_nonblocking(false)?;
     stream.set_nodelay(true)?;
-    stream.set_read_timeout(Some(SILENCE))?;
-    stream.set_write_timeout(Some(SILENCE))?;
-    stream.write_all(&[Verdict::Go.code()])?;
     let time = Duration::from_secs(opening.seconds.into());
     let start = clock::instant();
+    let mut stream = Bounded {
+        stream,
+        // What is still on its way at the end arrives a little later.
+        until: start + time + silence,
+        silence,
+    };
+    stream.write_all(&[Verdict::Go.code()])?;
     let mut buffer = vec![0; CHUNK];
     match opening.mode {
         Mode::Echo => {
@@ -292,22 +356,21 @@ fn work(mut stream: TcpStream, opening: Opening) -> io::Result<()> {
                     read => read?,
                 }
                 stream.write_all(buffer)?;
-                if start.elapsed() > time + SILENCE {
-                    return Ok(());
-                }
             }
             Ok(())
         }
         Mode::Upload => {
             let mut bytes: u64 = 0;
-            // What is still on its way at the end arrives a little later.
-            while start.elapsed() < time + SILENCE {
-                match stream.read(&mut buffer)? {
-                    0 => break,
-                    read => bytes += read as u64,
+            while stream.until > clock::instant() {
+                match stream.read(&mut buffer) {
+                    Ok(0) => break,
+                    Ok(read) => bytes += read as u64,
+                    Err(_) if stream.until <= clock::instant() => break,
+                    Err(error) => return Err(error),
                 }
             }
             let nanos = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
+            stream.until = clock::instant() + silence;
             stream.write_all(&bytes.to_be_bytes())?;
             stream.write_all(&nanos.to_be_bytes())
         }
@@ -363,7 +426,7 @@ mod tests {
             let caller = TcpStream::connect(address).unwrap();
             let (stream, _) = listener.accept().unwrap();
             let opening = Opening { mode, seconds: 1 };
-            let thread = std::thread::spawn(move || work(stream, opening).unwrap());
+            let thread = std::thread::spawn(move || work(&stream, opening, SILENCE).unwrap());
             (caller, thread)
         };
         let (mut caller, thread) = serve(Mode::Upload);
@@ -381,5 +444,41 @@ mod tests {
         assert_eq!(answer[1..], [9; ECHO]);
         drop(caller);
         thread.join().unwrap();
+    }
+
+    #[test]
+    fn a_caller_who_sends_byte_by_byte_is_let_go_in_time() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut caller = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (stream, _) = listener.accept().unwrap();
+        let silence = Duration::from_millis(300);
+        let opening = Opening {
+            mode: Mode::Echo,
+            seconds: 0,
+        };
+        let thread = std::thread::spawn(move || work(&stream, opening, silence));
+        let mut answer = [0];
+        caller.read_exact(&mut answer).unwrap();
+        caller.set_read_timeout(Some(silence / 10)).unwrap();
+        let mut sent = 0;
+        // Nothing comes back before all of a question is there, but an end does.
+        while caller.read(&mut answer).is_err() && caller.write_all(&[1]).is_ok() {
+            sent += 1;
+        }
+        assert!(sent < ECHO, "{sent}");
+        assert!(thread.join().unwrap().is_err());
+    }
+
+    #[test]
+    fn a_place_is_free_again_even_after_a_panic() {
+        let busy = Arc::new(AtomicUsize::new(0));
+        let place = Place::take(&busy);
+        assert_eq!(busy.load(Ordering::Relaxed), 1);
+        let thread = std::thread::spawn(move || {
+            let _place = place;
+            panic!("as any work might");
+        });
+        thread.join().unwrap_err();
+        assert_eq!(busy.load(Ordering::Relaxed), 0);
     }
 }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use axum::http::StatusCode;
+use host_network::{HostError, Removed};
 use mesh_types::command::{Command, Reload};
 use mesh_types::{AuthorityKey, IdentitySecret, Now, WgSecret};
 use overlay::Reply;
@@ -48,7 +49,7 @@ impl Agent {
                 let tunnel = self.tunnel.as_ref().map(super::Tunnel::counters);
                 let mut edge = tunnel.unwrap_or_default();
                 edge.extend(self.ports.counters());
-                edge.extend(self.relayed());
+                edge.extend(self.relayed.take(self.host.relayed()));
                 let text = status::metrics(&self.overlay.snapshot(now), &findings, &edge);
                 Ok(Value::String(text))
             }
@@ -73,15 +74,11 @@ impl Agent {
                 Err(error) => Err((StatusCode::UNPROCESSABLE_ENTITY, error)),
             },
             Ask::Down => {
-                let removed = self.down().await;
-                let stop = removed.is_ok();
-                _ = answer.send(removed);
-                if stop {
-                    // The answer leaves before the socket closes.
-                    tokio::time::sleep(Duration::from_millis(50)).await;
-                    return Next::Stop;
-                }
-                return Next::Go;
+                // Whatever could not be removed: an agent without its tunnel is of no use.
+                _ = answer.send(self.down().await);
+                // The answer leaves before the socket closes.
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                return Next::Stop;
             }
             Ask::Netcheck => return self.command(answer, None, now, |_| Ok(Command::Netcheck)),
             Ask::Invite(api::Invite { routes, lifetime_s }) => {
@@ -284,6 +281,11 @@ impl Agent {
             addresses: new.addresses.clone(),
             stun: new.stun.clone(),
             turn: new.turn.clone(),
+            may_relay: new.relay_serve,
+            relay_ports: new.relay_ports,
+            pair_rate: new.relay_pair_rate,
+            node_rate: new.relay_node_rate,
+            birthday_search: new.birthday_search,
             authorities,
             forward_accept: new.forward_accept,
             authority: key,
@@ -341,46 +343,48 @@ impl Agent {
         }
     }
 
-    /// What the kernel has relayed for the pairs there are now.
-    fn relayed(&mut self) -> [(&'static str, u64); 2] {
-        let (mut datagrams, mut bytes) = (0, 0);
-        for (_, more, size) in self.host.relayed() {
-            datagrams += more;
-            bytes += size;
-        }
-        [
-            ("relay_kernel_datagrams", datagrams),
-            ("relay_kernel_bytes", bytes),
-        ]
-    }
-
     /// Takes everything away from the host; the state folder stays.
     async fn down(&mut self) -> Answer {
         self.persist();
         self.overlay_port = None;
         self.bench.close();
-        let failed = |error: String| (StatusCode::INTERNAL_SERVER_ERROR, error);
-        let mut removed = Vec::from_iter(self.portmap.release().await);
+        let mut lines = self.portmap.release().await;
         if let Some(super::Tunnel::Userspace { engine, .. }) = self.tunnel.take()
             && engine.is_some()
         {
             // Its device goes with it; the blackholes go after that.
             drop(engine);
-            removed.push(format!("device {}", self.config.interface));
+            lines.push(format!("removed device {}", self.config.interface));
         }
-        removed.extend(
-            self.host
-                .remove()
-                .await
-                .map_err(|error| failed(error.to_string()))?,
-        );
+        let done = lines_of_removal(self.host.remove().await, lines);
+        let notes = done.map_err(|error| (StatusCode::INTERNAL_SERVER_ERROR, error))?;
         info!("Everything was removed from this host");
         Ok(json!(api::Done {
             message: "everything was removed from this host".into(),
-            notes: removed,
+            notes,
             pending: false,
         }))
     }
+}
+
+/// What `down` prints, `lines` first, or what could not be removed.
+pub fn lines_of_removal(removed: Removed, lines: Vec<String>) -> Result<Vec<String>, String> {
+    let Removed { gone, failures } = removed;
+    let gone = gone.into_iter().map(|what| format!("removed {what}"));
+    let lines: Vec<String> = lines.into_iter().chain(gone).collect();
+    if failures.is_empty() {
+        return Ok(lines);
+    }
+    let failures: Vec<String> = failures.iter().map(HostError::to_string).collect();
+    let done = if lines.is_empty() {
+        "nothing".to_owned()
+    } else {
+        lines.join("; ")
+    };
+    Err(format!(
+        "not everything was removed from this host: {} (done: {done}); run `farspan down` again",
+        failures.join("; ")
+    ))
 }
 
 fn done(message: &str) -> api::Done {

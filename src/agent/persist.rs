@@ -7,7 +7,7 @@ use tracing::{info, warn};
 use super::{Agent, finding};
 
 /// A full disk is tried again.
-const PERSIST_AGAIN: Duration = Duration::from_secs(5);
+pub(super) const PERSIST_AGAIN: Duration = Duration::from_secs(5);
 
 impl Agent {
     /// Writes the state. A disk that refuses it is told of and tried again; the agent goes on.

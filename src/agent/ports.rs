@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::net::SocketAddr;
 
 use data_plane::{Adopted, ControlDatagram, Relay, Turn, TurnEvent};
 use mesh_types::plan::{Adoption, RelayPair};
@@ -49,7 +50,7 @@ impl Ports {
         self.open.retain(|id, _| sockets.contains(id));
         self.busy
             .retain(|port| sockets.contains(&SocketId::Relay(*port)));
-        let mut refused = Vec::new();
+        let mut refused = None;
         for id in sockets {
             if self.open.contains_key(id) {
                 continue;
@@ -67,7 +68,7 @@ impl Ports {
                 },
             };
             if self.open.len() >= OPEN_MAX {
-                refused.push(format!("there are {OPEN_MAX} already"));
+                refused = Some(format!("there are {OPEN_MAX} already"));
                 continue;
             }
             match (Port::open(*id, binding, self.events.clone()), id) {
@@ -82,14 +83,14 @@ impl Ports {
                 }
                 (Err(error), _) => {
                     let end = exhausted(&error);
-                    refused.push(crate::config::sentence(&error));
+                    refused = Some(crate::config::sentence(&error));
                     if end {
                         break;
                     }
                 }
             }
         }
-        let Some(last) = refused.last() else {
+        let Some(last) = refused else {
             return Ok(());
         };
         let wanted = sockets.len();
@@ -98,6 +99,15 @@ impl Ports {
              allow more with LimitNOFILE= in the unit, or `ulimit -n`",
             self.open.len()
         ))
+    }
+
+    /// Those of a plan that can be sent from.
+    pub fn open(&self, sockets: &BTreeSet<SocketId>) -> BTreeSet<SocketId> {
+        let is_open = |id: &&SocketId| match id {
+            SocketId::Main | SocketId::Alternate | SocketId::Overlay | SocketId::Turn(_) => true,
+            SocketId::Extra(_) | SocketId::Relay(_) => self.open.contains_key(id),
+        };
+        sockets.iter().filter(is_open).copied().collect()
     }
 
     /// Opens and closes links to TURN servers, and the loopback addresses of peers behind them. `port` is the tunnel's.
@@ -125,15 +135,13 @@ impl Ports {
         Some(port.send(transmit))
     }
 
-    /// Gives adopted sockets to `lend`, and reads those again that are adopted no more.
-    pub fn lend(
-        &mut self,
-        adoptions: &BTreeSet<Adoption>,
-        lend: impl FnOnce(&[Adopted]) -> Result<(), String>,
-    ) -> Result<(), String> {
+    /// Gives adopted sockets to the userspace backend's engine, and reads those again that are adopted no more; kernel
+    /// WireGuard gets them by packet filter. One that fails is left out, and told of.
+    pub fn lend_to(&mut self, plan: &HostPlan, engine: &data_plane::Engine) -> Result<(), String> {
         let mut adopted = Vec::new();
         let mut kept = BTreeSet::new();
-        for Adoption { remote, port } in adoptions {
+        let mut failed = None;
+        for Adoption { remote, port } in &plan.adoptions {
             let found = self
                 .open
                 .iter_mut()
@@ -142,20 +150,25 @@ impl Ports {
                 debug!(%remote, port, "No socket to adopt");
                 continue;
             };
-            kept.insert(*id);
-            adopted.push(Adopted {
-                remote: *remote,
-                id: *id,
-                socket: held.lend().map_err(|error| unlent(&error))?,
-            });
-        }
-        let result = lend(&adopted);
-        for (id, port) in &mut self.open {
-            if matches!(id, SocketId::Extra(_)) && !kept.contains(id) {
-                port.take_back().map_err(|error| unlent(&error))?;
+            match held.lend() {
+                Ok(socket) => {
+                    kept.insert(*id);
+                    adopted.push(Adopted {
+                        remote: *remote,
+                        id: *id,
+                        socket,
+                    });
+                }
+                Err(error) => failed = Some(unlent(&error)),
             }
         }
-        result
+        let lent = engine.lend(&adopted, &plan.aliases);
+        for (id, port) in &mut self.open {
+            if matches!(id, SocketId::Extra(_)) && !kept.contains(id) {
+                failed = port.take_back().err().map(|e| unlent(&e)).or(failed);
+            }
+        }
+        lent.and(failed.map_or(Ok(()), Err))
     }
 
     /// Relays these pairs in userspace, and reads the other relay ports again.
@@ -177,11 +190,13 @@ impl Ports {
             .flat_map(|pair| [pair.first.1, pair.second.1])
             .collect();
         let mut sockets = BTreeMap::new();
+        let mut missed = None;
         for port in &wanted {
             match self.open.get_mut(&SocketId::Relay(*port)) {
-                Some(held) => {
-                    sockets.insert(*port, held.lend().map_err(failed)?);
-                }
+                Some(held) => match held.lend() {
+                    Ok(socket) => _ = sockets.insert(*port, socket),
+                    Err(error) => missed = Some(failed(error)),
+                },
                 None => warn!(port, "A relayed pair's port is not open"),
             }
         }
@@ -190,22 +205,59 @@ impl Ports {
             if let SocketId::Relay(number) = id
                 && !wanted.contains(number)
             {
-                port.take_back().map_err(failed)?;
+                missed = port.take_back().err().map(failed).or(missed);
             }
         }
-        result
+        result.and(missed.map_or(Ok(()), Err))
     }
 
     /// Named counters, for metrics.
     pub fn counters(&self) -> Vec<(&'static str, u64)> {
         self.relay.as_ref().map(Relay::counters).unwrap_or_default()
     }
+}
 
-    /// The userspace backend's engine takes what the plan lends; kernel WireGuard gets it by packet filter.
-    pub fn lend_to(&mut self, plan: &HostPlan, engine: &data_plane::Engine) -> Result<(), String> {
-        self.lend(&plan.adoptions, |adopted| {
-            engine.lend(adopted, &plan.aliases)
-        })
+/// What the kernel has relayed, also for pairs that are gone.
+#[derive(Debug, Default)]
+pub struct Relayed {
+    /// Datagrams and bytes, by ends and ports: a pair whose rate changes is counted on.
+    pairs: BTreeMap<[(SocketAddr, u16); 2], [u64; 2]>,
+    gone: [u64; 2],
+}
+
+impl Relayed {
+    /// Takes the counters of the pairs there are, where they could be read, and gives the sums of all there ever were.
+    pub fn take(
+        &mut self,
+        counted: Option<Vec<(RelayPair, u64, u64)>>,
+    ) -> [(&'static str, u64); 2] {
+        if let Some(counted) = counted {
+            let pairs = counted
+                .into_iter()
+                .map(|(pair, datagrams, bytes)| ([pair.first, pair.second], [datagrams, bytes]));
+            let before = std::mem::replace(&mut self.pairs, pairs.collect());
+            for (pair, last) in before {
+                let began_anew = |now: &[u64; 2]| now[0] < last[0];
+                if self.pairs.get(&pair).is_none_or(began_anew) {
+                    add(&mut self.gone, last);
+                }
+            }
+        }
+        let mut all = self.gone;
+        for pair in self.pairs.values() {
+            add(&mut all, *pair);
+        }
+        let [datagrams, bytes] = all;
+        [
+            ("relay_kernel_datagrams", datagrams),
+            ("relay_kernel_bytes", bytes),
+        ]
+    }
+}
+
+fn add(sums: &mut [u64; 2], more: [u64; 2]) {
+    for (sum, more) in sums.iter_mut().zip(more) {
+        *sum += more;
     }
 }
 
@@ -233,7 +285,7 @@ fn turn(fwmark: u32, events: mpsc::Sender<Event>) -> Turn {
     Turn::new(
         fwmark,
         Box::new(move |event| match event {
-            // It comes once; its thread has nothing else to do meanwhile.
+            // It must not be lost, and its thread has nothing else to do meanwhile.
             TurnEvent::State { number, state } => {
                 let answer = Answer::TurnLink { number, state };
                 _ = events.blocking_send(Event::Answered(answer));
@@ -330,7 +382,26 @@ mod tests {
         let refused = ports.converge(&many).unwrap_err();
         assert!(refused.contains("of 4000 are open") && refused.contains("LimitNOFILE"));
         assert!(ports.open.len() <= OPEN_MAX);
+        let open: BTreeSet<SocketId> = ports.open.keys().copied().collect();
+        assert_eq!(ports.open(&many), open);
         ports.converge(&BTreeSet::new()).unwrap();
+    }
+
+    #[test]
+    fn what_was_relayed_for_a_pair_counts_after_it_is_gone() {
+        let pair = |port, rate| RelayPair {
+            first: ("203.0.113.1:1".parse().unwrap(), port),
+            second: ("203.0.113.2:1".parse().unwrap(), port + 1),
+            rate,
+        };
+        let mut relayed = Relayed::default();
+        let mut sums = |counted| relayed.take(counted).map(|(_, sum)| sum);
+        let two = vec![(pair(1, 0), 5, 500), (pair(3, 0), 7, 700)];
+        assert_eq!(sums(Some(two)), [12, 1200]);
+        assert_eq!(sums(None), [12, 1200], "not read this time");
+        assert_eq!(sums(Some(vec![(pair(3, 9), 8, 800)])), [13, 1300]);
+        assert_eq!(sums(Some(Vec::new())), [13, 1300]);
+        assert_eq!(sums(Some(vec![(pair(3, 0), 1, 100)])), [14, 1400]);
     }
 
     #[tokio::test]

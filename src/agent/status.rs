@@ -82,6 +82,7 @@ pub fn diagnosis(diagnosis: &Diagnosis) -> api::Diagnosis {
             .map(|tried| api::Tried {
                 address: tried.candidate.address.to_string(),
                 kind: tried.candidate.kind.kind().to_owned(),
+                server: tried.server.map(|server| server.to_string()),
                 sent: tried.sent,
                 answered: tried.answered,
                 rtt_ms: tried.rtt.map(milliseconds),

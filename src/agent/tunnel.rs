@@ -5,16 +5,17 @@ use std::path::Path;
 
 use anyhow::{Result, anyhow, bail};
 use data_plane::{Engine, EngineError, Settings};
-use host_network::{Demux, Host, HostError, Initiations, Wireguard};
+use host_network::{Demux, Host, HostError, Initiations, Removed, Wireguard};
 use mesh_types::address::next_port;
 use mesh_types::plan::TunnelPlan;
 use mesh_types::report::Backend;
 use mesh_types::{HostPlan, SocketId, Transmit, TunnelReport};
 use tokio::sync::mpsc;
+use tracing::{info, warn};
 
-use super::Event;
 use super::ports::{Ports, pass};
 use super::sockets::{Binding, Port};
+use super::{Agent, Event};
 use crate::cli::BackendChoice;
 use crate::config::{ConfigError, sentence};
 
@@ -44,7 +45,7 @@ pub enum Tunnel {
         /// The port in use.
         port: u16,
         /// Tells of handshakes that begin, where the kernel logs packets.
-        watch: Option<Watch>,
+        watch: Result<Watch, String>,
         /// Where they are told.
         events: mpsc::Sender<Event>,
     },
@@ -206,8 +207,9 @@ impl Tunnel {
                 watch,
                 events,
             } => {
-                let mut lend = |port| demux.lend(port, &host.adoptions, &host.aliases);
-                lend(*port).map_err(|error| error.to_string())?;
+                demux
+                    .lend(*port, &host.adoptions, &host.aliases)
+                    .map_err(|error| error.to_string())?;
                 let mut done = configure(interface, device, plan);
                 let mut used = plan.listen_port;
                 if let (Err(HostError::PortInUse { .. }), PortWish::From(_)) = (&done, *wish) {
@@ -224,9 +226,11 @@ impl Tunnel {
                 }
                 let done = done.and_then(|done| {
                     demux.apply(used, main.port())?;
-                    demux.lend(used, &host.adoptions, &host.aliases)?;
-                    *port = used;
-                    if watch.as_ref().is_some_and(|watch| watch.port != used) {
+                    if used != *port {
+                        demux.lend(used, &host.adoptions, &host.aliases)?;
+                        *port = used;
+                    }
+                    if !watch.as_ref().is_ok_and(|watch| watch.port == used) {
                         *watch = Watch::start(demux, used, events);
                     }
                     Ok(done)
@@ -281,11 +285,27 @@ impl Tunnel {
         }
     }
 
-    /// Is each handshake that it begins told by [`Event::Initiation`]?
-    pub fn tells_initiations(&self) -> bool {
+    /// Why handshakes that it begins are not told by [`Event::Initiation`], where they are not.
+    pub fn initiations_untold(&self) -> Option<&str> {
         match self {
-            Self::Kernel { watch, .. } => watch.is_some(),
-            Self::Userspace { .. } => true,
+            Self::Kernel { watch, .. } => watch.as_ref().err().map(String::as_str),
+            Self::Userspace { .. } => None,
+        }
+    }
+
+    /// [`Event::Unwatched`] was told; the next plan that is applied begins anew.
+    pub fn unwatch(&mut self) {
+        match self {
+            Self::Kernel { watch, .. } => *watch = Err("the packet log ended".to_owned()),
+            Self::Userspace { .. } => {}
+        }
+    }
+
+    /// The netlink address of its own changes to the packet filter.
+    pub fn filters_port(&self) -> Option<u32> {
+        match self {
+            Self::Kernel { demux, .. } => Some(demux.netlink_port()),
+            Self::Userspace { .. } => None,
         }
     }
 
@@ -321,25 +341,39 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// `None` where the kernel has no packet log: idle peers are kept awake then.
-    fn start(demux: &mut Demux, port: u16, events: &mpsc::Sender<Event>) -> Option<Self> {
+    /// Fails where the kernel has no packet log, or another program reads this one.
+    fn start(demux: &mut Demux, port: u16, events: &mpsc::Sender<Event>) -> Result<Self, String> {
         let opened = demux
             .log_initiations(port)
             .and_then(|_| Initiations::open(port));
-        let mut initiations = match opened {
-            Ok(initiations) => initiations,
-            Err(error) => {
-                tracing::info!(%error, "Idle peers are kept awake");
-                return None;
-            }
-        };
+        let mut initiations = opened.map_err(|error| error.to_string())?;
         let events = events.clone();
         let task = tokio::spawn(async move {
             while let Ok((remote, bytes)) = initiations.next().await {
                 _ = events.try_send(Event::Initiation { remote, bytes });
             }
+            _ = events.send(Event::Unwatched).await;
         });
-        Some(Self { port, task })
+        Ok(Self { port, task })
+    }
+}
+
+impl Agent {
+    /// Idle peers sleep only while handshakes to them are told of: nothing else wakes them.
+    pub(super) fn let_idle_peers_sleep(&mut self) {
+        let untold = self.tunnel.as_ref().and_then(Tunnel::initiations_untold);
+        let may = untold.is_none();
+        if self.sleepy == Some(may) {
+            return;
+        }
+        match untold {
+            Some(why) if self.sleepy.is_some() => warn!(%why, "Idle peers are kept awake"),
+            Some(why) => info!(%why, "Idle peers are kept awake"),
+            None => {}
+        }
+        self.sleepy = Some(may);
+        let now = self.clock.now();
+        self.overlay.let_idle_peers_sleep(may, now);
     }
 }
 
@@ -368,10 +402,10 @@ fn configure(
     }
 }
 
-/// Removes what an agent that no longer runs left behind: one line for each thing.
-pub async fn remove(interface: &str) -> Result<Vec<String>> {
+/// Removes what an agent that no longer runs left behind.
+pub async fn remove(interface: &str) -> Result<Removed> {
     super::must_have_net_admin()?;
-    Ok(Host::new(interface).await?.remove().await?)
+    Ok(Host::new(interface).await?.remove().await)
 }
 
 /// An agent that was killed holds its port and device a moment longer than its lock.

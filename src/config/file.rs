@@ -57,7 +57,7 @@ pub struct Nat {
     #[serde(default)]
     pub stun: Vec<Text>,
     pub port_mapping: Option<Spanned<bool>>,
-    pub birthday_search: Option<Spanned<bool>>,
+    pub birthday_search: Option<bool>,
 }
 
 /// `[relay]`.

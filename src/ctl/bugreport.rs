@@ -23,6 +23,8 @@ const LOG_MAX: u64 = 256 << 10;
 const EXAMINED_MAX: usize = 16;
 /// A key file is a line.
 const KEY_FILE_MAX: u64 = 4096;
+/// A shorter one protects nothing, and stands in many words.
+const TURN_SECRET_MIN: usize = 4;
 const REMOVED: &str = "(removed)";
 const WITHOUT_AGENT: &str = "unknown";
 
@@ -131,10 +133,7 @@ impl Report {
         };
         let title = path.map_or_else(String::new, |path| format!(" {}", path.display()));
         self.section(&format!("configuration{title}"), &without_values(&text));
-        let folder = config.map_or_else(
-            |_| PathBuf::from(config::DEFAULT_STATE_DIR),
-            |config| config.state_dir.clone(),
-        );
+        let folder = state_dir(global, config.ok());
         self.section("state folder", &listing(&folder));
         let log = folder.join("agent.log");
         let text = tail(&log).unwrap_or_else(|error| {
@@ -145,6 +144,15 @@ impl Report {
             )
         });
         self.section("log", &text);
+    }
+}
+
+/// Also where the configuration cannot be read.
+fn state_dir(global: &Global, config: Option<&Config>) -> PathBuf {
+    match (config, &global.state_dir) {
+        (Some(config), _) => config.state_dir.clone(),
+        (None, Some(folder)) => folder.clone(),
+        (None, None) => PathBuf::from(config::DEFAULT_STATE_DIR),
     }
 }
 
@@ -160,8 +168,8 @@ fn file_name(label: &str) -> String {
     label.chars().map(shown).take(64).collect()
 }
 
-/// The configuration without the values of keys that sound secret; a secret has no place in the file, but
-/// people put things where they have no place.
+/// The configuration without what follows a key that sounds secret, to the end of its line; a secret has no place in
+/// the file, but people put things where they have no place.
 fn without_values(text: &str) -> String {
     const SECRET: [&str; 6] = [
         "private",
@@ -171,15 +179,19 @@ fn without_values(text: &str) -> String {
         "passwd",
         "token",
     ];
+    let is_secret = |before: &str| {
+        let key = before.rsplit(['=', ',', '{', '[']).next();
+        let key = key.unwrap_or_default().to_lowercase();
+        // The path of a file is no secret.
+        let path = key.trim_matches([' ', '\t', '"', '\'']).ends_with("-file");
+        !path && SECRET.iter().any(|word| key.contains(word))
+    };
     let mut out = String::new();
     for line in text.lines() {
-        let key = line.split('=').next().unwrap_or_default().to_lowercase();
-        let secret = SECRET.iter().any(|word| key.contains(word));
-        // The path of a file is no secret.
-        let path = key.trim().ends_with("-file");
-        match line.split_once('=') {
-            Some((key, _)) if secret && !path => _ = writeln!(out, "{key}= {REMOVED}"),
-            Some(_) | None => _ = writeln!(out, "{line}"),
+        let mut befores = line.match_indices('=').map(|(at, _)| &line[..at]);
+        match befores.find(|before| is_secret(before)) {
+            Some(before) => _ = writeln!(out, "{before}= {REMOVED}"),
+            None => _ = writeln!(out, "{line}"),
         }
     }
     out
@@ -229,11 +241,7 @@ struct Secrets(Vec<Zeroizing<String>>);
 
 impl Secrets {
     fn collect(global: &Global, config: Option<&Config>) -> Self {
-        let folder = match (config, &global.state_dir) {
-            (Some(config), _) => config.state_dir.clone(),
-            (None, Some(folder)) => folder.clone(),
-            (None, None) => PathBuf::from(config::DEFAULT_STATE_DIR),
-        };
+        let folder = state_dir(global, config);
         let mut files = Vec::new();
         // Old authority keys are kept under names of their own.
         if let Ok(entries) = std::fs::read_dir(&folder) {
@@ -250,6 +258,11 @@ impl Secrets {
                 .filter_map(|peer| peer.preshared_key.as_ref());
             for key in preshared {
                 spell(key.as_bytes(), &mut spellings);
+            }
+            let turn = config.turn.iter().filter_map(|turn| turn.secret.as_ref());
+            for secret in turn.filter(|secret| secret.as_bytes().len() >= TURN_SECRET_MIN) {
+                let text = String::from_utf8_lossy(secret.as_bytes()).into_owned();
+                spellings.push(Zeroizing::new(text));
             }
         }
         for path in files {
@@ -344,6 +357,48 @@ mod tests {
         let shown = without_values(text);
         assert!(!shown.contains("hunter2"), "{shown}");
         assert!(shown.contains("\"/etc/k\"") && shown.contains("name = \"a\""));
+        for line in [
+            "turn = [{ url = \"turn:a\", secret = \"hunter2\" }]",
+            "  { url = \"turn:a\", \"Secret\"=\"hunter2\" },",
+            "stun = [\"a?token=hunter2\"]",
+        ] {
+            let shown = without_values(line);
+            assert!(!shown.contains("hunter2"), "{shown}");
+        }
+        let path = "turn = [{ secret-file = \"/etc/k\", url = \"turn:a\" }]\n";
+        assert_eq!(without_values(path), path);
+    }
+
+    #[test]
+    fn the_secret_of_a_turn_server_is_stripped() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("secret");
+        std::fs::write(&file, "hunter2\n").unwrap();
+        let text = format!(
+            "[relay]\nturn = [{{ url = \"turn:turn.example\", secret-file = \"{}\" }}]\n",
+            file.display()
+        );
+        let global = global(folder.path());
+        let config = Config::parse(&text, None, &global, &AgentArgs::default()).unwrap();
+        let secrets = Secrets::collect(&global, Some(&config));
+        assert_eq!(secrets.strip("a hunter2 b"), "a (removed) b");
+    }
+
+    #[test]
+    fn where_the_configuration_is_broken_the_given_state_folder_is_looked_at() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("agent.log"), "the last words").unwrap();
+        let mut report = Report::default();
+        let error = config::ConfigError("broken".to_owned());
+        report.files(&global(folder.path()), Err(&error));
+        assert!(report.text.contains("the last words"), "{}", report.text);
+    }
+
+    fn global(state_dir: &Path) -> Global {
+        Global {
+            state_dir: Some(state_dir.to_path_buf()),
+            ..Global::default()
+        }
     }
 
     #[test]

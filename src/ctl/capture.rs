@@ -3,10 +3,11 @@
 
 mod filter;
 
+use std::fs::{File, Permissions};
 use std::io::{BufWriter, ErrorKind, IsTerminal as _, Write};
 use std::net::SocketAddr;
 use std::os::fd::AsRawFd as _;
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -101,7 +102,9 @@ fn ask(agent: &Client, args: &CaptureArgs) -> Result<Vec<Instruction>> {
     let api::Diagnosis { peer, tried, .. } = agent.post("/doctor", &body)?;
     if args.outer {
         let path = peer.path.iter().map(|path| path.remote.as_str());
-        let tried = tried.iter().map(|tried| tried.address.as_str());
+        let tried = tried
+            .iter()
+            .map(|tried| tried.server.as_ref().unwrap_or(&tried.address).as_str());
         let mut remotes: Vec<SocketAddr> = path
             .chain(tried)
             .filter_map(|text| text.parse().ok())
@@ -170,17 +173,11 @@ fn is_ours(kind: u8) -> bool {
 
 fn open(path: Option<&Path>) -> Result<BufWriter<Box<dyn Write>>> {
     let out: Box<dyn Write> = match path {
-        Some(path) if path != Path::new("-") => Box::new(
-            std::fs::OpenOptions::new()
-                .write(true)
-                .create(true)
-                .truncate(true)
-                .mode(0o600)
-                .open(path)
-                .map_err(|error| {
-                    anyhow!("cannot write {}: {}", path.display(), sentence(&error))
-                })?,
-        ),
+        Some(path) if path != Path::new("-") => {
+            Box::new(closed_to_others(path).map_err(|error| {
+                anyhow!("cannot write {}: {}", path.display(), sentence(&error))
+            })?)
+        }
         Some(_) | None => {
             if std::io::stdout().is_terminal() {
                 return Err(ConfigError(
@@ -193,6 +190,21 @@ fn open(path: Option<&Path>) -> Result<BufWriter<Box<dyn Write>>> {
         }
     };
     Ok(BufWriter::new(out))
+}
+
+/// Opens a file anew. One that others could read can be read by its owner only from now on; a link is not followed.
+fn closed_to_others(path: &Path) -> std::io::Result<File> {
+    let file = File::options()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .custom_flags(nix::libc::O_NOFOLLOW)
+        .open(path)?;
+    if file.metadata()?.is_file() {
+        file.set_permissions(Permissions::from_mode(0o600))?;
+    }
+    Ok(file)
 }
 
 /// Set by Ctrl-C, so that what was captured is written to its end.
@@ -249,6 +261,21 @@ fn write_record(out: &mut impl Write, packet: &[u8], at: Duration) -> std::io::R
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_captured_is_closed_to_others_and_follows_no_link() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, link) = (folder.path().join("a.pcap"), folder.path().join("link"));
+        std::fs::write(&path, "old").unwrap();
+        std::fs::set_permissions(&path, Permissions::from_mode(0o644)).unwrap();
+        let about = closed_to_others(&path).unwrap().metadata().unwrap();
+        assert_eq!(
+            (about.permissions().mode() & 0o777, about.len()),
+            (0o600, 0)
+        );
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        closed_to_others(&link).unwrap_err();
+    }
 
     #[test]
     fn the_file_is_pcap_of_raw_packets() {

@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use serde_json::json;
 
 use super::client::Client;
 use super::{must_be_root, print, service};
-use crate::agent::portmap;
+use crate::agent::commands::lines_of_removal;
+use crate::agent::{portmap, tunnel};
 use crate::api;
 use crate::cli::{AgentArgs, Global};
 use crate::config::Config;
@@ -26,7 +27,7 @@ pub fn run(global: &Global) -> Result<()> {
         return print("Nothing of farspan was left on this host.\n");
     }
     for line in removed {
-        print(&format!("removed {line}\n"))?;
+        print(&format!("{line}\n"))?;
     }
     Ok(())
 }
@@ -40,9 +41,9 @@ pub fn remove(config: &Config) -> Result<Vec<String>> {
             .build()
             .context("Failed to start the runtime")?
             .block_on(async {
-                let mut removed = crate::agent::tunnel::remove(&config.interface).await?;
-                removed.extend(portmap::release_left(&config.state_dir).await);
-                Ok(removed)
+                let removed = tunnel::remove(&config.interface).await?;
+                let lines = Vec::from_iter(portmap::release_left(&config.state_dir).await);
+                lines_of_removal(removed, lines).map_err(|error| anyhow!(error))
             });
     }
     let answer: api::Done = agent.post("/down", &json!({}))?;

@@ -26,7 +26,7 @@ pub fn run(global: &Global, args: &PingArgs) -> Result<ExitCode> {
             while let Some(rest) = left.checked_sub(LOOK_EVERY) {
                 left = rest;
                 std::thread::sleep(LOOK_EVERY);
-                if let Some(change) = watched.look(&agent)? {
+                if let Some(change) = watched.look(&agent) {
                     print(&change)?;
                 }
             }
@@ -68,16 +68,15 @@ struct Watched {
 
 impl Watched {
     /// A line where the path has changed since the last look.
-    fn look(&mut self, agent: &Client) -> Result<Option<String>> {
-        match &self.name {
-            Some(_) => Ok(self.take(agent.get("/status")?)),
-            None => Ok(None),
-        }
+    fn look(&mut self, agent: &Client) -> Option<String> {
+        let peer = self.name.clone()?;
+        // An agent that is gone is told of by the next ping.
+        let diagnosis: api::Diagnosis = agent.post("/doctor", &api::Doctor { peer }).ok()?;
+        self.take(diagnosis.peer)
     }
 
-    fn take(&mut self, status: api::Status) -> Option<String> {
+    fn take(&mut self, peer: api::Peer) -> Option<String> {
         let name = self.name.as_ref()?;
-        let peer = status.peers.into_iter().find(|peer| peer.name == *name)?;
         let first = self.state.is_empty();
         let same = self.state == peer.state && self.path == peer.path;
         let before = std::mem::replace(&mut self.state, peer.state);
@@ -164,16 +163,12 @@ mod tests {
 
     #[test]
     fn an_upgrade_is_told_once() {
-        let status = |state: &str, kind: &str, via: Option<&str>| -> api::Status {
-            let nat = serde_json::json!({"mapping": "", "filtering": "", "allocation": "", "udp_blocked": false});
+        let peer = |state: &str, kind: &str, via: Option<&str>| -> api::Peer {
             serde_json::from_value(serde_json::json!({
-                "node": { "name": "a", "public_key": "", "identity": "", "domain": "", "backend": "", "interface": "",
-                          "listen_port": 1, "region": "", "addresses": [], "nat": nat, "endpoints": [] },
-                "peers": [{ "name": "b", "public_key": "", "region": "", "source": "", "state": state, "identity": "",
-                            "reason": "", "path": { "kind": kind, "remote": "203.0.113.9:1", "via": via }, "rtt_ms": null,
-                            "loss": null, "mtu": 1420, "last_handshake_s": null, "rx_bytes": 0, "tx_bytes": 0,
-                            "allowed_ips": [], "since_s": 0, "connect_ms": null }],
-                "findings": []
+                "name": "b", "public_key": "", "region": "", "source": "", "state": state, "identity": "",
+                "reason": "", "path": { "kind": kind, "remote": "203.0.113.9:1", "via": via }, "rtt_ms": null,
+                "loss": null, "mtu": 1420, "last_handshake_s": null, "rx_bytes": 0, "tx_bytes": 0,
+                "allowed_ips": [], "since_s": 0, "connect_ms": null
             }))
             .unwrap()
         };
@@ -181,15 +176,15 @@ mod tests {
             name: Some("b".into()),
             ..Watched::default()
         };
-        let relayed = || status("relayed", "node-relay", Some("hub"));
+        let relayed = || peer("relayed", "node-relay", Some("hub"));
         assert_eq!(watched.take(relayed()), None);
         assert_eq!(watched.take(relayed()), None);
         assert_eq!(
-            watched.take(status("direct", "ipv4", None)).as_deref(),
+            watched.take(peer("direct", "ipv4", None)).as_deref(),
             Some(
                 "path to b: was relayed node-relay by hub at 203.0.113.9:1, is direct ipv4 203.0.113.9:1\n"
             )
         );
-        assert_eq!(watched.take(status("direct", "ipv4", None)), None);
+        assert_eq!(watched.take(peer("direct", "ipv4", None)), None);
     }
 }

@@ -85,6 +85,7 @@ fn node(state: State, clock: Clock) -> Overlay {
         relay_ports: (28672, 29183),
         pair_rate: 0,
         node_rate: 0,
+        birthday_search: true,
         turn: Vec::new(),
     };
     let mut node = Overlay::new(identity, config, state, [9; 32], clock.at(0));

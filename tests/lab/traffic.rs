@@ -1,8 +1,8 @@
 //! Traffic of pods: echo servers that tell whom they see, senders that carry a marker, pings that count.
 
-use std::io::{Read, Write};
+use std::io::{BufRead as _, BufReader, Read, Write};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::process::{Child, Stdio};
+use std::process::{Child, ChildStdout, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
@@ -214,6 +214,9 @@ impl Drop for MarkedStream {
 /// A running `ping` whose payload is the marker.
 pub struct Pings {
     child: Child,
+    out: BufReader<ChildStdout>,
+    /// What was read of it.
+    text: String,
     interval: Duration,
 }
 
@@ -239,7 +242,7 @@ impl Pings {
     /// Starts `count` pings every `interval` (2 ms at least) from `namespace`.
     pub fn start(namespace: &Namespace, target: IpAddr, count: u32, interval: Duration) -> Self {
         let pattern: String = MARKER.iter().map(|byte| format!("{byte:02x}")).collect();
-        let child = namespace
+        let mut child = namespace
             .command("ping")
             .args([
                 "-n",
@@ -253,7 +256,22 @@ impl Pings {
             .stderr(Stdio::null())
             .spawn()
             .expect("ping is installed");
-        Self { child, interval }
+        let out = child.stdout.take().expect("its output is a pipe");
+        Self {
+            child,
+            out: BufReader::new(out),
+            text: String::new(),
+            interval,
+        }
+    }
+
+    /// Waits until so many were answered.
+    pub fn wait_answered(&mut self, count: usize) {
+        while self.text.matches("icmp_seq=").count() < count {
+            let read = self.out.read_line(&mut self.text);
+            let read = read.expect("what ping prints is text");
+            assert!(read > 0, "ping has ended: {}", self.text);
+        }
     }
 
     /// Ends it before the last one.
@@ -263,12 +281,11 @@ impl Pings {
     }
 
     /// Waits for the last one.
-    pub fn finish(self) -> PingReport {
-        let output = self
-            .child
-            .wait_with_output()
-            .expect("ping can be waited for");
-        let text = String::from_utf8_lossy(&output.stdout);
+    pub fn finish(mut self) -> PingReport {
+        let read = self.out.read_to_string(&mut self.text);
+        read.expect("what ping prints is text");
+        let _ = self.child.wait();
+        let text = self.text;
         let mut answered: Vec<u32> = text
             .lines()
             .filter_map(|line| number_after(line, "icmp_seq="))

@@ -6,7 +6,7 @@ use nix::sys::signal::Signal;
 
 use crate::lab::agent::PATIENCE;
 use crate::lab::traffic::{Pings, ping_once};
-use crate::lab::wait::{pause, wait_until};
+use crate::lab::wait::wait_until;
 use crate::lab::{Lab, Nat, NatKind, Node};
 use crate::scene::{TwoRegions, founder, overlay_ipv4};
 
@@ -44,7 +44,7 @@ fn a_key_is_rotated_under_pings_to_three_peers_without_losing_one() {
         })
     };
     let old = own_key().expect("the agent answers");
-    let pings: Vec<_> = peers
+    let mut pings: Vec<_> = peers
         .iter()
         .map(|peer| {
             Pings::start(
@@ -55,7 +55,9 @@ fn a_key_is_rotated_under_pings_to_three_peers_without_losing_one() {
             )
         })
         .collect();
-    pause(Duration::from_millis(500));
+    for pings in &mut pings {
+        pings.wait_answered(100);
+    }
     node.ok(&["key", "rotate"]);
     for (peer, pings) in peers.iter().zip(pings) {
         let report = pings.finish();
@@ -87,13 +89,13 @@ fn an_agent_killed_and_restarted_costs_traffic_less_than_ten_seconds() {
     wait_until("pods meet", PATIENCE, || {
         ping_once(&from.namespace, to.ipv4.into())
     });
-    let pings = Pings::start(
+    let mut pings = Pings::start(
         &from.namespace,
         to.ipv4.into(),
         1500,
         Duration::from_millis(10),
     );
-    pause(Duration::from_millis(500));
+    pings.wait_answered(50);
     scene.paris.kill();
     scene.paris.start();
     let report = pings.finish();

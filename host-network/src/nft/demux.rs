@@ -48,6 +48,11 @@ impl Demux {
         })
     }
 
+    /// The netlink address from which it changes our table.
+    pub fn netlink_port(&self) -> u32 {
+        self.tables.port()
+    }
+
     /// Binding-shaped datagrams to `wireguard_port` reach `agent_port`, and what leaves from there leaves as
     /// from the former. Idempotent; returns whether anything had to be changed.
     pub fn apply(&mut self, wireguard_port: u16, agent_port: u16) -> Result<bool, HostError> {

@@ -1,5 +1,7 @@
 //! Plans become kernel state, stay so, and go without a trace.
 
+use std::io::Write as _;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use host_network::Host;
@@ -245,12 +247,47 @@ fn removing_leaves_the_host_as_it_was() {
         assert_eq!(host.converge(&plan).await.failures, Vec::<String>::new());
         assert_ne!(everything(), before);
 
-        let gone = host.remove().await.unwrap();
+        let gone = host.remove().await.gone;
 
         assert_eq!(everything(), before);
         assert!(gone.contains(&"device farspan0".to_owned()), "{gone:?}");
         assert_eq!(gone.len(), 5, "{gone:?}");
-        assert_eq!(host.remove().await.unwrap(), Vec::<String>::new());
+        let again = host.remove().await;
+        assert!(again.gone.is_empty() && again.failures.is_empty());
+    });
+}
+
+#[test]
+fn what_cannot_be_removed_is_told_of_and_the_rest_goes_all_the_same() {
+    in_namespace(|| async {
+        // A rule of ours in a table that only its owner may change.
+        let mut owner = Command::new("nft")
+            .arg("-i")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut lines = owner.stdin.take().unwrap();
+        writeln!(
+            lines,
+            "add table inet owned {{ flags owner; }}\n\
+             add chain inet owned forward {{ type filter hook forward priority 0; policy drop; }}\n\
+             add rule inet owned forward iifname {INTERFACE} accept comment \"farspan: forward from {INTERFACE}\"\n"
+        )
+        .unwrap();
+        let is_there = || run("nft list ruleset").contains("farspan: forward from");
+        assert!((0..500).any(|_| is_there()), "the owner has made its table");
+        add_device();
+        let mut host = Host::new(INTERFACE).await.unwrap();
+        host.converge(&plan()).await;
+        assert!(everything().contains("table inet farspan"));
+
+        let removed = host.remove().await;
+
+        assert_eq!(removed.failures.len(), 1, "{removed:?}");
+        assert!(!everything().contains("table inet farspan"));
+        drop(lines);
+        owner.wait().unwrap();
     });
 }
 
@@ -260,7 +297,7 @@ fn removing_spares_a_device_of_our_name_that_is_no_tunnel() {
         run("ip link add farspan0 type bridge");
         let mut host = Host::new(INTERFACE).await.unwrap();
 
-        host.remove().await.unwrap();
+        host.remove().await;
 
         run("ip link show farspan0");
     });
@@ -404,7 +441,7 @@ fn a_thousand_peers_converge_and_go() {
         let requests = host.requests();
         host.converge(&plan).await;
         assert_eq!(host.requests(), requests);
-        host.remove().await.unwrap();
+        host.remove().await;
         assert_eq!(sh("ip route show table 22512").stdout, b"");
     });
 }

@@ -138,7 +138,7 @@ impl PathAgent {
         if !self.wants_direct() {
             return;
         }
-        let Some(method) = Method::of(node.nat.report(), self.spec.nat) else {
+        let Some(method) = self.method(node) else {
             return;
         };
         let told = self.search.told == Some(seq);
@@ -162,6 +162,14 @@ impl PathAgent {
             Method::Spray => self.plan(SEARCH_AT, PREDICT_EVERY, now),
             Method::Cross => self.plan(SEARCH_AT, ROUND_EVERY - PREDICT_EVERY, now),
         }
+    }
+
+    fn method(&self, node: &Node) -> Option<Method> {
+        let allowed = |method: &Method| match method {
+            Method::Guess | Method::Trace | Method::Meet => true,
+            Method::Spray | Method::Fan | Method::Cross => node.birthday_search,
+        };
+        Method::of(node.nat.report(), self.spec.nat).filter(allowed)
     }
 
     /// Begins after a while, unless that was just done.
@@ -252,7 +260,7 @@ impl PathAgent {
         }
         if self.search.at.is_some_and(|at| at <= now) {
             self.search.at = None;
-            if let Some(method) = Method::of(node.nat.report(), self.spec.nat) {
+            if let Some(method) = self.method(node) {
                 self.begin(node, method, now);
             }
         }

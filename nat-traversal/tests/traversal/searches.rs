@@ -145,6 +145,22 @@ fn predicted_ports_are_probed_and_no_others() {
 }
 
 #[test]
+fn where_birthday_search_is_off_ports_are_predicted_and_none_are_searched_for() {
+    let mut scene = Scene::new(1);
+    scene.seen(0, VICTIM);
+    let node = &mut scene.net.nodes[scene.node].traversal;
+    node.set_birthday_search(false);
+    for allocation in [Allocation::Random, Allocation::Block(40_000, 42_047)] {
+        scene.call(0, allocation, Vec::new());
+        scene.net.run(10 * SECOND);
+        assert_eq!(scene.searched(), []);
+    }
+    scene.call(0, Allocation::Sequential(1), vec![2000]);
+    scene.net.run(10 * SECOND);
+    assert!(!scene.searched().is_empty());
+}
+
+#[test]
 fn a_search_tries_each_port_once_and_ends_with_its_share() {
     let mut scene = Scene::new(1);
     scene.seen(0, VICTIM);

@@ -126,6 +126,11 @@ fn a_reload_removes_and_adds_peers_without_touching_the_rest() {
             authorities,
             stun,
             forward_accept,
+            may_relay,
+            relay_ports,
+            pair_rate,
+            node_rate,
+            birthday_search,
             ..
         } = listed(1, &[]);
         Command::Reload(Box::new(Reload {
@@ -136,6 +141,11 @@ fn a_reload_removes_and_adds_peers_without_touching_the_rest() {
             addresses,
             stun,
             turn: Vec::new(),
+            may_relay,
+            relay_ports,
+            pair_rate,
+            node_rate,
+            birthday_search,
             authorities,
             forward_accept,
             authority: None,

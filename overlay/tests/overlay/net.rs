@@ -59,6 +59,7 @@ pub fn config(n: u8) -> Config {
         relay_ports: (28672, 29183),
         pair_rate: 50_000_000,
         node_rate: 200_000_000,
+        birthday_search: true,
         turn: Vec::new(),
     }
 }
@@ -377,6 +378,7 @@ impl Net {
                     Applied {
                         generation,
                         failures: Vec::new(),
+                        sockets: machine.plan.sockets.clone(),
                     },
                     now,
                 );

@@ -85,7 +85,7 @@ pub struct Machine {
     uplink: Option<Uplink>,
     why_none: &'static str,
     held: Option<Held>,
-    /// What an earlier run of the agent held.
+    /// What an earlier run of the agent held, or this one before the gateway was gone.
     remembered: Option<Lease>,
     round: Round,
     failed_rounds: usize,
@@ -172,15 +172,17 @@ impl Machine {
         if uplink == self.uplink && why_none == self.why_none {
             return;
         }
-        let held = self.held.take();
+        let held = self.held.take().map(|held| held.lease);
         let same_way = |lease: &Lease, uplink: &Uplink| {
             lease.uplink.gateway == uplink.gateway && lease.uplink.local == uplink.local
         };
-        // A gateway that is gone forgets by itself.
-        if let (Some(held), Some(uplink)) = (held, &uplink)
-            && same_way(&held.lease, uplink)
-        {
-            self.unmaps.push_back(held.lease);
+        match (held, &uplink) {
+            (Some(lease), Some(uplink)) if same_way(&lease, uplink) => {
+                self.unmaps.push_back(lease);
+            }
+            // A gateway that comes back knows it still, and whose it is by its nonce only.
+            (Some(lease), _) => self.remembered = Some(lease),
+            (None, _) => {}
         }
         self.uplink = uplink;
         self.why_none = why_none;
@@ -281,7 +283,7 @@ impl Machine {
         self.held.map(|held| held.lease)
     }
 
-    /// The lease held, or that of an earlier run where it is of the same way.
+    /// The lease held, or one remembered where it is of the same way.
     fn lease(&self) -> Option<Lease> {
         let fits = |lease: &Lease| Some(lease.uplink) == self.uplink;
         self.held().or(self.remembered.filter(fits))
@@ -333,7 +335,6 @@ impl Machine {
             self.round = Round::Due(now + pause.min(AGAIN_HELD));
             return;
         }
-        self.remembered = None;
         self.round = Round::Due(now + pause);
         let gateway = self.uplink.map_or(Ipv4Addr::UNSPECIFIED, |up| up.gateway);
         self.say(PortMapping::Unmapped {

@@ -247,6 +247,30 @@ fn after_a_restart_the_lease_of_the_earlier_run_is_renewed() {
 }
 
 #[test]
+fn a_lease_is_asked_for_again_with_its_nonce_after_the_gateway_was_gone_or_silent() {
+    let (mut machine, now) = (Machine::new(true, None), start());
+    machine.handle_host(&home(), PORT, now);
+    let (question, by, uplink, _) = asked(&mut machine, now);
+    let lease = Lease {
+        nonce: Some([1, 2, 3]),
+        ..lease(uplink, by, 7200)
+    };
+    machine.handle_mapped(question, Ok(lease), now);
+
+    machine.handle_host(&HostReport::default(), PORT, now);
+    assert_eq!((machine.held(), machine.poll_ask(now)), (None, None));
+    machine.handle_host(&home(), PORT, now);
+    for _ in PROTOCOLS {
+        let (question, _, _, renew) = asked(&mut machine, now);
+        assert_eq!(renew, Some(lease), "a flap");
+        machine.handle_mapped(question, Err("no answer".into()), now);
+    }
+    let later = machine.poll_timeout().unwrap();
+    let (_, by, _, renew) = asked(&mut machine, later);
+    assert_eq!((by, renew), (lease.by, Some(lease)), "a failed round");
+}
+
+#[test]
 fn switched_off_it_gives_back_what_it_holds_and_asks_no_more() {
     let (mut machine, now) = (Machine::new(true, None), start());
     machine.handle_host(&home(), PORT, now);

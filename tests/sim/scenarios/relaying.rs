@@ -3,7 +3,8 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use mesh_types::command::Command;
+use mesh_types::command::{Command, Reload};
+use mesh_types::plan::RelayPair;
 use mesh_types::report::Backend;
 use overlay::{PathKind, PeerSnapshot, PeerState};
 use sim_net::{Allocator, Direction, Families, Filtering, LinkSpec, Mapping, NatSpec};
@@ -554,6 +555,53 @@ fn a_pair_gets_its_rate_and_no_more_and_keeps_its_path() {
 }
 
 #[test]
+fn a_file_that_is_read_again_changes_rate_and_ports_of_a_relay_and_ends_it() {
+    let mut world = World::new(575);
+    let places = [0, 1].map(|_| world.place(Access::Nat(HARD), false));
+    let mut trio = Trio::of(world, (places[0], Seat::V4), (places[1], Seat::V4), 1);
+    let relay = trio.relays[0];
+    trio.start_and_meet();
+    trio.world.seconds(5);
+    let mut read_again = |(may_relay, relay_ports, pair_rate)| {
+        let config = trio.world.nodes[relay.0].config.clone();
+        let reload = Reload {
+            peers: config.peers,
+            name: config.name,
+            region: config.region,
+            routes: config.routes,
+            addresses: config.addresses,
+            stun: config.stun,
+            turn: config.turn,
+            may_relay,
+            relay_ports,
+            pair_rate,
+            node_rate: config.node_rate,
+            birthday_search: config.birthday_search,
+            authorities: config.authorities,
+            forward_accept: config.forward_accept,
+            authority: None,
+        };
+        let clock = trio.world.clock(relay);
+        trio.world.nodes[relay.0].command(Command::Reload(Box::new(reload)), clock);
+        trio.world.pump(relay);
+        trio.world.seconds(20);
+        trio.pairs()
+    };
+    let ports = |pair: &RelayPair| [pair.first.1, pair.second.1];
+    let pairs = read_again((true, (40_000, 40_099), 200_000));
+    assert!(!pairs.is_empty());
+    for pair in &pairs {
+        assert_eq!(pair.rate, 200_000);
+        assert!(
+            ports(pair)
+                .iter()
+                .all(|port| (40_000..40_100).contains(port))
+        );
+    }
+    assert!(read_again((false, (40_000, 40_099), 200_000)).is_empty());
+}
+
+#[test]
 fn a_member_that_is_revoked_is_relayed_no_more() {
     let mut world = World::new(565);
     let places = [0, 1].map(|_| world.place(Access::Nat(HARD), false));
@@ -691,7 +739,7 @@ impl Trio {
         })
     }
 
-    fn pairs(&self) -> std::collections::BTreeSet<mesh_types::plan::RelayPair> {
+    fn pairs(&self) -> std::collections::BTreeSet<RelayPair> {
         self.world.nodes[self.relays[0].0].relay.pairs().clone()
     }
 

@@ -179,6 +179,7 @@ impl World {
             relay_ports: RELAY_PORTS,
             pair_rate: RELAY_PAIR_RATE,
             node_rate: RELAY_PAIR_RATE * RELAY_NODE_PAIRS,
+            birthday_search: true,
             turn: Vec::new(),
         };
         let pod = IpAddr::V4(Ipv4Addr::new(10, 244, number, 7));

@@ -146,7 +146,7 @@ impl Node {
         };
         let mut overlay = Overlay::new(identity, self.config.clone(), self.state(), seed, now);
         overlay.handle_host(self.host_report.clone(), now);
-        overlay.let_idle_peers_sleep();
+        overlay.let_idle_peers_sleep(true, now);
         self.overlay = Some(overlay);
         if self.tunnel.is_none() {
             let [first, second, ..] = seed;
@@ -412,11 +412,12 @@ impl Node {
             }
         }
         let generation = plan.generation;
-        self.applied = Some(plan);
         let applied = Applied {
             generation,
             failures: Vec::new(),
+            sockets: plan.sockets.clone(),
         };
+        self.applied = Some(plan);
         if let Some(overlay) = &mut self.overlay {
             overlay.handle_applied(applied, now);
         }
