@@ -25,16 +25,19 @@ struct Scene {
     east: Site,
     coturn: Coturn,
     /// Dropped last.
-    _lab: Lab,
+    lab: Lab,
 }
 
 impl Scene {
     /// Everybody has joined. Who has TURN servers, and by which transports, say the last two arguments.
     fn joined(paris_turn: &[&str], tokyo_turn: &[&str]) -> Self {
+        Self::behind(NatKind::Symmetric, paris_turn, tokyo_turn)
+    }
+
+    fn behind(kind: NatKind, paris_turn: &[&str], tokyo_turn: &[&str]) -> Self {
         let lab = Lab::new();
         let coturn = Coturn::start(&lab, lab.public_host("turn"), SECRET);
-        let [west, east] =
-            ["west", "east"].map(|name| lab.site(name, Nat::new(NatKind::Symmetric)));
+        let [west, east] = ["west", "east"].map(|name| lab.site(name, Nat::new(kind)));
         let mut hub = founder(&lab, lab.public_host("hub"));
         let mut paris = Node::new(&lab, west.host("paris")).with_pod(&lab, 1);
         let mut tokyo = Node::new(&lab, east.host("tokyo")).with_pod(&lab, 2);
@@ -51,7 +54,7 @@ impl Scene {
             west,
             east,
             coturn,
-            _lab: lab,
+            lab,
         }
     }
 }
@@ -156,6 +159,52 @@ fn without_udp_on_both_sides_a_pair_meets_by_tls_and_reaches_the_hub() {
     wait_kind(&scene.paris, "tokyo", "turn-tls");
     wait_kind(&scene.tokyo, "paris", "turn-tls");
     assert_pods_meet(&scene.paris, &scene.tokyo);
+}
+
+#[test]
+fn without_udp_behind_endpoint_independent_nats_a_pair_ends_on_direct_tcp() {
+    let mut scene = Scene::behind(NatKind::Prc, &["udp", "tcp"], &["udp", "tls"]);
+    for node in [&mut scene.paris, &mut scene.tokyo] {
+        assert!(node.stop());
+    }
+    scene.west.set_udp(LinkState::Cut);
+    scene.east.set_udp(LinkState::Cut);
+    for node in [&mut scene.paris, &mut scene.tokyo] {
+        start(node, &scene.coturn);
+    }
+    let pairs = [
+        (&scene.paris, "tokyo", &scene.east),
+        (&scene.tokyo, "paris", &scene.west),
+    ];
+    for (node, peer, site) in pairs {
+        let (entry, _) = wait_until("the path is direct TCP", PATIENCE, || {
+            let entry = node.peer(peer)?;
+            let direct = entry["state"] == "direct" && entry["path"]["kind"] == "tcp";
+            direct.then_some(entry.clone()).ok_or(entry.to_string())
+        });
+        let remote = entry["path"]["remote"].to_string();
+        assert!(
+            remote.contains(&site.public_address().to_string()),
+            "{entry:#}"
+        );
+        let reason = entry["reason"].to_string();
+        assert!(reason.contains("direct over TCP at"), "{reason}");
+        let doctor = node.verb(&["doctor", peer], "");
+        let said = String::from_utf8_lossy(&doctor.stdout).into_owned();
+        assert!(said.contains("it is direct over TCP"), "{said}");
+    }
+    assert_pods_meet(&scene.paris, &scene.tokyo);
+    let server = scene.coturn.host.ipv4;
+    let before = scene.lab.uplink_bytes(server);
+    let (from, to) = (scene.paris.pod(), scene.tokyo.pod());
+    let _echo = Echo::start(&to.namespace);
+    let answered = udp_exchange(&from.namespace, IpAddr::V4(to.ipv4), 500, 1000);
+    assert!(answered >= 495, "{answered} of 500 answered");
+    let crossed = scene.lab.uplink_bytes(server) - before;
+    assert!(
+        crossed < 100_000,
+        "{crossed} bytes crossed the server's link"
+    );
 }
 
 #[test]

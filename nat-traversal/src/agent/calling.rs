@@ -157,6 +157,7 @@ impl PathAgent {
                 let start = Duration::from_millis(u64::from(call.start_ms));
                 self.called_for_openers(node, start, now.mono);
                 self.called(node, &call.candidates, now.mono);
+                self.connect_tcp(node, &call.candidates, now.mono);
                 if self.has_direct() {
                     // The peer would not call if it were content.
                     self.suspect(node, now.mono);
@@ -182,6 +183,7 @@ impl PathAgent {
                 self.spec.nat = answer.nat;
                 self.told_relays(node, &answer.relays, None);
                 self.called(node, &answer.candidates, now.mono);
+                self.connect_tcp(node, &answer.candidates, now.mono);
                 if self.has_direct() {
                     self.question(node, now.mono);
                 }
@@ -248,5 +250,6 @@ impl PathAgent {
 
 fn named(candidates: &[Candidate]) -> Vec<SocketAddr> {
     let all = candidates.iter().take(CANDIDATES_MAX);
+    let all = all.filter(|candidate| candidate.kind != CandidateKind::Tcp);
     all.map(|candidate| candidate.address).collect()
 }
