@@ -1,4 +1,4 @@
-//! Links to TURN servers (RFC 8656), and peers behind them as WireGuard sees them.
+//! Links to TURN servers (RFC 8656), and TCP connections straight to peers; peers behind them as WireGuard sees them.
 //!
 //! Each link is a thread of its own: it connects, then carries between the server and one loopback socket a peer.
 //! WireGuard, whichever it is, sends to the peer's loopback address; what comes in there goes out as ChannelData, and
@@ -10,7 +10,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::{fmt, io, thread};
 
 use mesh_types::SocketId;
@@ -64,6 +64,10 @@ struct Shared {
     inbox: Mutex<Inbox>,
     wake: EventFd,
     stop: AtomicBool,
+    /// The local port of a stream, once it is connected; else 0.
+    port: AtomicU16,
+    /// The port it is to leave from.
+    from: Option<u16>,
     on_event: OnEvent,
 }
 
@@ -130,6 +134,8 @@ impl Turn {
             inbox: Mutex::default(),
             wake,
             stop: AtomicBool::new(false),
+            port: AtomicU16::new(0),
+            from: wanted.from.map(|other| self.port(other)),
             on_event: Arc::clone(&self.on_event),
         });
         let own = Arc::clone(&shared);
@@ -141,6 +147,12 @@ impl Turn {
             shared,
             proxies: BTreeMap::new(),
         })
+    }
+
+    /// The local port of a link's stream; 0 where there is none.
+    fn port(&self, number: u32) -> u16 {
+        let link = self.links.get(&number);
+        link.map_or(0, |link| link.shared.port.load(Ordering::Relaxed))
     }
 
     /// Sends a message on a link as it is. False where there is no such link.

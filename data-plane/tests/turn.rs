@@ -39,6 +39,7 @@ impl Bench {
                 server,
                 transport,
                 name: "turn".to_owned(),
+                from: None,
             },
             proxy: Proxy {
                 loopback: SocketAddr::from(([127, 128, 200, last], 20_479)),
@@ -208,4 +209,53 @@ fn a_server_that_takes_nothing_loses_datagrams_and_holds_nobody_up() {
     let mut got = [0; 1004];
     server.read_exact(&mut got).unwrap();
     assert_eq!(got[..4], [0x40, 0x01, 0x03, 0xe8]);
+}
+
+#[test]
+fn a_peer_is_connected_to_from_the_port_that_the_server_sees() {
+    let server = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let peer = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let mut bench = Bench::new(TurnTransport::Tcp, server.local_addr().unwrap(), 6);
+    let (_kept, seen) = server.accept().unwrap();
+    assert_eq!(bench.state(), TurnLinkState::Up);
+    let first = bench.link.clone();
+
+    let link = |number, from| TurnLink {
+        number,
+        server: peer.local_addr().unwrap(),
+        transport: TurnTransport::Tcp,
+        name: String::new(),
+        from: Some(from),
+    };
+    let proxy = Proxy {
+        link: 8,
+        ..bench.proxy
+    };
+    let port = bench.wireguard.local_addr().unwrap().port();
+    let links = [first.clone(), link(8, 7)].into();
+    bench.turn.apply(&links, &[proxy].into(), port).unwrap();
+    let (mut stream, from) = peer.accept().unwrap();
+    assert_eq!(from, seen);
+    let event = bench.events.recv_timeout(SOON).unwrap();
+    let up = TurnLinkState::Up;
+    assert!(
+        matches!(&event, TurnEvent::State { number: 8, state } if *state == up),
+        "{event:?}"
+    );
+    stream.write_all(&framed(b"peer")).unwrap();
+    assert_eq!(bench.heard(), (b"peer".to_vec(), proxy.loopback));
+    bench.say(b"back");
+    let mut got = [0; 8];
+    stream.set_read_timeout(Some(SOON)).unwrap();
+    stream.read_exact(&mut got).unwrap();
+    assert_eq!(got[..], framed(b"back"));
+
+    // Without the server's link there is no port that anybody has seen.
+    let links = [first, link(9, 4)].into();
+    bench.turn.apply(&links, &BTreeSet::new(), port).unwrap();
+    let event = bench.events.recv_timeout(SOON).unwrap();
+    assert!(
+        matches!(&event, TurnEvent::State { number: 9, state } if *state != up),
+        "{event:?}"
+    );
 }

@@ -16,6 +16,8 @@ pub enum CandidateKind {
     PeerReflexive,
     /// On a relay.
     Relayed,
+    /// Of TCP: whoever is called from there, at the same time, may connect. Never a UDP address.
+    Tcp,
 }
 
 impl CandidateKind {
@@ -27,6 +29,7 @@ impl CandidateKind {
             Self::ServerReflexive => "srflx",
             Self::PeerReflexive => "prflx",
             Self::Relayed => "relay",
+            Self::Tcp => "tcp",
         }
     }
 
@@ -37,6 +40,7 @@ impl CandidateKind {
             Self::PeerReflexive => 2,
             Self::Mapped => 3,
             Self::Relayed => 4,
+            Self::Tcp => 5,
         }
     }
 
@@ -47,6 +51,7 @@ impl CandidateKind {
             2 => Self::PeerReflexive,
             3 => Self::Mapped,
             4 => Self::Relayed,
+            5 => Self::Tcp,
             _ => return None,
         })
     }

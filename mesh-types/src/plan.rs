@@ -197,6 +197,9 @@ pub struct Alias {
 /// A connection to a TURN server: a UDP socket of its own, or a TCP or TLS connection. The edge opens it once and tells
 /// what became of it ([`crate::report::TurnLinkState`]); a link that has ended is not opened again, the core names
 /// another number.
+///
+/// Or a TCP connection straight to a peer, which connects at the same time (RFC 5382 REQ-2: simultaneous open). It
+/// carries ChannelData too, of one channel.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct TurnLink {
     /// [`SocketId::Turn`]. Never used for two links.
@@ -207,6 +210,9 @@ pub struct TurnLink {
     pub transport: TurnTransport,
     /// The server's name, which its certificate must bear (TLS).
     pub name: String,
+    /// Where `server` is a peer: the link to a TURN server whose local port it is connected from. Nobody is listened
+    /// to there.
+    pub from: Option<u32>,
 }
 
 /// A peer behind a TURN server, as WireGuard sees it: what is sent to `loopback` goes out as ChannelData (RFC 8656

@@ -73,6 +73,8 @@ pub(crate) struct PathAgent {
     slot: Option<Slot>,
     calling: Calling,
     calls: Calls,
+    /// Attempts to connect to it by TCP.
+    connects: Bucket,
     /// Answers that went to other ports than the request came from.
     elsewhere: Bucket,
     search: Search,
@@ -116,6 +118,7 @@ impl PathAgent {
             slot: None,
             calling: Calling::default(),
             calls: Calls::default(),
+            connects: Bucket::default(),
             elsewhere: Bucket::default(),
             search: Search::default(),
             openers: Openers::default(),
@@ -279,6 +282,9 @@ impl PathAgent {
 
     /// Adds a candidate where it is admissible and there is room. True where it is known afterwards.
     fn learn(&mut self, node: &mut Node, candidate: Candidate, now: Instant) -> bool {
+        if candidate.kind == CandidateKind::Tcp {
+            return false;
+        }
         let turn = node.turn.link_of(&candidate.address);
         if turn.is_none() && !node.admission.admits(&candidate.address)
             || node
@@ -359,7 +365,7 @@ impl PathAgent {
         self.stop_search(node);
         for remote in self.remotes.values_mut() {
             remote.restart(true, now.mono);
-            if !remote.kind.is_relayed() {
+            if remote.kind.is_direct_udp() {
                 remote.kind = node.tier(&remote.candidate.address.ip());
             }
         }

@@ -62,6 +62,8 @@ pub enum PathKind {
     NodeRelay,
     /// Through a TURN server, by datagrams on this side; how the peer reaches its own server is not known.
     TurnUdp,
+    /// A TCP connection straight to the peer.
+    Tcp,
     /// Through a TURN server that is spoken to over TCP or TLS.
     TurnTcp,
 }
@@ -75,6 +77,7 @@ impl PathKind {
             Self::Ipv4 => "ipv4",
             Self::NodeRelay => "node-relay",
             Self::TurnUdp => "turn-udp",
+            Self::Tcp => "tcp",
             Self::TurnTcp => "turn-tcp",
         }
     }
@@ -82,9 +85,14 @@ impl PathKind {
     /// Does somebody else carry it?
     pub fn is_relayed(self) -> bool {
         match self {
-            Self::Lan | Self::Ipv6 | Self::Ipv4 => false,
+            Self::Lan | Self::Ipv6 | Self::Ipv4 | Self::Tcp => false,
             Self::NodeRelay | Self::TurnUdp | Self::TurnTcp => true,
         }
+    }
+
+    /// Do datagrams go straight to the peer?
+    pub fn is_direct_udp(self) -> bool {
+        self < Self::NodeRelay
     }
 }
 
@@ -142,8 +150,8 @@ impl TurnProblem {
 /// The path in use to a peer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Path {
-    /// Where the tunnel sends. Behind an own TURN server that is the peer's loopback address
-    /// ([`mesh_types::plan::Proxy`]).
+    /// Where the tunnel sends. Behind an own TURN server, and over TCP, that is the peer's loopback address
+    /// ([`mesh_types::plan::Proxy`]); [`crate::Traversal::real_address`] tells the other one.
     pub remote: SocketAddr,
     /// Its tier.
     pub kind: PathKind,

@@ -508,6 +508,14 @@ impl Node {
             kind: CandidateKind::Relayed,
             address,
         }));
+        let tcp = self
+            .turn
+            .mapped_tcp()
+            .filter(|at| self.admission.admits(at));
+        endpoints.extend(tcp.map(|address| Candidate {
+            kind: CandidateKind::Tcp,
+            address,
+        }));
         endpoints.sort();
         endpoints.truncate(CANDIDATES_MAX);
         let change = if endpoints != self.endpoints {

@@ -105,6 +105,7 @@ mod tests {
             PathKind::Ipv4,
             PathKind::NodeRelay,
             PathKind::TurnUdp,
+            PathKind::Tcp,
             PathKind::TurnTcp,
         ]
         .into_iter()

@@ -8,11 +8,13 @@ use mesh_types::WgSecret;
 use mesh_types::message::Forward;
 use mesh_types::report::{HostAddress, TunnelStats};
 use mesh_types::token::{TicketId, TicketKeys};
-use mesh_types::{Candidate, Idx, IpNet, Message, NatReport, Now, PeerId, SocketId, Transmit};
+use mesh_types::{
+    Candidate, CandidateKind, Idx, IpNet, Message, NatReport, Now, PeerId, SocketId, Transmit,
+};
 
 use crate::agent::PathAgent;
-use crate::api::{Config, Counters, Event, Hairpin, JoinRequest, Lifetime, Path, PeerReport};
-use crate::api::{PeerSpec, Refused, Rest};
+use crate::api::{CandidateReport, Config, Counters, Event, Hairpin, JoinRequest, Lifetime};
+use crate::api::{Path, PathKind, PeerReport, PeerSpec, Refused, Rest};
 use crate::budget::Bucket;
 use crate::candidate;
 use crate::hairpin::HairpinTest;
@@ -425,11 +427,14 @@ impl Traversal {
 
     /// What is known of the attempts to reach a peer.
     pub fn peer_report(&self, id: &PeerId) -> Option<PeerReport> {
-        Some(
-            self.agents
-                .get(id)?
-                .report(self.node.nat.report(), self.latest),
-        )
+        let agent = self.agents.get(id)?;
+        let mut report = agent.report(self.node.nat.report(), self.latest);
+        let tcp = |tried: &&mut CandidateReport| tried.kind == PathKind::Tcp;
+        for tried in report.candidates.iter_mut().filter(tcp) {
+            tried.candidate.kind = CandidateKind::Tcp;
+            tried.candidate.address = self.real_address(tried.candidate.address);
+        }
+        Some(report)
     }
 
     /// Numbers by name: what was sent, what was refused and why.

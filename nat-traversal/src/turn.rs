@@ -22,9 +22,12 @@ use rand_core::{Rng as _, SeedableRng as _};
 use crate::api::{PathKind, TurnProblem, TurnReport};
 
 mod client;
+mod direct;
 mod message;
+mod servers;
 
 use client::{Client, Failure};
+use direct::Direct;
 use message::Credentials;
 
 /// Between the first attempts of servers in order: two round trips across an ocean.
@@ -45,10 +48,6 @@ const CREDENTIALS: Duration = Duration::from_secs(24 * 3600);
 const REPLACE: Duration = Duration::from_secs(12 * 3600);
 /// How long all servers are measured when a person asks for it.
 const SURVEY: Duration = Duration::from_secs(5);
-/// Servers taken from the configuration.
-const SERVERS_MAX: usize = 8;
-/// Addresses of one server.
-const ADDRESSES_MAX: usize = 4;
 /// Addresses remembered of which only a datagram has come.
 const STRANGERS_MAX: usize = 64;
 /// Loopback addresses in the range, without the last: it is a broadcast address.
@@ -63,7 +62,10 @@ pub(crate) enum Event {
         loopback: SocketAddr,
     },
     /// A link has ended: so have all paths on it.
-    Lost(u32),
+    Lost {
+        /// It led to a server.
+        server: bool,
+    },
     /// There is an allocation where there was none on this link: peers may want it, and its address is announced.
     Ready,
     /// A server's name is to be looked up.
@@ -110,6 +112,7 @@ pub(crate) struct Turn {
     name: String,
     slots: Vec<Slot>,
     links: BTreeMap<u32, Link>,
+    direct: BTreeMap<u32, Direct>,
     next_link: u32,
     /// Link and address of the peer.
     loopbacks: BTreeMap<SocketAddr, (u32, SocketAddr)>,
@@ -138,6 +141,7 @@ impl Turn {
             name: String::new(),
             slots: Vec::new(),
             links: BTreeMap::new(),
+            direct: BTreeMap::new(),
             next_link: 0,
             loopbacks: BTreeMap::new(),
             by_peer: BTreeMap::new(),
@@ -154,92 +158,6 @@ impl Turn {
         }
     }
 
-    /// The configured servers, and the name that this node has in its credentials. What stays the same goes on.
-    pub(crate) fn set_servers(&mut self, servers: Vec<TurnServer>, name: &str, now: Instant) {
-        let fit = |c: &char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-        self.name = name.chars().filter(fit).take(64).collect();
-        let mut servers = servers;
-        servers.truncate(SERVERS_MAX);
-        // The sort is stable: among equals the file's order counts.
-        servers.sort_by_key(|server| server.address.transport);
-        if self.slots.iter().map(|slot| &slot.server).eq(&servers) {
-            return;
-        }
-        let mut old: Vec<Option<Slot>> = std::mem::take(&mut self.slots)
-            .into_iter()
-            .map(Some)
-            .collect();
-        let mut moved = BTreeMap::new();
-        for (index, server) in servers.into_iter().enumerate() {
-            let same = |slot: &Option<Slot>| slot.as_ref().is_some_and(|s| s.server == server);
-            let known = old.iter().position(same);
-            let kept = known.and_then(|at| {
-                moved.insert(at, index);
-                old[at].take()
-            });
-            let slot = kept.unwrap_or_else(|| {
-                let authority = server.address.authority();
-                let literal = authority.parse().ok();
-                if literal.is_none() {
-                    self.events.push_back(Event::Resolve(authority));
-                }
-                Slot {
-                    server,
-                    addresses: literal.into_iter().collect(),
-                    next: 0,
-                    failures: 0,
-                    retry: None,
-                    problem: None,
-                    rtt: None,
-                }
-            });
-            self.slots.push(slot);
-        }
-        let all: Vec<u32> = self.links.keys().copied().collect();
-        for number in all {
-            let slot = self.links.get(&number).map(|link| link.slot);
-            match slot.and_then(|slot| moved.get(&slot)) {
-                Some(index) => {
-                    if let Some(link) = self.links.get_mut(&number) {
-                        link.slot = *index;
-                    }
-                }
-                None => self.drop_link(number),
-            }
-        }
-        self.seeking = Some(now);
-    }
-
-    /// A name was looked up.
-    pub(crate) fn resolved(&mut self, name: &str, addresses: &[SocketAddr], now: Instant) {
-        for slot in &mut self.slots {
-            if slot.server.address.authority() != name {
-                continue;
-            }
-            let mut usable: Vec<SocketAddr> = addresses
-                .iter()
-                .map(|at| SocketAddr::new(at.ip().to_canonical(), at.port()))
-                .filter(|at| !at.ip().is_unspecified() && !at.ip().is_multicast())
-                .collect();
-            // IPv4 first: the relayed address is of that family, and ChannelData then fits packets of 1500 bytes.
-            usable.sort_by_key(|at| (at.is_ipv6(), *at));
-            usable.dedup();
-            usable.truncate(ADDRESSES_MAX);
-            if usable.is_empty() {
-                slot.failures += 1;
-                slot.retry = Some(now + AGAIN_MAX);
-                // What was known goes on being tried.
-                if slot.addresses.is_empty() {
-                    slot.problem = Some(TurnProblem::Unresolved);
-                }
-            } else if usable != slot.addresses {
-                slot.next = 0;
-                slot.retry = None;
-                slot.addresses = usable;
-            }
-        }
-    }
-
     /// Connections that are wanted.
     pub(crate) fn links(&self) -> BTreeSet<TurnLink> {
         let link = |(number, link): (&u32, &Link)| {
@@ -249,14 +167,16 @@ impl Turn {
                 server: link.server,
                 transport: slot.transport(),
                 name: slot.server.address.host.clone(),
+                from: None,
             })
         };
-        self.links.iter().filter_map(link).collect()
+        let links = self.links.iter().filter_map(link);
+        links.chain(self.direct_links()).collect()
     }
 
     /// Channels of addresses that somebody wants.
     pub(crate) fn proxies(&self) -> BTreeSet<Proxy> {
-        let mut out = BTreeSet::new();
+        let mut out: BTreeSet<Proxy> = self.direct_proxies().collect();
         let wished: BTreeSet<&SocketAddr> = self.wishes.values().flatten().collect();
         for (number, link) in &self.links {
             let bound = link.client.iter().flat_map(Client::bound);
@@ -284,7 +204,10 @@ impl Turn {
 
     /// Are there servers at all?
     pub(crate) fn is_configured(&self) -> bool {
-        !self.slots.is_empty() || !self.links.is_empty() || !self.farewells.is_empty()
+        !self.slots.is_empty()
+            || !self.links.is_empty()
+            || !self.direct.is_empty()
+            || !self.farewells.is_empty()
     }
 
     /// Is a peer to be reached through a link?
@@ -314,6 +237,9 @@ impl Turn {
     /// Link and tier of an address that stands for one behind a link.
     pub(crate) fn link_of(&self, loopback: &SocketAddr) -> Option<(u32, PathKind)> {
         let (link, _) = self.loopbacks.get(loopback)?;
+        if self.direct.contains_key(link) {
+            return Some((*link, PathKind::Tcp));
+        }
         let slot = self.slots.get(self.links.get(link)?.slot)?;
         let kind = match slot.transport() {
             TurnTransport::Udp => PathKind::TurnUdp,
@@ -343,6 +269,9 @@ impl Turn {
         bytes: &[u8],
     ) -> Option<(SocketAddr, Vec<u8>)> {
         let (at, peer) = *self.loopbacks.get(&loopback)?;
+        if at == link && self.direct.contains_key(&link) {
+            return direct::wrap(bytes).map(|framed| (peer, framed));
+        }
         let link = self.links.get_mut(&link).filter(|_| at == link)?;
         let framed = link.client.as_mut()?.wrap(peer, bytes)?;
         Some((link.server, framed))
@@ -356,6 +285,10 @@ impl Turn {
         bytes: &'a [u8],
         now: Instant,
     ) -> Option<(SocketAddr, SocketAddr, &'a [u8])> {
+        if let Some(peer) = self.direct.get(&number).map(|direct| direct.at) {
+            let content = direct::unwrap(bytes)?;
+            return Some((self.stand_in(number, peer), direct::NOWHERE, content));
+        }
         let link = self.links.get_mut(&number)?;
         let client = link.client.as_mut()?;
         let got = client.handle(bytes, now);
@@ -474,6 +407,7 @@ impl Turn {
 
     /// The name of a peer has changed.
     pub(crate) fn rename(&mut self, from: &PeerId, to: PeerId) {
+        self.rename_direct(from, to);
         if let Some(wish) = self.wishes.remove(&Some(*from)) {
             self.wishes.entry(Some(to)).or_default().extend(wish);
         }
@@ -517,6 +451,9 @@ impl Turn {
 
     /// The edge says what became of a link.
     pub(crate) fn link_state(&mut self, number: u32, state: &TurnLinkState, now: Now) {
+        if self.direct.contains_key(&number) {
+            return self.direct_state(number, state, now.mono);
+        }
         let Some(link) = self.links.get_mut(&number) else {
             return;
         };
@@ -584,7 +521,8 @@ impl Turn {
     }
 
     fn drop_link(&mut self, number: u32) {
-        self.links.remove(&number);
+        let server = self.links.remove(&number).is_some();
+        self.direct.remove(&number);
         let gone = |(_, (link, _)): &(&SocketAddr, &(u32, SocketAddr))| *link == number;
         let loopbacks: Vec<SocketAddr> = self
             .loopbacks
@@ -593,7 +531,7 @@ impl Turn {
             .map(|(at, _)| *at)
             .collect();
         self.changed = true;
-        self.events.push_back(Event::Lost(number));
+        self.events.push_back(Event::Lost { server });
         for loopback in loopbacks {
             self.forget(loopback);
         }
@@ -672,6 +610,7 @@ impl Turn {
                 None => {}
             }
         }
+        self.close_silent(used, now);
         self.close_spare(used, now);
         self.open_wanted(now);
     }
@@ -778,6 +717,7 @@ impl Turn {
         });
         let slots = (0..self.slots.len()).map(|index| self.open_at(index));
         let all = links.chain(slots).chain([self.survey]);
+        let all = all.chain(self.direct_deadlines(used));
         all.flatten().min().map(|at| (at, "turn"))
     }
 }

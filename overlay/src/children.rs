@@ -169,6 +169,7 @@ impl Overlay {
     fn path_changed(&mut self, id: &PeerId, now: Now) {
         let path = self.traversal.path(id);
         let relayed = path.is_some_and(|path| path.kind.is_relayed());
+        let datagrams = path.is_some_and(|path| path.kind.is_direct_udp());
         let remote = path.map(|path| path.remote);
         let ready = path
             .filter(|path| path.searched)
@@ -188,7 +189,7 @@ impl Overlay {
                 let fresh = record.path_since.is_none();
                 record.hushed = false;
                 // A relay's port is lent for minutes, and says nothing of where the peer is.
-                if !relayed {
+                if datagrams {
                     record.last_endpoint = Some(remote);
                 }
                 if fresh {

@@ -461,7 +461,8 @@ pub(crate) fn public(nat: &NatReport, endpoints: &[Candidate]) -> bool {
             CandidateKind::Host => is_global(&candidate.address.ip()),
             CandidateKind::ServerReflexive
             | CandidateKind::PeerReflexive
-            | CandidateKind::Relayed => false,
+            | CandidateKind::Relayed
+            | CandidateKind::Tcp => false,
         };
         // An IPv6 address is global behind most firewalls too, and says nothing.
         own && candidate.address.is_ipv4()

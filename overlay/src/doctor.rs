@@ -181,6 +181,9 @@ fn summary(view: &PeerSnapshot, own: Option<Class>, theirs: Option<Class>) -> Op
     let way = match (view.state, path.and_then(|path| path.via.as_deref())) {
         (PeerState::Relayed, Some(via)) => format!("relayed through {via}"),
         (PeerState::Relayed, None) => "relayed".to_owned(),
+        (PeerState::Direct, _) if path.is_some_and(|path| path.kind == PathKind::Tcp) => {
+            "direct over TCP".to_owned()
+        }
         (PeerState::Direct, _) => "direct".to_owned(),
         (PeerState::Idle | PeerState::Connecting | PeerState::Down, _) => "no path".to_owned(),
     };
@@ -608,6 +611,11 @@ fn why_direct(view: &PeerSnapshot, own: Option<Class>, theirs: Option<Class>) ->
         Some(PathKind::Ipv6) => {
             return "it is direct by IPv6, where no NAT changes ports: both sides sent first, so both firewalls let the answers in".to_owned();
         }
+        Some(PathKind::Tcp) => {
+            return format!(
+                "it is direct over TCP: no UDP gets through, but the NATs of this node and {name} keep one public TCP port, and both connected at the same time"
+            );
+        }
         Some(_) | None => {}
     }
     let opener = match (own, theirs) {
@@ -635,6 +643,7 @@ fn sentence_of(tried: &Tried) -> String {
         CandidateKind::ServerReflexive => "seen by others",
         CandidateKind::PeerReflexive => "seen here",
         CandidateKind::Relayed => "on a relay",
+        CandidateKind::Tcp => "of TCP",
     };
     let outcome = match (tried.sent, tried.answered, tried.rtt) {
         (0, 0, _) => "not tried".to_owned(),

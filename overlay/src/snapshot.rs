@@ -91,6 +91,8 @@ pub enum PathKind {
     NodeRelay,
     /// Through a TURN server, by UDP.
     TurnUdp,
+    /// Straight to the peer, over TCP.
+    Tcp,
     /// Through a TURN server, by TCP.
     TurnTcp,
     /// Through a TURN server, by TLS.
@@ -106,6 +108,7 @@ impl PathKind {
             Self::Ipv4 => "ipv4",
             Self::NodeRelay => "node-relay",
             Self::TurnUdp => "turn-udp",
+            Self::Tcp => "tcp",
             Self::TurnTcp => "turn-tcp",
             Self::TurnTls => "turn-tls",
         }

@@ -52,7 +52,7 @@ impl Overlay {
         let turn = path.turn.as_ref();
         PathSnapshot {
             kind: path_kind(path),
-            remote: turn.map_or(path.remote, |turn| turn.peer),
+            remote: self.traversal.real_address(path.remote),
             via: match turn {
                 Some(turn) => Some(turn.server.to_string()),
                 None => path.via.map(|relay| self.peer_name(&relay)),
@@ -70,6 +70,7 @@ pub(crate) fn path_kind(path: &Path) -> PathKind {
         nat_traversal::PathKind::Ipv4 => PathKind::Ipv4,
         nat_traversal::PathKind::NodeRelay => PathKind::NodeRelay,
         nat_traversal::PathKind::TurnUdp => PathKind::TurnUdp,
+        nat_traversal::PathKind::Tcp => PathKind::Tcp,
         nat_traversal::PathKind::TurnTcp if transport == Some(TurnTransport::Tls) => {
             PathKind::TurnTls
         }

@@ -125,6 +125,7 @@ impl Overlay {
                 nat_traversal::PathKind::Lan => "inside the local network",
                 nat_traversal::PathKind::Ipv6 => "by IPv6",
                 nat_traversal::PathKind::Ipv4 => "by IPv4",
+                nat_traversal::PathKind::Tcp => "over TCP",
                 nat_traversal::PathKind::NodeRelay => {
                     let relay = path.via.map(|relay| self.peer_name(&relay));
                     let relay = relay.unwrap_or_else(|| "a member".to_owned());
@@ -142,7 +143,7 @@ impl Overlay {
                     };
                 }
             };
-            format!("{kind} at {}", path.remote)
+            format!("{kind} at {}", self.traversal.real_address(path.remote))
         });
         let suspect = report.as_ref().is_some_and(|report| report.suspect);
         match (state, remote) {

@@ -109,6 +109,8 @@ impl Class {
     pub fn way(self, other: Self) -> Way {
         let pair = (self.min(other), self.max(other));
         match pair {
+            // A TCP connection.
+            (Self::NoUdp, Self::NoUdp) => Way::Direct,
             (_, Self::NoUdp) => Way::Relay,
             (Self::Open | Self::Adf | Self::Apdf, _)
             | (Self::Seq, Self::Seq)
@@ -121,7 +123,7 @@ impl Class {
     pub fn figure(self, other: Self) -> Duration {
         let (easier, harder) = (self.min(other), self.max(other));
         match (easier, harder) {
-            (_, Self::NoUdp) => Duration::from_secs(10),
+            (_, Self::NoUdp) => Duration::from_secs(3),
             (Self::Blk, _) => Duration::from_secs(6),
             (Self::Seq, _) | (Self::Apdf, Self::Seq) => Duration::from_secs(2),
             (Self::Apdf, Self::Blk) => Duration::from_secs(3),

@@ -65,7 +65,7 @@ cells! {
     a_block_of_ports_and_no_udp_on_the_other_side_are_relayed: Blk, NoUdp;
     random_ports_on_both_sides_are_relayed: Rand, Rand;
     random_ports_and_no_udp_on_the_other_side_are_relayed: Rand, NoUdp;
-    no_udp_on_both_sides_is_relayed: NoUdp, NoUdp;
+    without_udp_on_both_sides_a_pair_is_connected_by_tcp: NoUdp, NoUdp;
 }
 
 fn assert_cell(west: Class, east: Class) {

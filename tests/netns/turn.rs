@@ -22,16 +22,19 @@ pub struct Scene {
     pub east: Site,
     pub coturn: Coturn,
     /// Dropped last.
-    _lab: Lab,
+    pub lab: Lab,
 }
 
 impl Scene {
     /// Everybody has joined. Who has TURN servers, and by which transports, say the last two arguments.
     pub fn joined(paris_turn: &[&str], tokyo_turn: &[&str]) -> Self {
+        Self::behind(NatKind::Symmetric, paris_turn, tokyo_turn)
+    }
+
+    pub fn behind(kind: NatKind, paris_turn: &[&str], tokyo_turn: &[&str]) -> Self {
         let lab = Lab::new();
         let coturn = Coturn::start(&lab, lab.public_host("turn"), SECRET);
-        let [west, east] =
-            ["west", "east"].map(|name| lab.site(name, Nat::new(NatKind::Symmetric)));
+        let [west, east] = ["west", "east"].map(|name| lab.site(name, Nat::new(kind)));
         let mut hub = founder(&lab, lab.public_host("hub"));
         let mut paris = Node::new(&lab, west.host("paris")).with_pod(&lab, 1);
         let mut tokyo = Node::new(&lab, east.host("tokyo")).with_pod(&lab, 2);
@@ -48,7 +51,7 @@ impl Scene {
             west,
             east,
             coturn,
-            _lab: lab,
+            lab,
         }
     }
 }

@@ -1,12 +1,13 @@
 //! What else a pair needs of TURN: TCP, no UDP at all, servers that die, refuse or cannot be trusted.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use serde_json::Value;
 
 use crate::lab::agent::PATIENCE;
 use crate::lab::coturn::Coturn;
-use crate::lab::traffic::ping_once;
+use crate::lab::traffic::{Echo, ping_once, udp_exchange};
 use crate::lab::wait::wait_until;
 use crate::lab::{Lab, LinkState, Nat, NatKind, Node};
 use crate::scene::{add_turn, assert_pods_meet, founder};
@@ -36,6 +37,52 @@ fn without_udp_on_both_sides_a_pair_meets_by_tls_and_reaches_the_hub() {
     wait_kind(&scene.paris, "tokyo", "turn-tls");
     wait_kind(&scene.tokyo, "paris", "turn-tls");
     assert_pods_meet(&scene.paris, &scene.tokyo);
+}
+
+#[test]
+fn without_udp_behind_endpoint_independent_nats_a_pair_ends_on_direct_tcp() {
+    let mut scene = Scene::behind(NatKind::Prc, &["udp", "tcp"], &["udp", "tls"]);
+    for node in [&mut scene.paris, &mut scene.tokyo] {
+        assert!(node.stop());
+    }
+    scene.west.set_udp(LinkState::Cut);
+    scene.east.set_udp(LinkState::Cut);
+    for node in [&mut scene.paris, &mut scene.tokyo] {
+        start(node, &scene.coturn);
+    }
+    let pairs = [
+        (&scene.paris, "tokyo", &scene.east),
+        (&scene.tokyo, "paris", &scene.west),
+    ];
+    for (node, peer, site) in pairs {
+        let (entry, _) = wait_until("the path is direct TCP", PATIENCE, || {
+            let entry = node.peer(peer)?;
+            let direct = entry["state"] == "direct" && entry["path"]["kind"] == "tcp";
+            direct.then_some(entry.clone()).ok_or(entry.to_string())
+        });
+        let remote = entry["path"]["remote"].to_string();
+        assert!(
+            remote.contains(&site.public_address().to_string()),
+            "{entry:#}"
+        );
+        let reason = entry["reason"].to_string();
+        assert!(reason.contains("direct over TCP at"), "{reason}");
+        let doctor = node.verb(&["doctor", peer], "");
+        let said = String::from_utf8_lossy(&doctor.stdout).into_owned();
+        assert!(said.contains("it is direct over TCP"), "{said}");
+    }
+    assert_pods_meet(&scene.paris, &scene.tokyo);
+    let server = scene.coturn.host.ipv4;
+    let before = scene.lab.uplink_bytes(server);
+    let (from, to) = (scene.paris.pod(), scene.tokyo.pod());
+    let _echo = Echo::start(&to.namespace);
+    let answered = udp_exchange(&from.namespace, IpAddr::V4(to.ipv4), 500, 1000);
+    assert!(answered >= 495, "{answered} of 500 answered");
+    let crossed = scene.lab.uplink_bytes(server) - before;
+    assert!(
+        crossed < 100_000,
+        "{crossed} bytes crossed the server's link"
+    );
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::UdpSocket;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use mesh_types::report::TurnLinkState;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
@@ -34,9 +35,14 @@ struct Worker<'a> {
 /// Connects, and carries until the link ends.
 pub(super) fn run(shared: &Shared) {
     let (number, transport) = (shared.link.number, shared.link.transport.kind());
-    debug!(number, server = %shared.link.server, transport, "Connecting to a TURN server");
-    let end = match wire::connect(&shared.link, shared.fwmark) {
+    debug!(number, server = %shared.link.server, transport, from = ?shared.from, "Connecting a link");
+    let connected = match shared.from {
+        Some(port) => wire::meet(shared, port),
+        None => wire::connect(&shared.link, shared.fwmark),
+    };
+    let end = match connected {
         Ok(wire) if !shared.is_stopped() => {
+            shared.port.store(wire.port(), Ordering::Relaxed);
             shared.tell(TurnLinkState::Up);
             match carry(shared, wire) {
                 Ok(()) => return,
@@ -46,7 +52,7 @@ pub(super) fn run(shared: &Shared) {
         Ok(_) => return,
         Err(end) => end,
     };
-    debug!(number, ?end, "Link to a TURN server has ended");
+    debug!(number, ?end, "A link has ended");
     shared.tell(end);
 }
 

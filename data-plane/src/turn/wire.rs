@@ -1,9 +1,10 @@
-//! A connection to a TURN server: datagrams, a stream, or a stream inside TLS.
+//! A connection to a TURN server: datagrams, a stream, or a stream inside TLS. Or a stream to a peer.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 use mesh_types::plan::TurnLink;
@@ -13,6 +14,7 @@ use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, RootCertStore};
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 
+use super::Shared;
 use super::frame::{self, Garbage};
 use super::link::QUEUE;
 use crate::worker::now;
@@ -21,6 +23,10 @@ use crate::worker::now;
 const CONNECT: Duration = Duration::from_secs(5);
 /// Data that the other end has not confirmed for so long has not arrived.
 const UNCONFIRMED: Duration = Duration::from_secs(15);
+/// How long a peer is waited for that connects at the same time: it has heard of it a moment earlier or later...
+const MEET: Duration = Duration::from_secs(4);
+/// ...and what refuses meanwhile may have been too early.
+const MEET_AGAIN: Duration = Duration::from_secs(1);
 /// Read at once.
 const READ: usize = 64 * 1024;
 
@@ -46,14 +52,41 @@ pub(super) fn connect(link: &TurnLink, fwmark: u32) -> Result<Wire, TurnLinkStat
     match link.transport {
         TurnTransport::Udp => udp(link.server, fwmark).map(Wire::Udp).map_err(plain),
         TurnTransport::Tcp => {
-            let tcp = tcp(link.server, fwmark).map_err(plain)?;
+            let tcp = tcp(link.server, 0, CONNECT, fwmark).map_err(plain)?;
             Stream::wire(tcp, None).map_err(plain)
         }
         TurnTransport::Tls => {
             let config = tls_config()?;
-            let mut tcp = tcp(link.server, fwmark).map_err(plain)?;
+            let mut tcp = tcp(link.server, 0, CONNECT, fwmark).map_err(plain)?;
             let tls = handshake(&mut tcp, config, &link.name).map_err(plain)?;
             Stream::wire(tcp, Some(tls)).map_err(plain)
+        }
+    }
+}
+
+/// Connects to a peer from a port that a stream of ours has already, while the peer does the same: each takes the
+/// other's SYN for the answer to its own. Nobody listens, so nobody else gets in.
+pub(super) fn meet(shared: &Shared, port: u16) -> Result<Wire, TurnLinkState> {
+    let peer = shared.link.server;
+    let end = now() + MEET;
+    loop {
+        let left = end.saturating_duration_since(now());
+        let tried = match port {
+            0 => Err(io::ErrorKind::NotConnected.into()),
+            _ => tcp(peer, port, left.max(MEET_AGAIN), shared.fwmark),
+        };
+        match tried {
+            Ok(tcp) => return Stream::wire(tcp, None).map_err(|error| down(&error)),
+            Err(error) => {
+                let early = matches!(
+                    error.kind(),
+                    io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset
+                );
+                if !early || left <= MEET_AGAIN || shared.is_stopped() {
+                    return Err(down(&error));
+                }
+                thread::sleep(MEET_AGAIN);
+            }
         }
     }
 }
@@ -65,18 +98,24 @@ fn udp(server: SocketAddr, fwmark: u32) -> io::Result<UdpSocket> {
         Some(Protocol::UDP),
     )?;
     mark(&socket, fwmark)?;
-    let any: IpAddr = match server {
-        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
-    };
-    socket.bind(&SocketAddr::new(any, 0).into())?;
+    socket.bind(&unspecified(server, 0).into())?;
     socket.connect(&server.into())?;
     socket.set_nonblocking(true)?;
     _ = socket.set_recv_buffer_size(QUEUE);
     Ok(socket.into())
 }
 
-fn tcp(server: SocketAddr, fwmark: u32) -> io::Result<TcpStream> {
+/// Every address of the family of `of`.
+fn unspecified(of: SocketAddr, port: u16) -> SocketAddr {
+    let any: IpAddr = match of {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    SocketAddr::new(any, port)
+}
+
+/// A stream from a port that others may leave from too, 0 for any that is free.
+fn tcp(server: SocketAddr, port: u16, patience: Duration, fwmark: u32) -> io::Result<TcpStream> {
     let socket = Socket::new(
         Domain::for_address(server),
         Type::STREAM,
@@ -86,7 +125,9 @@ fn tcp(server: SocketAddr, fwmark: u32) -> io::Result<TcpStream> {
     socket.set_tcp_nodelay(true)?;
     socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(UNCONFIRMED))?;
     socket.set_tcp_user_timeout(Some(UNCONFIRMED))?;
-    socket.connect_timeout(&server.into(), CONNECT)?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&unspecified(server, port).into())?;
+    socket.connect_timeout(&server.into(), patience)?;
     Ok(socket.into())
 }
 
@@ -179,6 +220,14 @@ impl Wire {
         match self {
             Self::Udp(socket) => socket.as_fd(),
             Self::Stream(stream) => stream.tcp.as_fd(),
+        }
+    }
+
+    /// Its local port, where it is a stream.
+    pub(super) fn port(&self) -> u16 {
+        match self {
+            Self::Udp(_) => 0,
+            Self::Stream(stream) => stream.tcp.local_addr().map_or(0, |at| at.port()),
         }
     }
 

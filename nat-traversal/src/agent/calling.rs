@@ -158,6 +158,7 @@ impl PathAgent {
                 let start = Duration::from_millis(u64::from(call.start_ms));
                 self.called_for_openers(node, start, now.mono);
                 self.called(node, &call.candidates, now.mono);
+                self.connect_tcp(node, &call.candidates, now.mono);
                 if self.has_direct() {
                     // The peer would not call if it were content.
                     self.suspect(node, now.mono);
@@ -183,6 +184,7 @@ impl PathAgent {
                 self.spec.nat = answer.nat;
                 self.told_relays(node, &answer.relays, None);
                 self.called(node, &answer.candidates, now.mono);
+                self.connect_tcp(node, &answer.candidates, now.mono);
                 if self.has_direct() {
                     self.question(node, now.mono);
                 }
@@ -250,5 +252,6 @@ impl PathAgent {
 
 fn named(candidates: &[Candidate]) -> Vec<SocketAddr> {
     let all = candidates.iter().take(CANDIDATES_MAX);
+    let all = all.filter(|candidate| candidate.kind != CandidateKind::Tcp);
     all.map(|candidate| candidate.address).collect()
 }

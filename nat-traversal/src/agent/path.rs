@@ -547,7 +547,7 @@ impl PathAgent {
     /// Across the internet, and good: fit to learn the own NAT by.
     pub(crate) fn shows_nat(&self) -> Option<SocketAddr> {
         let path = self.path()?;
-        let outside = path.kind != PathKind::Lan && !path.kind.is_relayed();
+        let outside = path.kind != PathKind::Lan && path.kind.is_direct_udp();
         (outside && !self.is_suspect() && !self.is_asleep()).then_some(path.remote)
     }
 

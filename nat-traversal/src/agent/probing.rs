@@ -32,7 +32,8 @@ impl PathAgent {
         purpose: Purpose,
         now: Instant,
     ) -> bool {
-        if self.is_silent() && !self.is_relayed(&address) {
+        let by_udp = |remote: &Remote| remote.kind.is_direct_udp();
+        if self.is_silent() && self.remotes.get(&address).is_none_or(by_udp) {
             return true;
         }
         let on_path = self.path().is_some_and(|path| path.remote == address);

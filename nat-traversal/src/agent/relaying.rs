@@ -64,7 +64,7 @@ impl PathAgent {
 
     /// May it be asked to relay?
     pub(crate) fn reach_as_relay(&self) -> Option<(SocketAddr, Duration)> {
-        let path = self.path().filter(|path| !path.kind.is_relayed())?;
+        let path = self.path().filter(|path| path.kind.is_direct_udp())?;
         (self.spec.relay_capable && !self.is_suspect()).then_some((path.remote, path.rtt))
     }
 
@@ -75,7 +75,7 @@ impl PathAgent {
         }
         let candidates = || self.spec.candidates.iter();
         let own = |ip| candidates().any(|c| c.kind == CandidateKind::Host && c.address.ip() == ip);
-        let in_use = self.path().filter(|path| !path.kind.is_relayed());
+        let in_use = self.path().filter(|path| path.kind.is_direct_udp());
         candidates()
             .map(|c| c.address.ip())
             .chain(in_use.map(|path| path.remote.ip()))

@@ -5,11 +5,13 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use mesh_types::address::is_global;
+use mesh_types::consts::CANDIDATES_MAX;
 use mesh_types::{Candidate, CandidateKind};
 
 use super::PathAgent;
 use super::relaying::Need;
-use crate::api::{Event, PathKind};
+use crate::api::{Event, Path, PathKind};
+use crate::budget::Rate;
 use crate::node::Node;
 use crate::remote::Remote;
 
@@ -17,6 +19,10 @@ use crate::remote::Remote;
 const WAIT: Duration = Duration::from_millis(300);
 /// Addresses of a peer that are tried through a server.
 const TARGETS_MAX: usize = 6;
+/// TCP addresses of a peer that are tried.
+const TCP_MAX: usize = 2;
+/// Attempts to connect by TCP to one peer.
+const CONNECTS: Rate = Rate::every(Duration::from_secs(10), 4);
 /// What answered so recently may take the place of a path whose link has ended.
 const RECENT: Duration = Duration::from_secs(5);
 
@@ -50,7 +56,8 @@ impl PathAgent {
         let mut out: BTreeSet<SocketAddr> = self
             .remotes
             .iter()
-            .filter(|(_, remote)| remote.turn.is_some() && proven(remote))
+            .filter(|(_, remote)| remote.turn.is_some() && remote.kind != PathKind::Tcp)
+            .filter(|(_, remote)| proven(remote))
             .map(|(address, _)| node.turn.real(*address))
             .collect();
         let own = |remote: &&Remote| remote.turn.is_none() && remote.relay.is_none();
@@ -91,6 +98,28 @@ impl PathAgent {
             self.burst(&[loopback], false, now);
         }
         self.run_probes(node, now);
+    }
+
+    /// The peer has said where it can be connected to by TCP, and does the same now: both NATs must see a packet from
+    /// inside first. Only beside a path that nothing better has replaced for a moment.
+    pub(super) fn connect_tcp(&mut self, node: &mut Node, candidates: &[Candidate], now: Instant) {
+        let poor = |path: &Path| path.kind > PathKind::Tcp && path.since + WAIT <= now;
+        if !self.path().is_some_and(poor) {
+            return;
+        }
+        let tcp = candidates.iter().take(CANDIDATES_MAX);
+        let tcp = tcp.filter(|candidate| candidate.kind == CandidateKind::Tcp);
+        for at in tcp.map(|candidate| candidate.address).take(TCP_MAX) {
+            if !node.admission.admits(&at) || !node.turn.may_connect(&self.id, at) {
+                continue;
+            }
+            if !self.connects.take(CONNECTS, now) {
+                node.counters.add("budget-deferred");
+                return;
+            }
+            node.counters.add("tcp-connects");
+            node.turn.connect(self.id, at, now);
+        }
     }
 
     /// Forgets addresses whose link or channel is gone.

@@ -578,7 +578,7 @@ impl Traversal {
         }
         let to = *self.by_idx.get(&bind.peer).ok_or(Refusal::Peer)?;
         let path = self.agents.get(&to).and_then(|agent| agent.path());
-        let at = path.filter(|path| !path.kind.is_relayed());
+        let at = path.filter(|path| path.kind.is_direct_udp());
         let request = Request {
             from,
             to,
@@ -625,7 +625,7 @@ impl Traversal {
     fn tell_again(&mut self, now: Instant) {
         for (from, to) in self.server.offers_due(now) {
             let path = self.agents.get(&to).and_then(|agent| agent.path());
-            let path = path.filter(|path| !path.kind.is_relayed());
+            let path = path.filter(|path| path.kind.is_direct_udp());
             let at = path.map(|path| path.remote.ip());
             let names = self.agents.get(&from).and_then(|agent| agent.names());
             let offer = self.server.offer_again(from, to, at, now);

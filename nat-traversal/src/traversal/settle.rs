@@ -6,7 +6,7 @@ use mesh_types::Now;
 
 use super::Traversal;
 use crate::agent::PathAgent;
-use crate::api::Event;
+use crate::api::{Event, PathKind};
 use crate::budget::Rate;
 use crate::hard::sampler::Observer;
 use crate::node::Change;
@@ -30,7 +30,10 @@ impl Traversal {
             }
         }
         self.node.connected = connected;
-        let by_udp = |agent: &PathAgent| agent.path().is_some_and(|path| path.turn.is_none());
+        let by_udp = |agent: &PathAgent| {
+            let path = agent.path();
+            path.is_some_and(|path| path.turn.is_none() && path.kind != PathKind::Tcp)
+        };
         self.node.by_udp = self.agents.values().any(by_udp);
         if std::mem::take(&mut self.node.refresh) && self.refreshes.take(REFRESHES, now.mono) {
             self.refresh(now.mono);

@@ -61,7 +61,9 @@ impl Traversal {
         let got = self.node.turn.handle(link, bytes, now.mono);
         if let Some((remote, local, content)) = got {
             let content = content.to_vec();
-            self.receive(SocketId::Turn(link), local, remote, &content, now);
+            if self.receive(SocketId::Turn(link), local, remote, &content, now) {
+                self.node.turn.heard_peer(link, now.mono);
+            }
         }
         self.settle(now);
     }
@@ -81,8 +83,10 @@ impl Traversal {
                         }
                     }
                 }
-                turn::Event::Lost(_) => {
-                    self.node.counters.add("turn-lost");
+                turn::Event::Lost { server } => {
+                    self.node
+                        .counters
+                        .add(if server { "turn-lost" } else { "tcp-lost" });
                     self.node.nat.unjudged = true;
                     pruned = true;
                 }

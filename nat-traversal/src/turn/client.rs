@@ -110,6 +110,7 @@ pub(crate) struct Client {
     credentials: Option<Credentials>,
     session: Option<Session>,
     relayed: Option<SocketAddr>,
+    mapped: Option<SocketAddr>,
     failed: bool,
     nonces: u8,
     asked: BTreeMap<[u8; 12], Asked>,
@@ -136,6 +137,7 @@ impl Client {
             credentials,
             session: None,
             relayed: None,
+            mapped: None,
             failed: false,
             nonces: 0,
             asked: BTreeMap::new(),
@@ -155,6 +157,12 @@ impl Client {
     /// Where peers send to, once there is an allocation.
     pub(crate) fn relayed(&self) -> Option<SocketAddr> {
         self.relayed.filter(|_| !self.failed)
+    }
+
+    /// Where the server sees this end of a stream.
+    pub(crate) fn mapped_tcp(&self) -> Option<SocketAddr> {
+        let stream = self.transport != TurnTransport::Udp && self.relayed().is_some();
+        self.mapped.filter(|_| stream)
     }
 
     /// Round trip time to the server.
@@ -352,6 +360,7 @@ impl Client {
             Ask::Allocate => match message.relayed() {
                 Some(relayed) => {
                     self.relayed = Some(relayed);
+                    self.mapped = message.mapped();
                     self.refresh_at = Some(now + KEEP);
                     self.events.push_back(Event::Ready);
                 }

@@ -27,6 +27,7 @@ const DATA: u16 = 0x0013;
 const REALM: u16 = 0x0014;
 const NONCE: u16 = 0x0015;
 const XOR_RELAYED_ADDRESS: u16 = 0x0016;
+const XOR_MAPPED_ADDRESS: u16 = 0x0020;
 const REQUESTED_TRANSPORT: u16 = 0x0019;
 /// Length of MESSAGE-INTEGRITY with its header.
 const INTEGRITY_LEN: usize = 24;
@@ -314,6 +315,11 @@ impl<'a> Message<'a> {
 
     pub(crate) fn relayed(&self) -> Option<SocketAddr> {
         unxor(self.attribute(XOR_RELAYED_ADDRESS)?, self.transaction)
+    }
+
+    /// Where the server sees the client.
+    pub(crate) fn mapped(&self) -> Option<SocketAddr> {
+        unxor(self.attribute(XOR_MAPPED_ADDRESS)?, self.transaction)
     }
 
     pub(crate) fn peer(&self) -> Option<SocketAddr> {

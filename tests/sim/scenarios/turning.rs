@@ -166,6 +166,70 @@ fn without_udp_on_both_sides_a_pair_meets_by_two_allocations() {
 }
 
 #[test]
+fn without_udp_on_both_sides_a_pair_is_soon_connected_by_tcp_and_stays_so() {
+    for seed in 915..919 {
+        let mut pair = Pair::hard(seed, [&[Udp, Tcp], &[Udp, Tls]], Backend::Userspace);
+        let (a, b) = (pair.a, pair.b);
+        pair.world.turn.as_mut().expect("a server").maps_tcp = true;
+        pair.block_udp(a, true);
+        pair.block_udp(b, true);
+        pair.meet();
+        let flow = pair.flow();
+        pair.world.seconds(20);
+        let (since, before) = (pair.world.net.now(), pair.relayed());
+        pair.world.seconds(120);
+        let now = pair.world.net.now();
+        let context = || pair.world.describe();
+        for (id, peer) in [(a, b), (b, a)] {
+            let shown = pair.shown(id, peer);
+            assert_eq!(shown.state, PeerState::Direct, "{}", context());
+            assert!(
+                shown.reason.contains("over TCP at 198.51."),
+                "{}",
+                shown.reason
+            );
+            assert_eq!(pair.kind(id, peer), Some(PathKind::Tcp), "{}", context());
+        }
+        assert_eq!(
+            pair.world.flows[flow.0].lost(since, now),
+            0,
+            "{}",
+            context()
+        );
+        // 20 datagrams of WireGuard a second and way do not cross the server.
+        let crossed = pair.relayed() - before;
+        assert!(
+            crossed < 100_000,
+            "{crossed} bytes were relayed\n{}",
+            context()
+        );
+    }
+}
+
+#[test]
+fn a_pair_that_meets_by_udp_does_not_connect_by_tcp() {
+    let mut pair = Pair::new(
+        919,
+        [Access::Nat(STRICT); 2],
+        [&[Tcp], &[Tcp]],
+        Backend::Userspace,
+    );
+    pair.world.turn.as_mut().expect("a server").maps_tcp = true;
+    pair.meet();
+    pair.flow();
+    pair.world.seconds(60);
+    for (id, peer) in [(pair.a, pair.b), (pair.b, pair.a)] {
+        assert_eq!(
+            pair.kind(id, peer),
+            Some(PathKind::Ipv4),
+            "{}",
+            pair.world.describe()
+        );
+        assert_eq!(pair.world.connections(id), 0, "{}", pair.world.describe());
+    }
+}
+
+#[test]
 fn without_udp_on_one_side_anybody_is_met() {
     for (seed, other) in [Access::Public, Access::Nat(STRICT), Access::Nat(HARD)]
         .into_iter()

@@ -313,7 +313,7 @@ impl Node {
     pub(super) fn take_line(&mut self, link: u32, line: Line, now: Now) {
         let state = match line {
             Line::Bytes(bytes) => return self.take_from_turn(link, &bytes, now),
-            Line::Open => TurnLinkState::Up,
+            Line::Open | Line::Meet(..) => TurnLinkState::Up,
             Line::Close => TurnLinkState::Down {
                 reason: "it closed the connection".to_owned(),
                 certificate: false,

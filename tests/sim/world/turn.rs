@@ -11,7 +11,9 @@ use mesh_types::HostPlan;
 use mesh_types::plan::{Proxy, TurnLink};
 use mesh_types::turn::{TurnAddress, TurnSecret, TurnServer, TurnTransport};
 use sim_net::{Delivery, Families, HostId, LinkSpec};
-use stun_rs::attributes::stun::{ErrorCode, MessageIntegrity, Nonce, Realm, UserName};
+use stun_rs::attributes::stun::{
+    ErrorCode, MessageIntegrity, Nonce, Realm, UserName, XorMappedAddress,
+};
 use stun_rs::attributes::turn::{ChannelNumber, Data, LifeTime, XorPeerAddress, XorRelayedAddress};
 use stun_rs::methods::{ALLOCATE, CHANNEL_BIND, DATA, REFRESH, SEND};
 use stun_rs::{
@@ -59,6 +61,25 @@ pub struct Turn {
     /// Requests with credentials that were refused, and allocations that were made.
     pub refused: u64,
     pub made: u64,
+    /// TCP connections straight from node to node: whoever has begun one, and the other end once that has, too.
+    meets: Vec<Meet>,
+    /// Routers map TCP endpoint-independently, and the server tells where it sees a line.
+    pub maps_tcp: bool,
+}
+
+/// One end of a connection from node to node.
+#[derive(Debug, Clone, Copy)]
+struct Meet {
+    leg: (NodeId, u32),
+    /// Its own address outside, and the one it connects to.
+    ends: (SocketAddr, SocketAddr),
+    up: bool,
+}
+
+/// Where the outside sees a line to a server.
+fn outside(node: NodeId, link: u32) -> SocketAddr {
+    let (third, port) = (node.0 as u8, 20_000 + link as u16);
+    SocketAddr::from(([198, 51, third, 100], port))
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,6 +92,8 @@ enum Way {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Line {
     Open,
+    /// From the port of this link's line, to a peer.
+    Meet(u32, SocketAddr),
     Bytes(Vec<u8>),
     Close,
 }
@@ -116,7 +139,8 @@ impl Links {
                     Some(9_000 + self.next_port)
                 }
                 TurnTransport::Tcp | TurnTransport::Tls => {
-                    self.out.push((link.number, Line::Open));
+                    let open = link.from.map(|from| Line::Meet(from, link.server));
+                    self.out.push((link.number, open.unwrap_or(Line::Open)));
                     None
                 }
             };
@@ -210,6 +234,8 @@ impl World {
             relayed: 0,
             refused: 0,
             made: 0,
+            meets: Vec::new(),
+            maps_tcp: false,
         });
     }
 
@@ -224,6 +250,12 @@ impl World {
             },
             secret: Some(TurnSecret::new(secret)),
         }
+    }
+
+    /// TCP connections of a node straight to peers, those that it is about to make too.
+    pub fn connections(&self, id: NodeId) -> usize {
+        let all = self.nodes[id.0].turn.links.values();
+        all.filter(|(link, _)| link.from.is_some()).count()
     }
 
     /// Switches it off, or on again: it remembers nothing.
@@ -265,6 +297,12 @@ impl World {
                 Way::ToServer => {
                     let leg = Leg::Line(node, link);
                     match line {
+                        Line::Meet(from, at) => turn.meet((node, link), from, at, now),
+                        Line::Bytes(_) | Line::Close
+                            if turn.meets.iter().any(|meet| meet.leg == (node, link)) =>
+                        {
+                            turn.pass_on((node, link), line, now);
+                        }
                         Line::Open if turn.on => turn.say(leg, Line::Open, now),
                         Line::Open => turn.say(leg, Line::Close, now),
                         Line::Bytes(bytes) if turn.on => self.at_turn(leg, &bytes, now),
@@ -399,6 +437,43 @@ impl World {
 }
 
 impl Turn {
+    /// A node connects to another, which must have done so too, or do so before this one gives up.
+    fn meet(&mut self, leg: (NodeId, u32), from: u32, at: SocketAddr, now: Instant) {
+        let ends = (outside(leg.0, from), at);
+        let mut up = false;
+        if let Some(other) = self
+            .meets
+            .iter_mut()
+            .find(|meet| meet.ends == (ends.1, ends.0))
+        {
+            (other.up, up) = (true, true);
+            let other = other.leg;
+            for (node, link) in [leg, other] {
+                self.say(Leg::Line(node, link), Line::Open, now);
+            }
+        }
+        self.meets.push(Meet { leg, ends, up });
+    }
+
+    /// What goes from one end to the other, the end of the connection too.
+    fn pass_on(&mut self, leg: (NodeId, u32), line: Line, now: Instant) {
+        let own = self.meets.iter().find(|meet| meet.leg == leg);
+        let own = *own.expect("a connection");
+        let reverse = (own.ends.1, own.ends.0);
+        let other = self
+            .meets
+            .iter()
+            .find(|meet| meet.up && own.up && meet.ends == reverse)
+            .map(|meet| meet.leg);
+        if line == Line::Close {
+            let gone = |meet: &Meet| meet.leg == leg || Some(meet.leg) == other;
+            self.meets.retain(|meet| !gone(meet));
+        }
+        if let Some((node, link)) = other {
+            self.say(Leg::Line(node, link), line, now);
+        }
+    }
+
     fn say(&mut self, leg: Leg, line: Line, now: Instant) {
         if let Leg::Line(node, link) = leg {
             self.line
@@ -436,9 +511,15 @@ impl Turn {
                     channels: BTreeMap::new(),
                 });
                 let relayed = SocketAddr::new(self.ip, self.next_port);
-                reply(MessageClass::SuccessResponse)
+                let answer = reply(MessageClass::SuccessResponse)
                     .with_attribute(XorRelayedAddress::from(relayed))
-                    .with_attribute(LifeTime::from(600))
+                    .with_attribute(LifeTime::from(600));
+                match leg {
+                    Leg::Line(node, link) if self.maps_tcp => {
+                        answer.with_attribute(XorMappedAddress::from(outside(node, link)))
+                    }
+                    Leg::Line(..) | Leg::Udp(_) => answer,
+                }
             }
             (ALLOCATE, Some(_)) | (_, None) => error(437),
             (REFRESH, Some(_)) => {
