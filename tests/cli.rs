@@ -518,23 +518,6 @@ fn a_bugreport_holds_no_key_even_where_somebody_wrote_one_into_file_and_log() {
 }
 
 #[test]
-fn network_managers_are_told_to_leave_the_device_alone() {
-    let networkd = include_str!("../manifests/systemd/50-farspan.network");
-    let network_manager = include_str!("../manifests/networkmanager/50-farspan.conf");
-    for (text, key) in [
-        (networkd, "Name="),
-        (network_manager, "match-device=interface-name:"),
-    ] {
-        let pattern = text.lines().find_map(|line| line.strip_prefix(key));
-        let beginning = pattern.unwrap().strip_suffix('*').unwrap();
-        assert!(
-            mesh_types::consts::INTERFACE.starts_with(beginning),
-            "{key}{beginning}*"
-        );
-    }
-}
-
-#[test]
 fn the_live_view_needs_a_terminal() {
     let folder = folder("");
     refused(

