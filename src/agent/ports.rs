@@ -393,6 +393,7 @@ mod tests {
             first: ("203.0.113.1:1".parse().unwrap(), port),
             second: ("203.0.113.2:1".parse().unwrap(), port + 1),
             rate,
+            node_rate: 0,
         };
         let mut relayed = Relayed::default();
         let mut sums = |counted| relayed.take(counted).map(|(_, sum)| sum);

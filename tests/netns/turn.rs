@@ -8,7 +8,7 @@ use crate::lab::agent::PATIENCE;
 use crate::lab::coturn::Coturn;
 use crate::lab::traffic::{Echo, udp_exchange};
 use crate::lab::wait::wait_until;
-use crate::lab::{Lab, LinkState, Nat, NatKind, Node, Site};
+use crate::lab::{Lab, Nat, NatKind, Node, Site};
 use crate::scene::{add_turn, assert_pods_meet, founder};
 
 pub const SECRET: &str = "north-by-northwest";
