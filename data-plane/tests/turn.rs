@@ -228,6 +228,7 @@ fn a_peer_is_connected_to_from_the_port_that_the_server_sees() {
         from: Some(from),
     };
     let proxy = Proxy {
+        loopback: SocketAddr::from(([127, 128, 201, 6], 20_479)),
         link: 8,
         ..bench.proxy
     };
