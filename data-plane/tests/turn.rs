@@ -232,6 +232,7 @@ fn a_peer_is_connected_to_from_the_port_that_the_server_sees() {
         link: 8,
         ..bench.proxy
     };
+    bench.proxy = proxy;
     let port = bench.wireguard.local_addr().unwrap().port();
     let links = [first.clone(), link(8, 7)].into();
     bench.turn.apply(&links, &[proxy].into(), port).unwrap();

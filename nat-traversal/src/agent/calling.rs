@@ -159,8 +159,10 @@ impl PathAgent {
                 self.called_for_openers(node, start, now.mono);
                 self.called(node, &call.candidates, now.mono);
                 self.connect_tcp(node, &call.candidates, now.mono);
-                // The peer may call because it hears nothing.
-                self.question(node, now.mono);
+                if self.has_direct() {
+                    // The peer would not call if it were content.
+                    self.question(node, now.mono);
+                }
                 let answer = Message::from(CallMeAck {
                     seq: call.seq,
                     candidates: node.endpoints.clone(),
@@ -183,7 +185,9 @@ impl PathAgent {
                 self.told_relays(node, &answer.relays, None);
                 self.called(node, &answer.candidates, now.mono);
                 self.connect_tcp(node, &answer.candidates, now.mono);
-                self.question(node, now.mono);
+                if self.has_direct() {
+                    self.question(node, now.mono);
+                }
                 let words = (
                     answer.seq,
                     named(&answer.candidates),

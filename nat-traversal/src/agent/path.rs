@@ -533,7 +533,7 @@ impl PathAgent {
     }
 
     /// Asks the path; without an answer in two round trips it is suspect.
-    pub(super) fn question(&mut self, node: &mut Node, now: Instant) {
+    pub(crate) fn question(&mut self, node: &mut Node, now: Instant) {
         if self.is_suspect() || self.is_asleep() {
             return;
         }
