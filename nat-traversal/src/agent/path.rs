@@ -413,6 +413,8 @@ impl PathAgent {
         self.burst(&all, false, now);
         if let Some(address) = next {
             self.adopt(node, address, now);
+            // The peer hears the tunnel on the new path, and may go on sending by the lost one.
+            self.send_probe(node, address, Purpose::Doubt, now);
         } else {
             node.events.push_back(Event::PathChanged { peer: self.id });
             if self.calling.at.is_none() {
@@ -533,7 +535,7 @@ impl PathAgent {
     }
 
     /// Asks the path; without an answer in two round trips it is suspect.
-    pub(crate) fn question(&mut self, node: &mut Node, now: Instant) {
+    pub(super) fn question(&mut self, node: &mut Node, now: Instant) {
         if self.is_suspect() || self.is_asleep() {
             return;
         }

@@ -532,13 +532,6 @@ impl Traversal {
         }
         self.client
             .handle_offer(peer, *relay, main, offer, now.mono);
-        if let Some(agent) = self.agents.get_mut(&peer) {
-            // The peer has left the port in use, if that is another one of this relay.
-            let left = agent.path().filter(|path| path.remote.ip() == main.ip());
-            if left.is_some_and(|path| path.remote.port() != offer.port) {
-                agent.question(&mut self.node, now.mono);
-            }
-        }
         self.node.meet.insert(peer);
         self.settle(now);
     }
