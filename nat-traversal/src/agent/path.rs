@@ -508,8 +508,14 @@ impl PathAgent {
                 .endpoint
                 .filter(|endpoint| self.path().is_none_or(|path| path.remote != *endpoint));
             if let Some(endpoint) = elsewhere {
+                let known = self.remotes.get(&endpoint).is_some_and(|r| r.confirmed);
                 self.roamed(node, endpoint, now);
-                self.suspect(node, now);
+                if known {
+                    // The peer may just be sending both ways; to do the same would keep both at it.
+                    self.question(node, now);
+                } else {
+                    self.suspect(node, now);
+                }
             }
         }
         if active && !was_active {
