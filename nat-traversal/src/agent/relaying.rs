@@ -134,6 +134,15 @@ impl PathAgent {
         }
     }
 
+    /// A relay lends this address for another peer now: what comes from there is not this one's.
+    pub(crate) fn lent_to_another(&mut self, node: &mut Node, address: SocketAddr, now: Instant) {
+        if self.remotes.remove(&address).is_some()
+            && self.path().is_some_and(|path| path.remote == address)
+        {
+            self.lose(node, now, now);
+        }
+    }
+
     /// The peer is no longer met at a relay. A path through it stays until it breaks.
     pub(crate) fn leave_relay(&mut self, relay: PeerId) {
         let keep = self.path().map(|path| path.remote);

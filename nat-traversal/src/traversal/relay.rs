@@ -472,6 +472,11 @@ impl Traversal {
                     address,
                 } => {
                     self.node.counters.add("relay-bound");
+                    let others = self.agents.iter_mut().filter(|(id, _)| **id != peer);
+                    for (_, agent) in others {
+                        agent.lent_to_another(&mut self.node, address, now);
+                        agent.rearm();
+                    }
                     if let Some(agent) = self.agents.get_mut(&peer) {
                         agent.met_at(&mut self.node, relay, address, now);
                         agent.rearm();
