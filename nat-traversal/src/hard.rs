@@ -10,6 +10,10 @@
 //! | sequential | sequential | [`Method::Meet`]: both sample, both probe the other's next ports |
 //! | block | block | [`Method::Cross`]: both probe the other's block from many sockets |
 //!
+//! Two blocks meet with a chance that grows with the square of the ports that both sides take. Where each destination
+//! may see the same port (Linux), a block does not run out of them, and a round goes on until 99 % have met; where a
+//! port is for one destination only (carriers), it ends with the block, after half of them.
+//!
 //! Nothing else can be met, and nothing is tried. All of it starts from a call of the peer.
 
 use std::time::Duration;

@@ -466,6 +466,21 @@ mod tests {
     }
 
     #[test]
+    fn what_is_known_of_a_block_is_forgotten_with_it() {
+        let mut nat = NatKind::new();
+        nat.sampled(Allocation::Block(40_000, 41_900), 0);
+        nat.sharing = Sharing::Shared;
+        nat.sampled(Allocation::Block(40_100, 42_047), 0);
+        assert_eq!(
+            nat.sharing,
+            Sharing::Shared,
+            "the same, seen by other samples"
+        );
+        nat.sampled(Allocation::Block(50_000, 52_047), 0);
+        assert_eq!(nat.sharing, Sharing::Unknown);
+    }
+
+    #[test]
     fn three_silent_remotes_mean_blocked_until_somebody_answers() {
         let (mut nat, now) = (NatKind::new(), start());
         for last in 1..=3 {

@@ -492,13 +492,9 @@ impl PathAgent {
         let count = left.min(mean * ROUND_SHARE / 100);
         let bound = self.room(node, now);
         node.searches.occupy(self.id, count.min(bound), now);
-        let shots = (0..count)
-            .map(|index| {
-                // The same port again is tried from another socket, which has another port of ours.
-                let (lap, index) = (index / ports.len(), index % ports.len());
-                let socket = sockets[(index + lap) % sockets.len()];
-                (SocketId::Extra(socket), SocketAddr::new(ip, ports[index]))
-            })
+        let shots = pairs(sockets, &ports)
+            .take(count)
+            .map(|(socket, port)| (SocketId::Extra(socket), SocketAddr::new(ip, port)))
             .collect();
         self.fire(node, (Method::Cross, bound), shots, &[], now);
         if self.controlling() {
@@ -681,10 +677,37 @@ fn window(node: &Node) -> usize {
     taken.saturating_mul(8).clamp(WINDOW_MEET, WINDOW.1)
 }
 
+/// All sockets with all ports, each pair once: it is another port of ours. All ports come before one comes again.
+fn pairs<'a>(sockets: &'a [u32], ports: &'a [u16]) -> impl Iterator<Item = (u32, u16)> + 'a {
+    (0..sockets.len()).flat_map(move |lap| {
+        let mut shift = sockets.iter().cycle().skip(lap);
+        ports
+            .iter()
+            .map_while(move |port| Some((*shift.next()?, *port)))
+    })
+}
+
 fn shuffled(node: &mut Node, (low, high): (u16, u16)) -> Vec<u16> {
     let mut ports: Vec<u16> = (low.max(1024)..=high).collect();
     for index in (1..ports.len()).rev() {
         ports.swap(index, node.below(index + 1));
     }
     ports
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_socket_tries_a_port_twice_before_all_have_tried_it() {
+        let sockets: Vec<u32> = (0..8).collect();
+        for count in 1..20 {
+            let ports: Vec<u16> = (0..count).collect();
+            let all: BTreeSet<_> = pairs(&sockets, &ports).collect();
+            assert_eq!(all.len(), sockets.len() * ports.len());
+            let first = pairs(&sockets, &ports).take(ports.len());
+            assert!(first.map(|(_, port)| port).eq(ports.iter().copied()));
+        }
+    }
 }
