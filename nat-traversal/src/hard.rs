@@ -10,6 +10,10 @@
 //! | sequential | sequential | [`Method::Meet`]: both sample, both probe the other's next ports |
 //! | block | block | [`Method::Cross`]: both probe the other's block from many sockets |
 //!
+//! Two blocks meet with a chance that grows with the square of the ports that both sides take. Where each destination
+//! may see the same port (Linux), a block does not run out of them, and a round goes on until 99 % have met; where a
+//! port is for one destination only (carriers), it ends with the block, after half of them.
+//!
 //! Nothing else can be met, and nothing is tried. All of it starts from a call of the peer.
 
 use std::time::Duration;
@@ -37,6 +41,17 @@ pub(crate) const SAMPLE_AGAIN: Duration = Duration::from_secs(300);
 pub(crate) const SAMPLE_RETRY: (Duration, Duration) =
     (Duration::from_secs(2), Duration::from_secs(30));
 
+/// Whether the ports of a block are shared is told by two equal ones: so many samples for each port, and then the
+/// square root, show them with 99.5 % (some 150 samples in a block of 2048).
+pub(crate) const SHARING_SAMPLES: usize = 12;
+/// Of these so many, in percent, must be answered for all ports to be single.
+pub(crate) const SHARING_LEAST: usize = 75;
+/// Between two of these samples at one observer: it looks at 20 strangers' datagrams a second from one address, and
+/// at [`SHARING_BURST`] at once after the first samples.
+pub(crate) const SHARING_SPACING: Duration = Duration::from_millis(60);
+/// See [`SHARING_SPACING`].
+pub(crate) const SHARING_BURST: usize = 8;
+
 /// Ports that lie within so many form a block: what carriers give a subscriber (RFC 6888), and what 64
 /// sockets hit with 283 probes (99 %).
 pub(crate) const BLOCK_MAX: u16 = 4096;
@@ -58,6 +73,9 @@ pub(crate) const PROBES_RANDOM: usize = 1150;
 /// Of the own block's ports between the lowest and the highest that samples have shown (15 of 17 of it on average),
 /// all searches together take so many, in percent: the rest is for the node itself and the rest of the site.
 pub(crate) const BLOCK_SHARE: usize = 98;
+/// Probes of one round of block against block, in percent of the (geometric) mean of what samples have shown of both
+/// blocks: 99 % of the rounds meet where both sides' ports are shared, 85 % where one side's are.
+pub(crate) const ROUND_SHARE: usize = 250;
 /// One socket for so many ports of the own block: the peer tries each of them.
 pub(crate) const PORTS_PER_SOCKET: usize = 4;
 /// Rounds of block against block are so far apart that the first one's mappings are gone (30 s).

@@ -34,6 +34,19 @@ pub(crate) enum Witness {
     Server,
 }
 
+/// May several destinations see the same external port at once?
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum Sharing {
+    #[default]
+    Unknown,
+    /// Samples are under way.
+    Asked,
+    /// As Linux does it: ports do not run out.
+    Shared,
+    /// As carriers do it: a mapping takes a port from all others.
+    Single,
+}
+
 #[derive(Debug, Clone, Copy)]
 struct Seen {
     mapped: SocketAddr,
@@ -55,6 +68,8 @@ pub(crate) struct NatKind {
     silences: u8,
     /// How ports are allocated, as samples say, and how many a second others take.
     sampled: (Allocation, u32),
+    /// Whether the ports of a block are shared.
+    pub(crate) sharing: Sharing,
     /// When samples have last shown that mappings are independent of who looks, against appearances.
     independent: Option<Instant>,
     /// Something here has changed since it was last judged.
@@ -71,6 +86,7 @@ impl NatKind {
             report: NatReport::default(),
             silences: 0,
             sampled: (Allocation::Unknown, 0),
+            sharing: Sharing::Unknown,
             independent: None,
             unjudged: true,
         }
@@ -88,6 +104,9 @@ impl NatKind {
     /// Sixteen sockets were seen from outside: how ports are allocated, and how many a second others take.
     pub(crate) fn sampled(&mut self, allocation: Allocation, busy: u32) {
         self.unjudged |= self.sampled.0 != allocation;
+        if !overlap(self.sampled.0, allocation) {
+            self.sharing = Sharing::Unknown;
+        }
         self.sampled = (allocation, busy);
     }
 
@@ -337,6 +356,14 @@ impl NatKind {
     }
 }
 
+/// Can these be the same block?
+fn overlap(a: Allocation, b: Allocation) -> bool {
+    match (a, b) {
+        (Allocation::Block(low, high), Allocation::Block(from, to)) => low <= to && from <= high,
+        (_, _) => false,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -436,6 +463,21 @@ mod tests {
         assert_eq!(nat.report().filtering, Filtering::AddressDependent);
         nat.other_port_silent();
         assert_eq!(nat.report().filtering, Filtering::AddressAndPortDependent);
+    }
+
+    #[test]
+    fn what_is_known_of_a_block_is_forgotten_with_it() {
+        let mut nat = NatKind::new();
+        nat.sampled(Allocation::Block(40_000, 41_900), 0);
+        nat.sharing = Sharing::Shared;
+        nat.sampled(Allocation::Block(40_100, 42_047), 0);
+        assert_eq!(
+            nat.sharing,
+            Sharing::Shared,
+            "the same, seen by other samples"
+        );
+        nat.sampled(Allocation::Block(50_000, 52_047), 0);
+        assert_eq!(nat.sharing, Sharing::Unknown);
     }
 
     #[test]

@@ -29,7 +29,7 @@ pub enum Filtering {
     AddressAndPortDependent,
 }
 
-/// How external ports are chosen. None is ever used twice at once.
+/// How external ports are chosen. None is ever used twice at once, save where that is said.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Allocator {
     /// The internal port; a random one where that is in use.
@@ -38,6 +38,9 @@ pub enum Allocator {
     Sequential(i16),
     /// At random from lowest to highest; nothing is mapped once all are in use.
     Block(u16, u16),
+    /// At random from lowest to highest, as Linux does it: each port once for each destination. Only for mapping by
+    /// address and port.
+    SharedBlock(u16, u16),
     /// At random from 1024 to 65535.
     Random,
 }
@@ -100,6 +103,9 @@ enum Toward {
 
 type Key = (SocketAddrV4, Toward);
 
+/// An external port, and the destination that it is taken for where others may have it too.
+type Slot = (u16, Option<SocketAddrV4>);
+
 #[derive(Debug)]
 struct Entry {
     port: u16,
@@ -117,7 +123,7 @@ impl Entry {
 pub(crate) struct Nat {
     spec: NatSpec,
     entries: BTreeMap<Key, Entry>,
-    ports: BTreeMap<u16, Key>,
+    ports: BTreeMap<Slot, Key>,
     /// What the router took for itself, and when last.
     early: BTreeMap<(u16, SocketAddrV4), Instant>,
     cursor: u16,
@@ -197,11 +203,11 @@ impl Nat {
             }
             // No translator gives out port 0, so it stands for "another than the usual".
             let wanted = if other { 0 } else { inside.port() };
-            let port = self.allocate(wanted, random).or_else(|| {
+            let port = self.allocate(wanted, destination, random).or_else(|| {
                 self.sweep(now);
-                self.allocate(wanted, random)
+                self.allocate(wanted, destination, random)
             })?;
-            self.ports.insert(port, key);
+            self.ports.insert(self.slot(port, destination), key);
             self.entries.insert(
                 key,
                 Entry {
@@ -259,7 +265,7 @@ impl Nat {
 
     fn mapped(&mut self, port: u16, remote: SocketAddrV4, now: Instant) -> Option<SocketAddrV4> {
         let timeouts = self.spec.timeouts;
-        let key = *self.ports.get(&port)?;
+        let key = *self.ports.get(&self.slot(port, remote))?;
         let entry = self.entries.get_mut(&key)?;
         if !entry.alive(now, &timeouts) {
             return None;
@@ -286,9 +292,23 @@ impl Nat {
     }
 
     fn remove(&mut self, key: &Key) {
-        if let Some(entry) = self.entries.remove(key) {
-            self.ports.remove(&entry.port);
+        if self.entries.remove(key).is_some() {
+            self.ports.retain(|_, of| of != key);
         }
+    }
+
+    fn slot(&self, port: u16, remote: SocketAddrV4) -> Slot {
+        match self.spec.allocator {
+            Allocator::SharedBlock(..) => (port, Some(remote)),
+            Allocator::Preserving
+            | Allocator::Sequential(_)
+            | Allocator::Block(..)
+            | Allocator::Random => (port, None),
+        }
+    }
+
+    fn is_free(&self, port: u16, destination: SocketAddrV4) -> bool {
+        !self.ports.contains_key(&self.slot(port, destination))
     }
 
     fn sweep(&mut self, now: Instant) {
@@ -298,32 +318,34 @@ impl Nat {
         self.ports.retain(|_, key| entries.contains_key(key));
     }
 
-    fn allocate(&mut self, inside: u16, random: &mut Random) -> Option<u16> {
-        match self.spec.allocator {
-            Allocator::Preserving if inside >= PORT_MIN && !self.ports.contains_key(&inside) => {
-                Some(inside)
+    fn allocate(
+        &mut self,
+        inside: u16,
+        destination: SocketAddrV4,
+        random: &mut Random,
+    ) -> Option<u16> {
+        let (low, high) = match self.spec.allocator {
+            Allocator::Preserving if inside >= PORT_MIN && self.is_free(inside, destination) => {
+                return Some(inside);
             }
-            Allocator::Preserving | Allocator::Random => self.free_port(random, PORT_MIN, u16::MAX),
-            Allocator::Block(low, high) => self.free_port(random, low, high),
+            Allocator::Preserving | Allocator::Random => (PORT_MIN, u16::MAX),
+            Allocator::Block(low, high) | Allocator::SharedBlock(low, high) => (low, high),
             Allocator::Sequential(step) => {
                 for _ in 0..=u16::MAX {
                     let span = i32::from(u16::MAX - PORT_MIN) + 1;
                     let offset = i32::from(self.cursor) - i32::from(PORT_MIN) + i32::from(step);
                     self.cursor = PORT_MIN + u16::try_from(offset.rem_euclid(span)).unwrap_or(0);
-                    if !self.ports.contains_key(&self.cursor) {
+                    if self.is_free(self.cursor, destination) {
                         return Some(self.cursor);
                     }
                 }
-                None
+                return None;
             }
-        }
-    }
-
-    fn free_port(&self, random: &mut Random, low: u16, high: u16) -> Option<u16> {
+        };
         let first = random_port(random, low, high);
         (first..=high)
             .chain(low..first)
-            .find(|port| !self.ports.contains_key(port))
+            .find(|port| self.is_free(*port, destination))
     }
 }
 

@@ -106,6 +106,24 @@ fn a_block_is_never_left_and_maps_nothing_more_once_it_is_full() {
 }
 
 #[test]
+fn a_shared_block_gives_a_port_to_several_destinations_and_to_each_once() {
+    let shared = NatSpec::symmetric(Allocator::SharedBlock(40000, 40001));
+    let mut lab = Lab::behind(Translation::Nat(shared), None);
+    let second = lab.neighbour();
+    for server in [0, 1] {
+        let first = lab.seen_by(server, SERVER);
+        let seen = lab.exchange(second, lab.servers[server], SERVER);
+        assert_ne!(first, seen, "one destination");
+        assert!(
+            [first, seen]
+                .iter()
+                .all(|a| (40000..=40001).contains(&a.port()))
+        );
+        assert!(lab.answers(server, SERVER, first));
+    }
+}
+
+#[test]
 fn a_hairpin_shows_the_external_source_and_is_absent_unless_asked_for() {
     for hairpin in [false, true] {
         let spec = NatSpec {

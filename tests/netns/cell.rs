@@ -24,10 +24,6 @@ const GLANCE: Duration = Duration::from_millis(20);
 const PACE: Duration = Duration::from_millis(5);
 /// A first packet, relayed or direct, must have been answered after so long (median).
 pub const FIRST_PACKET: Duration = Duration::from_millis(300);
-/// Two blocks of ports miss each other in 45 % of the rounds, which are half a minute apart, until the old mappings
-/// are gone. So many rounds are waited for; of 25 pairs one has still had no luck, and is relayed.
-const ROUNDS: u32 = 4;
-const ROUND: Duration = Duration::from_secs(38);
 /// Datagrams of [`Pair::weigh`], answered each, and their length.
 const LOAD: (u32, usize) = (500, 1000);
 /// What a TURN server and those who may use it share.
@@ -167,7 +163,6 @@ pub struct Pair {
     /// What relays for pairs that lack UDP.
     coturn: Option<Coturn>,
     hard: bool,
-    lottery: bool,
     /// What lies before paris, as far as it is known.
     first: Option<Class>,
     /// Dropped last.
@@ -183,6 +178,8 @@ pub struct Trial {
     pub direct: Option<Duration>,
     /// Datagrams of the stream after the first answer, and how many of them were lost.
     pub stream: (u32, u32),
+    /// Searches of the second until then.
+    pub searches: u64,
 }
 
 impl Pair {
@@ -196,7 +193,6 @@ impl Pair {
         let two = [west, east].contains(&Class::Adm);
         let mut pair = Self::behind(west.nat(), east.nat(), two, relay);
         pair.hard = west.is_hard();
-        pair.lottery = Self::patience(west, east).is_some();
         pair.first = Some(west);
         if [west, east].contains(&Class::NoUdp) {
             pair.block_udp(west, east);
@@ -243,7 +239,6 @@ impl Pair {
             east,
             coturn: None,
             hard: false,
-            lottery: false,
             first: None,
             lab,
         };
@@ -259,21 +254,6 @@ impl Pair {
             });
         }
         pair
-    }
-
-    /// How long a pair may take that meets by luck only.
-    pub fn patience(west: Class, east: Class) -> Option<Duration> {
-        ((west, east) == (Class::Blk, Class::Blk)).then(|| ROUND * ROUNDS)
-    }
-
-    /// Is it such a pair, and has it searched as often as it should?
-    pub fn was_unlucky(&self) -> bool {
-        let searched = |node: &Node| node.counted("searches").expect("the agent answers");
-        self.lottery
-            && [&self.paris, &self.tokyo]
-                .map(searched)
-                .iter()
-                .all(|n| *n >= u64::from(ROUNDS))
     }
 
     /// Waits until both ends see the other as relayed.
@@ -318,6 +298,7 @@ impl Pair {
         let (first, sent) = stream.end();
         trial.first = first;
         trial.stream = sent;
+        trial.searches = self.tokyo.counted("searches").unwrap_or_default();
         trial
     }
 

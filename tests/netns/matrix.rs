@@ -9,7 +9,8 @@ use crate::cell::{Class, FIRST_PACKET, Pair, Way, entry};
 use crate::lab::{Nat, NatKind};
 use crate::scene::assert_pods_meet;
 
-/// How much slower than on a quiet machine.
+/// How much slower than on a quiet machine. Two blocks of ports miss each other in one of fifty rounds; the next one
+/// fits in.
 const SLACK: u32 = 10;
 /// How long a relayed pair is watched.
 const WATCHED: Duration = Duration::from_secs(10);
@@ -71,7 +72,7 @@ cells! {
 fn assert_cell(west: Class, east: Class) {
     let mut pair = Pair::new(west, east);
     let (way, figure) = (west.way(east), west.figure(east));
-    let most = Pair::patience(west, east).unwrap_or(figure * SLACK);
+    let most = figure * SLACK;
     let trial = pair.trial(most, Some(way));
     println!("{west} with {east}: {trial:?}");
     let first = trial.first.expect("a first packet is answered");
@@ -81,7 +82,6 @@ fn assert_cell(west: Class, east: Class) {
     );
     assert_pods_meet(&pair.paris, &pair.tokyo);
     match way {
-        Way::Direct if trial.direct.is_none() && pair.was_unlucky() => {}
         Way::Direct => {
             assert!(trial.direct.is_some(), "not direct within {most:?}");
             assert_off_relay(&pair);

@@ -86,7 +86,7 @@ fn translated(mapping: Mapping, filtering: Filtering, allocator: Allocator) -> C
         Mapping::AddressDependent => Class::Adm,
         Mapping::AddressAndPortDependent => match allocator {
             Allocator::Sequential(_) => Class::Seq,
-            Allocator::Block(..) => Class::Blk,
+            Allocator::Block(..) | Allocator::SharedBlock(..) => Class::Blk,
             Allocator::Preserving | Allocator::Random => Class::Rand,
         },
     }

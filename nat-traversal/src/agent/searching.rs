@@ -22,9 +22,10 @@ use crate::hard::allocator::{advance, between, following};
 use crate::hard::budget::Share;
 use crate::hard::{
     BATCH, BATCH_EVERY, BLOCK_SHARE, HOLD, LURE, Method, PORTS_PER_SOCKET, PREDICT_AT,
-    PREDICT_EVERY, PREDICTION_AGE, PROBES_RANDOM, REPEATS, ROUND_EVERY, SAMPLE_PATIENCE, SEARCH_AT,
-    SOCKETS_BLOCK, SOCKETS_RANDOM, WINDOW, WINDOW_MEET,
+    PREDICT_EVERY, PREDICTION_AGE, PROBES_RANDOM, REPEATS, ROUND_EVERY, ROUND_SHARE,
+    SAMPLE_PATIENCE, SEARCH_AT, SOCKETS_BLOCK, SOCKETS_RANDOM, WINDOW, WINDOW_MEET,
 };
+use crate::nat_kind::Sharing;
 use crate::node::{Node, Purpose};
 use crate::remote::Local;
 
@@ -34,6 +35,8 @@ const OPENING: Duration = Duration::from_secs(5);
 const TOLD: Duration = Duration::from_millis(1500);
 /// Two searches run already.
 const BUSY: Duration = Duration::from_millis(500);
+/// Whether the own ports are shared is not known yet, and there are no more if they are not.
+const ASKED: Duration = Duration::from_millis(50);
 /// Addresses of the peer that sockets are opened to.
 const TARGETS: usize = 2;
 
@@ -87,6 +90,8 @@ struct Barrage {
     method: Method,
     shots: Vec<(SocketId, SocketAddr)>,
     done: usize,
+    /// More than so many take more ports of our translator than they may, unless it shares them.
+    bound: usize,
     /// Ages at which all of it is sent again.
     again: VecDeque<Duration>,
     started: Instant,
@@ -351,8 +356,9 @@ impl PathAgent {
                 let from = sockets.iter().map(|socket| SocketId::Extra(*socket));
                 let shots = from.flat_map(|from| targets.iter().map(move |to| (from, *to)));
                 let shots: Vec<_> = shots.take(self.room(node, now)).collect();
-                node.searches.occupy(self.id, shots.len(), now);
-                self.fire(node, method, shots, &[], now);
+                let count = shots.len();
+                node.searches.occupy(self.id, count, now);
+                self.fire(node, (method, count), shots, &[], now);
             }
             Method::Cross => self.cross(node, &sockets, now),
             Method::Guess | Method::Spray => {}
@@ -373,7 +379,7 @@ impl PathAgent {
                 let predicted = between(ports.0, ports.1, step, WINDOW.0, WINDOW.1);
                 self.search.told = Some(self.send_call(node, predicted, now));
                 let shots = self.targets().into_iter().map(|to| (socket, to)).collect();
-                self.fire(node, method, shots, &LURE, now);
+                self.fire(node, (method, usize::MAX), shots, &LURE, now);
             }
             Method::Meet if self.controlling() => {
                 let predicted = following(ports.0, step, window(node));
@@ -431,7 +437,7 @@ impl PathAgent {
                 told.map(|port| (SocketId::Main, to(*port))).collect()
             }
         };
-        self.fire(node, method, shots, &REPEATS, now);
+        self.fire(node, (method, usize::MAX), shots, &REPEATS, now);
     }
 
     /// Probes ports of the peer that were not probed before, in random order.
@@ -461,14 +467,17 @@ impl PathAgent {
             .into_iter()
             .map(|port| (SocketId::Main, SocketAddr::new(ip, port)))
             .collect();
-        self.fire(node, Method::Spray, shots, &[], now);
+        self.fire(node, (Method::Spray, usize::MAX), shots, &[], now);
     }
 
     /// Ports of our translator that this search may take.
     fn room(&self, node: &mut Node, now: Instant) -> usize {
-        own_block(node).map_or(usize::MAX, |ports| {
-            node.searches.room(self.id, ports * BLOCK_SHARE / 100, now)
-        })
+        match (own_block(node), node.nat.sharing) {
+            (None, _) | (Some(_), Sharing::Shared) => usize::MAX,
+            (Some(ports), Sharing::Unknown | Sharing::Asked | Sharing::Single) => {
+                node.searches.room(self.id, ports * BLOCK_SHARE / 100, now)
+            }
+        }
     }
 
     /// Probes the peer's block from all sockets: each probe takes a port of ours and tries one of the peer's.
@@ -477,19 +486,17 @@ impl PathAgent {
         else {
             return;
         };
-        let left = self.search.share.left(Method::Cross, now);
-        let count = self.room(node, now).min(left);
-        node.searches.occupy(self.id, count, now);
         let ports = shuffled(node, (low, high));
-        let shots = (0..count)
-            .map(|index| {
-                let lap = index / ports.len();
-                let socket = sockets[(index + lap) % sockets.len()];
-                let port = ports[index % ports.len()];
-                (SocketId::Extra(socket), SocketAddr::new(ip, port))
-            })
+        let mean = (own_block(node).unwrap_or_default() * ports.len()).isqrt();
+        let left = self.search.share.left(Method::Cross, now);
+        let count = left.min(mean * ROUND_SHARE / 100);
+        let bound = self.room(node, now);
+        node.searches.occupy(self.id, count.min(bound), now);
+        let shots = pairs(sockets, &ports)
+            .take(count)
+            .map(|(socket, port)| (SocketId::Extra(socket), SocketAddr::new(ip, port)))
             .collect();
-        self.fire(node, Method::Cross, shots, &[], now);
+        self.fire(node, (Method::Cross, bound), shots, &[], now);
         if self.controlling() {
             // The next round begins with a call when this one's mappings are gone.
             self.calling.at = Some(now + ROUND_EVERY);
@@ -499,7 +506,7 @@ impl PathAgent {
     fn fire(
         &mut self,
         node: &mut Node,
-        method: Method,
+        (method, bound): (Method, usize),
         mut shots: Vec<(SocketId, SocketAddr)>,
         again: &[Duration],
         now: Instant,
@@ -509,6 +516,7 @@ impl PathAgent {
             method,
             shots,
             done: 0,
+            bound,
             again: again.iter().copied().collect(),
             started: now,
             next: now,
@@ -524,6 +532,18 @@ impl PathAgent {
             self.search.stage = Stage::Probing(barrage);
             return;
         }
+        if barrage.done >= barrage.bound {
+            match node.nat.sharing {
+                Sharing::Shared => barrage.bound = usize::MAX,
+                Sharing::Asked => {
+                    node.searches.end(&self.id);
+                    barrage.next = now + ASKED;
+                    self.search.stage = Stage::Probing(barrage);
+                    return;
+                }
+                Sharing::Unknown | Sharing::Single => barrage.shots.truncate(barrage.bound),
+            }
+        }
         if !node.searches.begin(self.id) {
             barrage.next = now + BUSY;
             self.search.stage = Stage::Probing(barrage);
@@ -531,7 +551,8 @@ impl PathAgent {
         }
         barrage.next = now + BATCH_EVERY;
         for _ in 0..BATCH {
-            let Some(shot) = barrage.shots.get(barrage.done).copied() else {
+            let shot = barrage.shots.get(barrage.done).copied();
+            let Some(shot) = shot.filter(|_| barrage.done < barrage.bound) else {
                 break;
             };
             if !self
@@ -656,10 +677,37 @@ fn window(node: &Node) -> usize {
     taken.saturating_mul(8).clamp(WINDOW_MEET, WINDOW.1)
 }
 
+/// All sockets with all ports, each pair once: it is another port of ours. All ports come before one comes again.
+fn pairs<'a>(sockets: &'a [u32], ports: &'a [u16]) -> impl Iterator<Item = (u32, u16)> + 'a {
+    (0..sockets.len()).flat_map(move |lap| {
+        let mut shift = sockets.iter().cycle().skip(lap);
+        ports
+            .iter()
+            .map_while(move |port| Some((*shift.next()?, *port)))
+    })
+}
+
 fn shuffled(node: &mut Node, (low, high): (u16, u16)) -> Vec<u16> {
     let mut ports: Vec<u16> = (low.max(1024)..=high).collect();
     for index in (1..ports.len()).rev() {
         ports.swap(index, node.below(index + 1));
     }
     ports
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_socket_tries_a_port_twice_before_all_have_tried_it() {
+        let sockets: Vec<u32> = (0..8).collect();
+        for count in 1..20 {
+            let ports: Vec<u16> = (0..count).collect();
+            let all: BTreeSet<_> = pairs(&sockets, &ports).collect();
+            assert_eq!(all.len(), sockets.len() * ports.len());
+            let first = pairs(&sockets, &ports).take(ports.len());
+            assert!(first.map(|(_, port)| port).eq(ports.iter().copied()));
+        }
+    }
 }

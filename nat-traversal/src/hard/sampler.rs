@@ -6,14 +6,15 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use mesh_types::{Allocation, Mapping, PeerId, SocketId};
 
 use super::{
     SAMPLE_AGAIN, SAMPLE_DESTINATIONS, SAMPLE_PATIENCE, SAMPLE_RETRY, SAMPLE_SPACING, SAMPLES,
-    allocator,
+    SHARING_BURST, SHARING_LEAST, SHARING_SAMPLES, SHARING_SPACING, allocator,
 };
+use crate::nat_kind::Sharing;
 use crate::node::{Node, Purpose};
 use crate::probe::Link;
 use crate::stun::{Class, Outgoing};
@@ -21,7 +22,7 @@ use crate::stun::{Class, Outgoing};
 /// Sockets that must each show one port to all, before that is believed against what was seen earlier.
 const INDEPENDENT: usize = 3;
 /// Samples whose answers are waited for, of all that ask.
-const WAITING_MAX: usize = 64;
+const WAITING_MAX: usize = 256;
 
 /// Somebody who tells how he sees us.
 #[derive(Debug, Clone)]
@@ -186,9 +187,24 @@ struct Run {
     asked: Vec<(u64, u32, SocketAddr)>,
     started: Option<Instant>,
     next: Instant,
+    /// The block is known; are its ports shared?
+    sharing: bool,
+    /// So many more follow each other at [`SAMPLE_SPACING`], the others at this.
+    burst: usize,
+    spacing: Duration,
 }
 
 impl Run {
+    /// Have two sockets shown one port? Where one socket has, its port may be the same for all of an address.
+    fn shows_sharing(&self, node: &Node) -> bool {
+        let mut seen = BTreeMap::new();
+        self.asked.iter().any(|(token, socket, _)| {
+            let mapped = node.samples.mapped(*token);
+            let first = mapped.map(|mapped| *seen.entry(mapped).or_insert(*socket));
+            first.is_some_and(|first| first != *socket)
+        })
+    }
+
     /// Did each of several sockets show one port to all who looked?
     fn is_independent(&self, node: &Node) -> bool {
         let mut ports: BTreeMap<u32, Vec<u16>> = BTreeMap::new();
@@ -221,6 +237,9 @@ impl Sampler {
             run.asked
                 .iter()
                 .for_each(|(token, ..)| node.samples.forget(*token));
+            if node.nat.sharing == Sharing::Asked {
+                node.nat.sharing = Sharing::Unknown;
+            }
         }
     }
 
@@ -237,9 +256,16 @@ impl Sampler {
         if !node.sockets.are_open(&run.sockets) {
             if run.next <= now {
                 // The host does not open them.
+                let retry = !run.sharing;
                 self.stop(node);
-                self.retry(now);
+                if retry {
+                    self.retry(now);
+                }
             }
+            return;
+        }
+        if run.sharing && run.shows_sharing(node) {
+            self.learnt(node, Sharing::Shared);
             return;
         }
         let complete = run.open.is_empty()
@@ -259,12 +285,24 @@ impl Sampler {
                 run.asked.push((token, socket, observer));
             }
             let last = run.open.is_empty();
+            let swift = run.burst > 0;
+            run.burst = run.burst.saturating_sub(1);
             run.next = now
-                + if last {
-                    SAMPLE_PATIENCE
-                } else {
-                    SAMPLE_SPACING
+                + match (last, swift) {
+                    (true, _) => SAMPLE_PATIENCE,
+                    (false, true) => SAMPLE_SPACING,
+                    (false, false) => run.spacing,
                 };
+        } else if run.sharing {
+            let answered = run.asked.iter();
+            let answered = answered.filter(|(token, ..)| node.samples.port(*token).is_some());
+            let enough = answered.count() * 100 >= run.asked.len() * SHARING_LEAST;
+            let single = if enough {
+                Sharing::Single
+            } else {
+                Sharing::Unknown
+            };
+            self.learnt(node, single);
         } else {
             self.judge(node, now);
         }
@@ -304,7 +342,56 @@ impl Sampler {
             asked: Vec::new(),
             started: None,
             next: now + SAMPLE_RETRY.1,
+            sharing: false,
+            burst: SAMPLES,
+            spacing: SAMPLE_SPACING,
         });
+    }
+
+    /// After the verdict: asks on until two ports are the same, or chance would have made two the same. False where
+    /// that is known, or cannot be known.
+    fn asks_on(&mut self, node: &mut Node, verdict: Allocation, now: Instant) -> bool {
+        let observers = node.samples.usable(SAMPLE_DESTINATIONS);
+        let (Allocation::Block(low, high), Sharing::Unknown, Some(run)) =
+            (verdict, node.nat.sharing, &mut self.running)
+        else {
+            return false;
+        };
+        let same = |a: &SocketAddr| observers.iter().filter(|b| b.ip() == a.ip()).count();
+        let Some(most) = observers.iter().map(same).max() else {
+            return false;
+        };
+        let ports = usize::from(high - low) + 1;
+        let count = (ports * SHARING_SAMPLES).isqrt();
+        let count = count.saturating_sub(run.asked.len());
+        let Some(sockets) = node.sockets.request(count.div_ceil(observers.len())) else {
+            return false;
+        };
+        let pairs = sockets
+            .iter()
+            .flat_map(|socket| observers.iter().map(|observer| (*socket, *observer)));
+        run.open = pairs.take(count).collect();
+        run.open.reverse();
+        run.sockets.extend(&sockets);
+        run.started = None;
+        run.next = now + SAMPLE_RETRY.1;
+        run.sharing = true;
+        run.burst = SHARING_BURST * observers.len() / most;
+        run.spacing = SHARING_SPACING * u32::try_from(most).unwrap_or(1)
+            / u32::try_from(observers.len()).unwrap_or(1);
+        node.nat.sharing = Sharing::Asked;
+        true
+    }
+
+    fn learnt(&mut self, node: &mut Node, sharing: Sharing) {
+        node.nat.sharing = sharing;
+        let name = match sharing {
+            Sharing::Shared => "blocks-shared",
+            Sharing::Single => "blocks-not-shared",
+            Sharing::Asked | Sharing::Unknown => "blocks-unknown",
+        };
+        node.counters.add(name);
+        self.stop(node);
     }
 
     fn judge(&mut self, node: &mut Node, now: Instant) {
@@ -348,12 +435,14 @@ impl Sampler {
         }
         node.nat.sampled(verdict, busy);
         node.counters.add("allocator-verdicts");
-        self.stop(node);
         if verdict == Allocation::Unknown {
             self.retry(now);
         } else {
             self.failures = 0;
             self.due = Some(now + SAMPLE_AGAIN);
+        }
+        if !self.asks_on(node, verdict, now) {
+            self.stop(node);
         }
     }
 
@@ -373,7 +462,9 @@ impl Sampler {
 mod tests {
     use super::*;
     use crate::api::Config;
+    use crate::flood::Flood;
     use crate::instant::start;
+    use crate::nat_kind::Witness;
 
     fn server(n: u8) -> Observer {
         Observer {
@@ -401,6 +492,9 @@ mod tests {
                 asked: Vec::new(),
                 started: None,
                 next: now,
+                sharing: false,
+                burst: 2,
+                spacing: SAMPLE_SPACING,
             }),
             ..Sampler::default()
         };
@@ -416,5 +510,114 @@ mod tests {
         assert_eq!(asked, [server(1).address, server(2).address]);
         let answers: Vec<_> = node.samples.observers.iter().map(|o| o.answers).collect();
         assert_eq!(answers, [false, true], "the second was silent");
+    }
+
+    /// Samples a translator to the end; `port` is given the node, the socket and the destination, and may lose the
+    /// answer. What is learnt, and when each observer was asked.
+    fn learn(
+        seed: u8,
+        observers: Vec<Observer>,
+        mut port: impl FnMut(&mut Node, SocketId, SocketAddr) -> Option<u16>,
+    ) -> (Sharing, Vec<(Instant, SocketAddr)>) {
+        let mut now = start();
+        let mut node = Node::new(Config::default(), 1, [seed; 32], now);
+        for last in [1, 2] {
+            let seen = SocketAddr::from(([203, 0, 113, 1], 40_000 + last));
+            let by = SocketAddr::from(([192, 0, 2, 1], 3477 + last));
+            node.nat.observe(by, seen, Witness::Peer, now);
+        }
+        node.nat.judge(&[], 22000, now);
+        node.samples.set_observers(observers);
+        let (mut sampler, mut asked) = (Sampler::default(), Vec::new());
+        let mut tokens = 0;
+        for _ in 0..1000 {
+            let wanted = node.sockets.wanted().collect();
+            node.sockets.opened(&wanted);
+            sampler.run(&mut node, now);
+            while let Some(sent) = node.transmits.pop_front() {
+                asked.push((now, sent.destination));
+                if let Some(port) = port(&mut node, sent.socket, sent.destination) {
+                    let mapped = SocketAddr::from(([203, 0, 113, 1], port));
+                    node.samples.answered(tokens, mapped);
+                }
+                tokens += 1;
+            }
+            if sampler.running.is_none() {
+                break;
+            }
+            now = sampler.deadline().map_or(now, |(at, _)| at.max(now));
+        }
+        assert!(sampler.running.is_none(), "it ends");
+        assert_eq!(node.sockets.wanted().count(), 0, "all are given back");
+        (node.nat.sharing, asked)
+    }
+
+    /// One observer at both its ports.
+    fn pair() -> Vec<Observer> {
+        let mut other = server(1);
+        other.address.set_port(3479);
+        vec![server(1), other]
+    }
+
+    /// A port of a block that nobody has.
+    fn single(node: &mut Node, taken: &mut Vec<u16>) -> u16 {
+        loop {
+            let port = 40_000 + u16::try_from(node.below(2048)).unwrap();
+            if !taken.contains(&port) {
+                taken.push(port);
+                return port;
+            }
+        }
+    }
+
+    #[test]
+    fn shared_ports_of_a_block_are_told_from_single_ones() {
+        let random =
+            |node: &mut Node, _, _| Some(40_000 + u16::try_from(node.below(2048)).unwrap());
+        let told = (0..100).map(|seed| learn(seed, pair(), random).0);
+        assert!(told.filter(|told| *told == Sharing::Shared).count() >= 98);
+        for seed in 0..20 {
+            let mut taken = Vec::new();
+            let told = learn(seed, pair(), |node, _, _| Some(single(node, &mut taken))).0;
+            assert_eq!(told, Sharing::Single, "seed {seed}");
+        }
+    }
+
+    #[test]
+    fn one_port_for_both_of_an_observer_is_no_shared_one() {
+        let (mut taken, mut of) = (Vec::new(), BTreeMap::new());
+        let observers = pair().into_iter().chain([server(2)]).collect();
+        let (told, asked) = learn(1, observers, |node, socket, to| {
+            Some(
+                *of.entry((socket, to.ip()))
+                    .or_insert_with(|| single(node, &mut taken)),
+            )
+        });
+        assert_eq!((told, asked.len() > 120), (Sharing::Single, true));
+    }
+
+    #[test]
+    fn ports_are_not_taken_for_single_ones_where_answers_are_lost() {
+        let (mut taken, mut count) = (Vec::new(), 0);
+        let told = learn(1, pair(), |node, _, _| {
+            count += 1;
+            (count <= SAMPLES || count % 2 == 0).then(|| single(node, &mut taken))
+        });
+        assert_eq!(told.0, Sharing::Unknown);
+    }
+
+    #[test]
+    fn no_observer_is_asked_more_often_than_it_looks_at_a_stranger() {
+        let all: Vec<_> = pair().into_iter().chain([server(2), server(3)]).collect();
+        for observers in [pair(), all] {
+            let mut floods: BTreeMap<_, _> = BTreeMap::new();
+            let mut taken = Vec::new();
+            let (_, asked) = learn(1, observers, |node, _, _| Some(single(node, &mut taken)));
+            assert!(asked.len() > 120, "{}", asked.len());
+            for (at, to) in asked {
+                let flood = floods.entry(to.ip()).or_insert_with(|| Flood::new(7));
+                assert!(flood.admits([203, 0, 113, 1].into(), at), "{to}");
+            }
+        }
     }
 }

@@ -124,6 +124,7 @@ fn word(allocator: Allocator) -> &'static str {
         Allocator::Preserving => "preserving",
         Allocator::Sequential(_) => "sequential",
         Allocator::Block(..) => "block",
+        Allocator::SharedBlock(..) => "shared block",
         Allocator::Random => "random",
     }
 }

@@ -16,6 +16,8 @@ const STRICT: Access = Access::Nat(NatSpec::cone(Filtering::AddressAndPortDepend
 const FIREWALLED: Access = Access::OneToOne { firewall: true };
 const RANDOM: Access = Access::Nat(NatSpec::symmetric(Allocator::Random));
 const BLOCK: Access = block(40_000, 42_047);
+/// As Linux gives a port to each destination once.
+const SHARED: [Access; 2] = [shared(40_000, 42_047), shared(20_000, 22_047)];
 const SEQUENCE: Access = sequence(1);
 
 const fn sequence(step: i16) -> Access {
@@ -24,6 +26,10 @@ const fn sequence(step: i16) -> Access {
 
 const fn block(low: u16, high: u16) -> Access {
     Access::Nat(NatSpec::symmetric(Allocator::Block(low, high)))
+}
+
+const fn shared(low: u16, high: u16) -> Access {
+    Access::Nat(NatSpec::symmetric(Allocator::SharedBlock(low, high)))
 }
 
 const BY_ADDRESS: Access = Access::Nat(NatSpec {
@@ -143,6 +149,25 @@ fn two_blocks_meet_in_some_rounds() {
 }
 
 #[test]
+fn a_search_takes_more_ports_than_a_block_has_only_where_destinations_share_them() {
+    let mut most = [0, 0];
+    for seed in 0..8 {
+        let mut world = World::new(seed + 1000);
+        let places = [SHARED[1], BLOCK].map(|access| (world.place(access, false), Seat::V4));
+        let meeting = Meeting::of(&mut world, places[0], places[1]);
+        let trial = Trial {
+            most: 20 * SECOND,
+            ..Trial::new(SHARED[1], BLOCK)
+        };
+        start(&mut world, &meeting, &trial);
+        let probes = [meeting.a, meeting.b].map(|id| counter(&world, id, "search-probes"));
+        most = [most[0].max(probes[0]), most[1].max(probes[1])];
+    }
+    assert!(most[0] > 2048 && most[0] < 6000, "{most:?}");
+    assert!(most[1] > 1000 && most[1] < 2048, "{most:?}");
+}
+
+#[test]
 fn other_hosts_that_move_the_sequence_on_do_not_prevent_a_meeting() {
     for (name, first, second, ports) in [
         ("sequential, 20 ports/s of others", STRICT, SEQUENCE, 20),
@@ -240,7 +265,7 @@ fn at_five_per_cent_of_loss_few_starts_wait_for_a_second_handshake() {
 }
 
 /// Cells of the matrix: a pair, its median, and how many of a thousand meet in ten seconds.
-const CELLS: [(&str, Access, Access, Duration, usize); 6] = [
+const CELLS: [(&str, Access, Access, Duration, usize); 8] = [
     (
         "one for all with one for all",
         STRICT,
@@ -269,7 +294,27 @@ const CELLS: [(&str, Access, Access, Duration, usize); 6] = [
         Duration::from_secs(3),
         900,
     ),
-    ("block with block", BLOCK, BLOCK, Duration::from_secs(6), 0),
+    (
+        "block with block, a port for one destination",
+        BLOCK,
+        BLOCK,
+        Duration::from_secs(45),
+        250,
+    ),
+    (
+        "block with block, ports shared by destinations",
+        SHARED[0],
+        SHARED[1],
+        Duration::from_secs(6),
+        950,
+    ),
+    (
+        "block with block, ports of one shared by destinations",
+        SHARED[1],
+        BLOCK,
+        Duration::from_secs(6),
+        600,
+    ),
     (
         "one for all with random ports",
         STRICT,
