@@ -14,6 +14,8 @@ use mesh_types::{Allocation, Filtering, Mapping, NatReport};
 const OBSERVATIONS_MAX: usize = 64;
 /// Older answers say nothing of the mapping behaviour.
 const FRESH: Duration = Duration::from_secs(60);
+/// Every path is asked that often: an address that nobody has seen for so long, while others were seen, is gone.
+const SEEN_AGAIN: Duration = Duration::from_secs(30);
 /// Two answers contradict each other only when they are this close: a mapping may be lost in between.
 const CLOSE: Duration = Duration::from_secs(3);
 /// New sockets that were seen under one port each outweigh what seems to differ for so long.
@@ -158,17 +160,15 @@ impl NatKind {
         witness: Witness,
         now: Instant,
     ) -> bool {
-        let moved = self
-            .seen
-            .get(&remote)
-            .is_some_and(|seen| seen.mapped != mapped);
-        if moved {
+        let before = self.seen.get(&remote).map(|seen| seen.mapped);
+        let before = before.filter(|before| *before != mapped);
+        if let Some(before) = before {
             // Where each remote sees a port of its own, one that has gone says nothing of the others.
             let apart = self.is_hard();
             self.seen
                 .values_mut()
                 .filter(|seen| seen.mapped != mapped && seen.mapped.is_ipv4() == mapped.is_ipv4())
-                .filter(|seen| !apart || seen.mapped.ip() != mapped.ip())
+                .filter(|seen| !apart || seen.mapped.ip() != mapped.ip() || seen.mapped == before)
                 .for_each(|seen| seen.stale = true);
         }
         if self.seen.len() >= OBSERVATIONS_MAX && !self.seen.contains_key(&remote) {
@@ -185,7 +185,7 @@ impl NatKind {
         };
         self.seen.insert(remote, seen);
         self.unjudged = true;
-        moved
+        before.is_some()
     }
 
     /// Answers that count for a family: those of the internet where there are any.
@@ -217,6 +217,8 @@ impl NatKind {
                     *all += 1;
                     *last = (*last).max(Some(seen.at));
                 }
+                let newest = groups.values().filter_map(|(.., last)| *last).max();
+                groups.retain(|_, (.., last)| last.map(|at| at + SEEN_AGAIN) >= newest);
                 let peers_answered = groups.values().any(|(peers, ..)| *peers > 0);
                 groups
                     .into_iter()
@@ -436,6 +438,20 @@ mod tests {
         nat.judge(&[], 22000, now);
         assert_eq!(nat.report().mapping, Mapping::EndpointIndependent);
         assert_eq!(nat.reflexive(0), [at("203.0.113.1:1030")]);
+    }
+
+    #[test]
+    fn an_address_that_is_seen_no_more_gives_way_however_many_saw_it() {
+        let (mut nat, start) = (NatKind::new(), start());
+        for remote in ["198.51.100.1:1", "198.51.100.2:1", "198.51.100.3:1"] {
+            nat.observe(at(remote), at("203.0.113.1:40001"), Witness::Peer, start);
+        }
+        let new = at("203.0.113.1:41007");
+        for (after, seen) in [(20, at("203.0.113.1:40001")), (31, new)] {
+            let now = start + Duration::from_secs(after);
+            nat.observe(at("198.51.100.4:1"), new, Witness::Peer, now);
+            assert_eq!(nat.reflexive(0), [seen]);
+        }
     }
 
     #[test]
