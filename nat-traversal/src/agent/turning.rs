@@ -15,8 +15,10 @@ use crate::budget::Rate;
 use crate::node::Node;
 use crate::remote::Remote;
 
-/// A pair that meets directly, or at a member, has mostly done so by then.
-const WAIT: Duration = Duration::from_millis(300);
+/// Many a pair has met directly, or at a member, by then; of the others none should wait for its first packet.
+const WAIT: Duration = Duration::from_millis(150);
+/// What is better than TCP has mostly answered by then.
+const TCP_WAIT: Duration = Duration::from_millis(300);
 /// Addresses of a peer that are tried through a server.
 const TARGETS_MAX: usize = 6;
 /// TCP addresses of a peer that are tried.
@@ -103,7 +105,7 @@ impl PathAgent {
     /// The peer has said where it can be connected to by TCP, and does the same now: both NATs must see a packet from
     /// inside first. Only beside a path that nothing better has replaced for a moment.
     pub(super) fn connect_tcp(&mut self, node: &mut Node, candidates: &[Candidate], now: Instant) {
-        let poor = |path: &Path| path.kind > PathKind::Tcp && path.since + WAIT <= now;
+        let poor = |path: &Path| path.kind > PathKind::Tcp && path.since + TCP_WAIT <= now;
         if !self.path().is_some_and(poor) {
             return;
         }
