@@ -94,7 +94,10 @@ impl Tunnel {
         }
         self.peers.retain(|key, _| plan.peers.contains_key(key));
         for (key, planned) in &plan.peers {
-            let peer = self.peers.entry(*key).or_insert_with(|| Peer::new(*key));
+            let peer = self
+                .peers
+                .entry(*key)
+                .or_insert_with(|| Peer::new(*key, self.backend));
             let mut context = Context {
                 own: plan.key.public(),
                 epoch: self.epoch,
@@ -102,7 +105,7 @@ impl Tunnel {
                 transmits: &mut self.transmits,
                 now,
             };
-            peer.configure(planned, &mut context);
+            peer.configure(planned, self.backend, &mut context);
         }
     }
 

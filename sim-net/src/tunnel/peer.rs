@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use mesh_types::plan::TunnelPeer;
-use mesh_types::report::TunnelStats;
+use mesh_types::report::{Backend, TunnelStats};
 use mesh_types::{PresharedKey, WgKey};
 
 use super::wire::{Data, Initiation, Response, Wire};
@@ -74,7 +74,9 @@ pub(super) struct Peer {
     former: BTreeSet<IpNet>,
     endpoint: Option<SocketAddr>,
     pending: Option<Pending>,
-    previous: Option<Session>,
+    /// Newest first, and how many may stay.
+    previous: VecDeque<Session>,
+    kept: usize,
     current: Option<Session>,
     next: Option<Session>,
     staged: VecDeque<Option<Inner>>,
@@ -93,14 +95,19 @@ pub(super) struct Peer {
 }
 
 impl Peer {
-    pub(super) fn new(key: WgKey) -> Self {
+    pub(super) fn new(key: WgKey, backend: Backend) -> Self {
         Self {
             key,
             planned: TunnelPeer::default(),
             former: BTreeSet::new(),
             endpoint: None,
             pending: None,
-            previous: None,
+            previous: VecDeque::new(),
+            kept: match backend {
+                Backend::Kernel => 1,
+                // boringtun has eight of all kinds.
+                Backend::Userspace => 6,
+            },
             current: None,
             next: None,
             staged: VecDeque::new(),
@@ -119,10 +126,22 @@ impl Peer {
         }
     }
 
-    pub(super) fn configure(&mut self, planned: &TunnelPeer, context: &mut Context<'_>) {
+    pub(super) fn configure(
+        &mut self,
+        planned: &TunnelPeer,
+        backend: Backend,
+        context: &mut Context<'_>,
+    ) {
         let said = |planned: &TunnelPeer| (planned.endpoint, planned.insist);
         if planned.endpoint.is_some() && said(planned) != said(&self.planned) {
+            let elsewhere = self.endpoint != planned.endpoint;
             self.endpoint = planned.endpoint;
+            let lives = self.sessions().any(|session| session.usable(context.now));
+            if elsewhere && backend == Backend::Userspace && self.pending.is_some() && !lives {
+                // The kernel waits until it is time for the next one.
+                self.last_initiation = None;
+                self.initiate_anew(context);
+            }
         }
         let keepalive_began = self.planned.keepalive.is_none() && planned.keepalive.is_some();
         if self.planned == *planned {
@@ -174,10 +193,21 @@ impl Peer {
     }
 
     pub(super) fn has_session(&self, receiver: u32, secret: u64) -> bool {
-        [&self.previous, &self.current, &self.next]
-            .into_iter()
-            .flatten()
+        self.sessions()
             .any(|session| session.local == receiver && session.secret == secret)
+    }
+
+    fn sessions(&self) -> impl Iterator<Item = &Session> {
+        let newer = [&self.current, &self.next].into_iter().flatten();
+        newer.chain(&self.previous)
+    }
+
+    /// One that is not sent on any more still receives.
+    fn retire(&mut self, session: Option<Session>) {
+        if let Some(session) = session {
+            self.previous.push_front(session);
+            self.previous.truncate(self.kept);
+        }
     }
 
     pub(super) fn staged(&self) -> usize {
@@ -286,7 +316,7 @@ impl Peer {
             counter: 0,
             seen: BTreeSet::new(),
         });
-        self.previous = None;
+        self.previous.truncate(self.kept - 1);
         self.traversed(context.now);
         self.passive_keepalive_at = None;
         let response = Wire::Response(Response {
@@ -315,7 +345,9 @@ impl Peer {
         self.rx_bytes += len as u64;
         self.unanswered_at = None;
         self.traversed(context.now);
-        self.previous = self.next.take().or(self.current.take());
+        let (current, next) = (self.current.take(), self.next.take());
+        self.retire(current);
+        self.retire(next);
         self.current = Some(Session {
             local: pending.local,
             remote: message.sender,
@@ -340,10 +372,9 @@ impl Peer {
         context: &mut Context<'_>,
     ) -> Option<Inner> {
         let now = context.now;
-        let slots = [&mut self.previous, &mut self.current, &mut self.next];
-        let session = slots
-            .into_iter()
-            .flatten()
+        let newer = [&mut self.current, &mut self.next].into_iter().flatten();
+        let session = newer
+            .chain(&mut self.previous)
             .find(|s| s.local == message.receiver && s.secret == message.secret)?;
         if now >= session.created + REJECT_AFTER {
             self.drops.push("session too old");
@@ -361,7 +392,8 @@ impl Peer {
             .as_ref()
             .is_some_and(|next| next.local == message.receiver)
         {
-            self.previous = self.current.take();
+            let current = self.current.take();
+            self.retire(current);
             self.current = self.next.take();
             self.completed(now);
             self.flush(context);
