@@ -34,7 +34,8 @@ fn sequence(ports: &[u16]) -> Option<i16> {
         .map(|pair| pair[1].wrapping_sub(pair[0]).cast_signed())
         .collect();
     let one_way = |up: bool| -> Vec<i16> {
-        let fits = |step: &i16| *step != 0 && step.abs() <= STEP_MAX && (*step > 0) == up;
+        let near = if up { 1..=STEP_MAX } else { -STEP_MAX..=-1 };
+        let fits = |step: &i16| near.contains(step);
         steps.iter().copied().filter(fits).collect()
     };
     let (up, down) = (one_way(true), one_way(false));
@@ -146,6 +147,12 @@ mod tests {
         assert_eq!(judge(&overtaken), Allocation::Sequential(1));
         let wrapped: Vec<u16> = (0..16).map(|i| advance(65_530, 1, i)).collect();
         assert_eq!(judge(&wrapped), Allocation::Sequential(1));
+    }
+
+    #[test]
+    fn ports_half_the_range_apart_are_no_sequence() {
+        let ports: Vec<u16> = (0..16).map(|i| 20_000 + (i % 2) * 32_768).collect();
+        assert_eq!(judge(&ports), Allocation::Random);
     }
 
     #[test]
