@@ -75,6 +75,10 @@ pub struct State {
     #[n(12)]
     #[cbor(default)]
     pub petitions: Vec<Petition>,
+    /// Peers were reached through TURN servers, and none otherwise: the next run need not find out that UDP leads nowhere.
+    #[n(13)]
+    #[cbor(default)]
+    pub only_turn: bool,
 }
 
 /// An invitation as the inviter keeps it.

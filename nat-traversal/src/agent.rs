@@ -201,6 +201,9 @@ impl PathAgent {
                 .iter()
                 .any(|candidate| candidate.address == remote.candidate.address);
         }
+        if announced {
+            self.doubt_unnamed(node, &listed, now.mono);
+        }
         let keep = self.path().map(|path| path.remote);
         self.remotes.retain(|address, remote| {
             remote.announced

@@ -20,6 +20,8 @@ const SEEN_AGAIN: Duration = Duration::from_secs(30);
 const CLOSE: Duration = Duration::from_secs(3);
 /// New sockets that were seen under one port each outweigh what seems to differ for so long.
 const SETTLED: Duration = Duration::from_secs(300);
+/// Addresses of one family told where as many remotes see each of them.
+const TIED_MAX: usize = 2;
 /// Silence of so many remotes...
 const BLOCKED_REMOTES: usize = 3;
 /// ...for so long means that UDP is blocked.
@@ -204,11 +206,12 @@ impl NatKind {
         if far.is_empty() { near } else { far }
     }
 
-    /// The address under which others see us, one a family: what most remotes see, then what was seen last.
+    /// The addresses under which others see us: what most remotes of a family see, two where as many see the one as
+    /// the other. Of a hard NAT, where each may see another one, what was seen last.
     pub(crate) fn reflexive(&self, servers: usize) -> Vec<SocketAddr> {
         [true, false]
             .into_iter()
-            .filter_map(|ipv4| {
+            .flat_map(|ipv4| {
                 let mut groups: BTreeMap<SocketAddr, (usize, usize, Option<Instant>)> =
                     BTreeMap::new();
                 for (_, seen) in self.counting(ipv4) {
@@ -220,13 +223,15 @@ impl NatKind {
                 let newest = groups.values().filter_map(|(.., last)| *last).max();
                 groups.retain(|_, (.., last)| last.map(|at| at + SEEN_AGAIN) >= newest);
                 let peers_answered = groups.values().any(|(peers, ..)| *peers > 0);
-                groups
-                    .into_iter()
-                    .filter(|(_, (peers, all, _))| {
-                        *peers > 0 || *all >= 2 || (servers == 1 && !peers_answered)
-                    })
-                    .max_by_key(|(_, (_, all, last))| (*all, *last))
-                    .map(|(mapped, _)| mapped)
+                groups.retain(|_, (peers, all, _)| {
+                    *peers > 0 || *all >= 2 || (servers == 1 && !peers_answered)
+                });
+                let most = groups.values().map(|(_, all, _)| *all).max();
+                groups.retain(|_, (_, all, _)| Some(*all) == most);
+                let mut seen: Vec<_> = groups.into_iter().collect();
+                seen.sort_by_key(|(_, (.., last))| std::cmp::Reverse(*last));
+                let kept = if self.is_hard() { 1 } else { TIED_MAX };
+                seen.into_iter().take(kept).map(|(mapped, _)| mapped)
             })
             .collect()
     }
@@ -382,6 +387,24 @@ mod tests {
         }
         nat.judge(&["192.168.1.5".parse().unwrap()], 22000, now);
         nat
+    }
+
+    #[test]
+    fn addresses_that_as_many_remotes_see_are_both_told_and_do_not_take_turns() {
+        let (mut nat, mut now) = (NatKind::new(), start());
+        let seen = [
+            ("198.51.100.1:5000", "203.0.113.1:1025"),
+            ("198.51.100.2:5000", "203.0.113.1:1026"),
+        ];
+        for (remote, mapped) in seen.into_iter().cycle().take(8) {
+            now += CLOSE;
+            nat.observe(at(remote), at(mapped), Witness::Peer, now);
+            nat.sampled_as_independent(now);
+        }
+        nat.observe(at(seen[0].0), at(seen[0].1), Witness::Peer, now);
+        let mut both = nat.reflexive(0);
+        both.sort();
+        assert_eq!(both, seen.map(|(_, mapped)| at(mapped)));
     }
 
     #[test]

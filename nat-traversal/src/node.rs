@@ -135,6 +135,8 @@ pub(crate) struct Node {
     pub(crate) lazy: bool,
     /// Peers may be searched for, from many sockets or at many ports.
     pub(crate) birthday_search: bool,
+    /// The last run reached peers through TURN servers only, and UDP has led nowhere yet.
+    pub(crate) expects_turn: bool,
     /// The own name as a relay.
     pub(crate) name: Option<Idx>,
     /// Relays through which others call this node.
@@ -188,6 +190,7 @@ impl Node {
             meet: BTreeSet::new(),
             lazy: false,
             birthday_search: true,
+            expects_turn: false,
             name: None,
             anchors: BTreeSet::new(),
             anchored: false,

@@ -40,7 +40,7 @@ const AGAIN_MAX: Duration = Duration::from_secs(30);
 const AGAIN_REFUSED: Duration = Duration::from_secs(60);
 /// No answer to an attempt to connect after this.
 const CONNECT: Duration = Duration::from_secs(12);
-/// A link beside a better one is kept so long: paths move meanwhile.
+/// A link beside a better one is kept so long, three times that while a path leads through it: paths move meanwhile.
 const GRACE: Duration = Duration::from_secs(20);
 /// Lifetime of credentials...
 const CREDENTIALS: Duration = Duration::from_secs(24 * 3600);
@@ -639,8 +639,8 @@ impl Turn {
         }
     }
 
-    /// When a link is to be closed because another one does better.
-    fn spare_at(&self, number: u32, used: &BTreeSet<u32>) -> Option<Instant> {
+    /// The slot of the best link that does better than this one, and since when it does.
+    fn better(&self, number: u32) -> Option<(usize, Instant)> {
         let link = self.links.get(&number)?;
         let rank = |link: &Link| {
             let transport = self.slots.get(link.slot).map(Slot::transport);
@@ -649,7 +649,21 @@ impl Turn {
         };
         let others = self.links.iter().filter(|(other, _)| **other != number);
         let ready = others.filter_map(|(_, other)| Some((rank(other), other.slot, other.ready?)));
-        let (_, slot, better) = ready.filter(|(other, ..)| *other < rank(link)).min()?;
+        let (_, slot, since) = ready.filter(|(other, ..)| *other < rank(link)).min()?;
+        Some((slot, since))
+    }
+
+    /// Has a newer link to the same server taken its place, for long enough that pairs can be reached there?
+    pub(crate) fn is_retired(&self, number: u32, now: Instant) -> bool {
+        let slot = self.links.get(&number).map(|link| link.slot);
+        self.better(number)
+            .is_some_and(|(better, since)| Some(better) == slot && since + GRACE <= now)
+    }
+
+    /// When a link is to be closed because another one does better.
+    fn spare_at(&self, number: u32, used: &BTreeSet<u32>) -> Option<Instant> {
+        let link = self.links.get(&number)?;
+        let (slot, better) = self.better(number)?;
         let surveyed = self.survey.map_or(better, |until| until.max(better));
         match link.ready {
             Some(_) if used.contains(&number) => (slot == link.slot).then_some(better + GRACE * 3),

@@ -175,6 +175,9 @@ impl Overlay {
         self.traversal
             .set_birthday_search(self.config.birthday_search);
         self.tell_own_ranges(now);
+        if self.state.only_turn {
+            self.traversal.expect_turn();
+        }
         self.load(now);
         self.directory.handle_observation(
             Observation {

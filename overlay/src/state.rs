@@ -30,6 +30,10 @@ impl Overlay {
             pins: self.directory.pins().collect(),
             endpoints: reached.take(ENDPOINTS_MAX).collect(),
             listen_port: Some(self.listen_port()),
+            only_turn: self
+                .traversal
+                .reaches_by_turn_only()
+                .unwrap_or(self.state.only_turn),
             ..self.state.clone()
         }
     }

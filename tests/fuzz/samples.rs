@@ -255,5 +255,6 @@ pub(crate) fn state() -> State {
         authority: Some(authority().authority()),
         lifetime: Some(86_400),
         petitions: vec![petition()],
+        only_turn: true,
     }
 }

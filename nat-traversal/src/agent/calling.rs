@@ -11,12 +11,18 @@ use mesh_types::{Candidate, CandidateKind, Idx, Now};
 
 use super::PathAgent;
 use crate::api::Event;
+use crate::budget::{Bucket, Rate};
 use crate::candidate::claimed;
 use crate::node::Node;
 use crate::schedule::{CALL, CALL_EAGER, CALL_RELAYED, CALL_SPACING, CALL_WAIT};
 
 /// Calls of the peer remembered, so that copies on two ways count once.
 const SEEN_MAX: usize = 8;
+/// Calls repeated because the own candidates have changed: those of a translator that never rests must not make us
+/// call for ever...
+const REPEATS: Rate = Rate::every(Duration::from_secs(5), 8);
+/// ...and wait for this, the last ones included.
+const REPEAT_LATER: Duration = Duration::from_secs(5);
 /// Relays told in a call.
 pub(crate) const RELAYS_MAX: usize = 8;
 
@@ -29,6 +35,7 @@ pub(super) struct Calling {
     step: usize,
     last: Option<Instant>,
     seen: VecDeque<u64>,
+    repeats: Bucket,
 }
 
 impl Calling {
@@ -81,7 +88,11 @@ impl PathAgent {
             .is_some_and(|last| now.saturating_duration_since(last) < CALL[2]);
         if self.calling.at.is_some() || !self.has_direct() || recent {
             self.calling.once |= recent;
-            self.calling.at = Some(self.calling.spaced(now));
+            let soon = self.calling.repeats.take(REPEATS, now);
+            let at = self
+                .calling
+                .spaced(if soon { now } else { now + REPEAT_LATER });
+            self.calling.at = Some(self.calling.at.map_or(at, |due| due.min(at)));
         }
     }
 
@@ -247,6 +258,7 @@ impl PathAgent {
             self.ask_path(node, now);
         }
         self.run_probes(node, now);
+        self.doubt_unnamed(node, candidates, now);
     }
 }
 

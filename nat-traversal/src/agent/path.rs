@@ -225,6 +225,7 @@ impl PathAgent {
             searched: searched && remote.candidate.kind == CandidateKind::PeerReflexive
                 || remote.local.is_some(),
         };
+        node.expects_turn &= path.turn.is_some() || path.kind == PathKind::Tcp;
         debug!(peer = %self.id, remote = %path.remote, kind = path.kind.kind(), rtt = ?path.rtt, "Path in use");
         let next = if self.activity.is_active(now) {
             HEARTBEAT

@@ -357,7 +357,7 @@ impl PathAgent {
                 let shots = from.flat_map(|from| targets.iter().map(move |to| (from, *to)));
                 let shots: Vec<_> = shots.take(self.room(node, now)).collect();
                 let count = shots.len();
-                node.searches.occupy(self.id, count, now);
+                node.searches.occupy(Some(self.id), count, now);
                 self.fire(node, (method, count), shots, &[], now);
             }
             Method::Cross => self.cross(node, &sockets, now),
@@ -491,7 +491,7 @@ impl PathAgent {
         let left = self.search.share.left(Method::Cross, now);
         let count = left.min(mean * ROUND_SHARE / 100);
         let bound = self.room(node, now);
-        node.searches.occupy(self.id, count.min(bound), now);
+        node.searches.occupy(Some(self.id), count.min(bound), now);
         let shots = pairs(sockets, &ports)
             .take(count)
             .map(|(socket, port)| (SocketId::Extra(socket), SocketAddr::new(ip, port)))

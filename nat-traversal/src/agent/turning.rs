@@ -35,7 +35,7 @@ impl PathAgent {
             return Need::No;
         }
         match &self.in_use {
-            None if node.nat.report().udp_blocked => Need::Yes,
+            None if node.expects_turn || node.nat.report().udp_blocked => Need::Yes,
             None => Need::From(self.searching + WAIT),
             Some(in_use) if in_use.path.kind > PathKind::NodeRelay => Need::Yes,
             Some(_) if self.is_suspect() && self.has_widened() => Need::Yes,
@@ -143,6 +143,21 @@ impl PathAgent {
         if path.is_some_and(|address| !remotes.contains_key(&address)) {
             let since = now.checked_sub(RECENT).unwrap_or(now);
             self.lose(node, since, now);
+        }
+    }
+
+    /// The peer names its addresses: where the path leads to one on a relay of its own, and that is not among them, the
+    /// allocation has likely ended.
+    pub(super) fn doubt_unnamed(&mut self, node: &mut Node, named: &[Candidate], now: Instant) {
+        let gone = |path: &Path| {
+            path.kind == PathKind::TurnUdp
+                && path.turn.is_none()
+                && named
+                    .iter()
+                    .all(|candidate| candidate.address != path.remote)
+        };
+        if named.len() < CANDIDATES_MAX && self.path().is_some_and(gone) {
+            self.suspect(node, now);
         }
     }
 

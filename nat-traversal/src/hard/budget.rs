@@ -18,6 +18,8 @@ const PER_PEER: u32 = 2048;
 const PER_PEER_CROSS: u32 = 9000;
 /// See [`PER_PEER`].
 const WINDOW: Duration = Duration::from_secs(600);
+/// Ports that a peer takes without a search: its candidates, and those of relays that are tried.
+const PORTS_PER_PEER: usize = 32;
 /// A search goes on only so long after the peer last called: it must want this.
 const CALLED: Duration = Duration::from_secs(10);
 
@@ -26,8 +28,10 @@ const CALLED: Duration = Duration::from_secs(10);
 pub(crate) struct Searches {
     rate: Bucket,
     running: BTreeSet<PeerId>,
-    /// Ports of the own translator that a peer's search has taken, and until when they are taken.
-    taken: BTreeMap<PeerId, (usize, Instant)>,
+    /// Ports of the own translator that a peer's search has taken, or samples of them, and until when they are taken.
+    taken: BTreeMap<Option<PeerId>, (usize, Instant)>,
+    /// Peers there are: each needs some ports without any search.
+    pub(crate) peers: usize,
 }
 
 impl Searches {
@@ -42,13 +46,14 @@ impl Searches {
     /// Ports of the own translator that this peer's search may take, where all together may take so many.
     pub(crate) fn room(&mut self, peer: PeerId, all: usize, now: Instant) -> usize {
         self.taken.retain(|_, (_, until)| *until > now);
-        let others = self.taken.iter().filter(|(of, _)| **of != peer);
-        all.saturating_sub(others.map(|(_, (count, _))| count).sum())
+        let others = self.taken.iter().filter(|(of, _)| **of != Some(peer));
+        let others: usize = others.map(|(_, (count, _))| count).sum();
+        all.saturating_sub(others + self.peers * PORTS_PER_PEER)
     }
 
-    /// It takes so many, and keeps them for as long as translators remember.
-    pub(crate) fn occupy(&mut self, peer: PeerId, count: usize, now: Instant) {
-        self.taken.insert(peer, (count, now + HOLD));
+    /// It, or who samples, takes so many, and keeps them for as long as translators remember.
+    pub(crate) fn occupy(&mut self, of: Option<PeerId>, count: usize, now: Instant) {
+        self.taken.insert(of, (count, now + HOLD));
     }
 
     /// It is over.
@@ -191,12 +196,16 @@ mod tests {
             .map(|n| PeerId::Key(mesh_types::WgKey([n; 32])))
             .collect();
         assert_eq!(node.room(peers[0], 1000, start), 1000);
-        node.occupy(peers[0], 600, start);
+        node.occupy(Some(peers[0]), 600, start);
         assert_eq!(node.room(peers[0], 1000, start), 1000, "its own");
         assert_eq!(node.room(peers[1], 1000, start), 400);
-        node.occupy(peers[1], 400, start + HOLD / 2);
+        node.occupy(Some(peers[1]), 400, start + HOLD / 2);
         node.end(&peers[0]);
         assert_eq!(node.room(peers[2], 1000, start + HOLD / 2), 0);
         assert_eq!(node.room(peers[2], 1000, start + HOLD), 600);
+        node.occupy(None, 150, start + HOLD);
+        assert_eq!(node.room(peers[2], 1000, start + HOLD), 450);
+        node.peers = 10;
+        assert_eq!(node.room(peers[2], 1000, start + HOLD), 130);
     }
 }

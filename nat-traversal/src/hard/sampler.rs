@@ -283,6 +283,7 @@ impl Sampler {
         if let Some((socket, observer)) = run.open.pop() {
             if let Some(token) = node.sample_at(socket, observer, now) {
                 run.asked.push((token, socket, observer));
+                node.searches.occupy(None, run.asked.len(), now);
             }
             let last = run.open.is_empty();
             let swift = run.burst > 0;

@@ -35,6 +35,7 @@ impl Traversal {
             path.is_some_and(|path| path.turn.is_none() && path.kind != PathKind::Tcp)
         };
         self.node.by_udp = self.agents.values().any(by_udp);
+        self.node.searches.peers = self.agents.len();
         if std::mem::take(&mut self.node.refresh) && self.refreshes.take(REFRESHES, now.mono) {
             self.refresh(now.mono);
         }

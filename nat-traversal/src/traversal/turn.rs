@@ -10,8 +10,8 @@ use mesh_types::turn::TurnServer;
 use mesh_types::{Now, PeerId, SocketId};
 
 use super::Traversal;
-use crate::agent::Need;
-use crate::api::{Event, TurnReport};
+use crate::agent::{Need, PathAgent};
+use crate::api::{Event, PathKind, TurnReport};
 use crate::turn;
 
 /// A pair that is reached otherwise again keeps its channels for this long, in case it was too soon.
@@ -22,6 +22,19 @@ impl Traversal {
     pub fn set_turn_servers(&mut self, servers: Vec<TurnServer>, name: &str, now: Now) {
         self.node.turn.set_servers(servers, name, now.mono);
         self.settle(now);
+    }
+
+    /// The last run reached nobody but through TURN servers: until UDP is seen to lead anywhere, peers are tried
+    /// through them at once.
+    pub fn expect_turn(&mut self) {
+        self.node.expects_turn = true;
+    }
+
+    /// Do all paths lead through TURN servers, or by what these have led to? Nothing without a path.
+    pub fn reaches_by_turn_only(&self) -> Option<bool> {
+        let paths = self.agents.values().filter_map(PathAgent::path);
+        let over_udp = paths.map(|path| path.turn.is_none() && path.kind != PathKind::Tcp);
+        over_udp.reduce(|one, other| one || other).map(|any| !any)
     }
 
     /// A name of [`Event::TurnResolve`] was looked up.
@@ -58,8 +71,10 @@ impl Traversal {
 
     /// Something came from a TURN server.
     pub(super) fn take_from_turn(&mut self, link: u32, bytes: &[u8], now: Now) {
+        let retired = self.node.turn.is_retired(link, now.mono);
         let got = self.node.turn.handle(link, bytes, now.mono);
-        if let Some((remote, local, content)) = got {
+        // A link whose time is over is silent to probes: pairs move away by themselves while it still carries them.
+        if let Some((remote, local, content)) = got.filter(|_| !retired) {
             let content = content.to_vec();
             if self.receive(SocketId::Turn(link), local, remote, &content, now) {
                 self.node.turn.heard_peer(link, now.mono);
