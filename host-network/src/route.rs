@@ -15,6 +15,9 @@ use rtnetlink::packet_route::route::{
 use crate::HostError;
 use crate::netlink::{Routing, gather, is_absent};
 
+/// The bit of RTAX_MTU (linux/rtnetlink.h) among the metrics that are locked.
+const MTU_LOCKED: u32 = 1 << 2;
+
 /// What the kernel tells two routes of a table apart by.
 type Slot = (IpNet, u32);
 
@@ -93,7 +96,10 @@ impl Action {
                 .attributes
                 .push(RouteAttribute::PrefSource(source.into()));
         }
+        // For what it forwards IPv6 asks the device, unless the route's MTU is locked (ip6_dst_mtu_maybe_forward).
+        let locked = self.mtu.filter(|_| prefix.addr().is_ipv6());
         let metrics: Vec<RouteMetric> = [
+            locked.map(|_| RouteMetric::Lock(MTU_LOCKED)),
             self.mtu.map(RouteMetric::Mtu),
             self.mss.map(RouteMetric::Advmss),
         ]

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use crate::lab::agent::PATIENCE;
-use crate::lab::netns::Namespace;
+use crate::lab::netns::{Namespace, run};
 use crate::lab::traffic::{Echo, bulk, udp_exchange};
 use crate::lab::{Host, Lab, Node};
 
@@ -105,13 +105,12 @@ fn pods_behind_a_narrow_link_lose_nothing_whatever_the_families_inside_and_outsi
                 assert!(said.contains(mtu), "{said}");
             }
         }
-        // The pod remembers what it was told first, and while the path is being measured that is less.
+        // What it was told while the path was being measured was less, and is remembered for minutes.
+        run(a
+            .namespace
+            .command("ip")
+            .args(["-6", "route", "flush", "cache"]));
         let said = refused_ping(&a.namespace, b.ipv6.into());
-        let told = said
-            .split("mtu: ")
-            .nth(1)
-            .and_then(|rest| rest.lines().next());
-        let told: u32 = told.and_then(|n| n.trim().parse().ok()).unwrap_or_default();
-        assert!((1280..=bound).contains(&told), "{bound}: {said}");
+        assert!(said.contains(&bound.to_string()), "{bound}: {said}");
     }
 }

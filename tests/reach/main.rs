@@ -48,7 +48,7 @@ fn main() {
     };
     let trials = number("FARSPAN_REACH_TRIALS", 20).max(1);
     let hold = Duration::from_secs(number("FARSPAN_REACH_HOLD", 60) as u64);
-    // Names of cells such as ADF-SEQ, or `failover`; everything where it is empty.
+    // Names of cells such as ADF-SEQ, or `variants`, or `failover`; everything where it is empty.
     let only = std::env::var("FARSPAN_REACH_ONLY").unwrap_or_default();
     let wanted = |name: &str| only.is_empty() || only.split(',').any(|one| one == name);
 
@@ -70,7 +70,7 @@ fn main() {
             println!("{}", cell.row());
         }
     });
-    if only.is_empty() {
+    if wanted("variants") {
         section("variants", || variants::print(trials));
     }
     if wanted("failover") {
