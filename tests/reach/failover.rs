@@ -48,6 +48,7 @@ pub fn print(trials: usize) {
         let mut back = (0, 0);
         for _ in 0..trials {
             let (gap, lost, sent) = scene.trial(fault);
+            eprintln!("{fault:?}: {gap:?}, then {lost} of {sent} lost");
             gaps.push(gap);
             back = (back.0 + lost, back.1 + sent);
         }
