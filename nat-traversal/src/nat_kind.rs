@@ -228,10 +228,12 @@ impl NatKind {
                 });
                 let most = groups.values().map(|(_, all, _)| *all).max();
                 groups.retain(|_, (_, all, _)| Some(*all) == most);
-                let mut seen: Vec<_> = groups.into_iter().collect();
-                seen.sort_by_key(|(_, (.., last))| std::cmp::Reverse(*last));
-                let kept = if self.is_hard() { 1 } else { TIED_MAX };
-                seen.into_iter().take(kept).map(|(mapped, _)| mapped)
+                if self.is_hard() {
+                    let newest = groups.values().filter_map(|(.., last)| *last).max();
+                    groups.retain(|_, (.., last)| *last == newest);
+                }
+                // By address: which of three are left out must not depend on who was heard last.
+                groups.into_keys().take(TIED_MAX)
             })
             .collect()
     }

@@ -4,8 +4,8 @@
 //! their ports, and STUN servers. A sample to a peer is a probe with empty DATA: it is answered like any
 //! other, and is no path.
 
-use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use mesh_types::{Allocation, Mapping, PeerId, SocketId};
@@ -205,19 +205,18 @@ impl Run {
         })
     }
 
-    /// Did each of several sockets show one port to all who looked?
+    /// Did each of several sockets show one port to all who looked, from several addresses?
     fn is_independent(&self, node: &Node) -> bool {
-        let mut ports: BTreeMap<u32, Vec<u16>> = BTreeMap::new();
-        for (token, socket, _) in &self.asked {
+        let mut seen: BTreeMap<u32, (BTreeSet<IpAddr>, BTreeSet<u16>)> = BTreeMap::new();
+        for (token, socket, observer) in &self.asked {
             if let Some(port) = node.samples.port(*token) {
-                ports.entry(*socket).or_default().push(port);
+                let (observers, ports) = seen.entry(*socket).or_default();
+                observers.insert(observer.ip());
+                ports.insert(port);
             }
         }
-        let several = ports.values().filter(|ports| ports.len() > 1).count() >= INDEPENDENT;
-        several
-            && ports
-                .values()
-                .all(|ports| ports.iter().all(|port| *port == ports[0]))
+        let several = seen.values().filter(|(observers, _)| observers.len() > 1);
+        several.count() >= INDEPENDENT && seen.values().all(|(_, ports)| ports.len() == 1)
     }
 }
 
@@ -511,6 +510,42 @@ mod tests {
         assert_eq!(asked, [server(1).address, server(2).address]);
         let answers: Vec<_> = node.samples.observers.iter().map(|o| o.answers).collect();
         assert_eq!(answers, [false, true], "the second was silent");
+    }
+
+    #[test]
+    fn only_observers_at_several_addresses_show_that_mappings_are_independent() {
+        let now = start();
+        let other_port = |mut observer: Observer| {
+            observer.address.set_port(3479);
+            observer
+        };
+        for (second, independent) in [(other_port(server(1)), false), (server(2), true)] {
+            let mut node = Node::new(Config::default(), 1, [0; 32], now);
+            node.samples.set_observers(vec![server(1), second]);
+            let sockets = node.sockets.request(INDEPENDENT).unwrap();
+            let open = node.sockets.wanted().collect();
+            node.sockets.opened(&open);
+            let mut asked = Vec::new();
+            for (socket, port) in sockets.iter().zip(1024..) {
+                for observer in node.samples.usable(2) {
+                    let token = node.sample_at(*socket, observer, now).unwrap();
+                    node.samples
+                        .answered(token, SocketAddr::from(([203, 0, 113, 1], port)));
+                    asked.push((token, *socket, observer));
+                }
+            }
+            let run = Run {
+                sockets,
+                open: Vec::new(),
+                asked,
+                started: None,
+                next: now,
+                sharing: false,
+                burst: 2,
+                spacing: SAMPLE_SPACING,
+            };
+            assert_eq!(run.is_independent(&node), independent);
+        }
     }
 
     /// Samples a translator to the end; `port` is given the node, the socket and the destination, and may lose the
