@@ -32,6 +32,8 @@ pub(crate) struct Remote {
     pub(crate) turn: Option<u32>,
     /// The socket that reaches it, where that is not the main one.
     pub(crate) local: Option<Local>,
+    /// When that socket got through.
+    pub(crate) found: Option<Instant>,
     /// It stands in the peer's announcement.
     pub(crate) announced: bool,
     /// An answer to a probe came from it.
@@ -62,6 +64,7 @@ impl Remote {
             lent: false,
             turn: None,
             local: None,
+            found: None,
             announced: false,
             confirmed: false,
             next: Some(now),
