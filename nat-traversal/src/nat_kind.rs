@@ -74,6 +74,8 @@ pub(crate) struct NatKind {
     sampled: (Allocation, u32),
     /// Whether the ports of a block are shared.
     pub(crate) sharing: Sharing,
+    /// Two ports of one address see us under different ones.
+    pub(crate) torn: bool,
     /// When samples have last shown that mappings are independent of who looks, against appearances.
     independent: Option<Instant>,
     /// Something here has changed since it was last judged.
@@ -91,6 +93,7 @@ impl NatKind {
             silences: 0,
             sampled: (Allocation::Unknown, 0),
             sharing: Sharing::Unknown,
+            torn: false,
             independent: None,
             unjudged: true,
         }
@@ -278,6 +281,7 @@ impl NatKind {
                 }
             }
         }
+        self.torn = same_ip_differs;
         if differ && !self.is_settled(now) {
             self.report.mapping = if same_ip_agrees && !same_ip_differs {
                 Mapping::AddressDependent

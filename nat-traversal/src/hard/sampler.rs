@@ -205,17 +205,21 @@ impl Run {
         })
     }
 
-    /// Did each of several sockets show one port to all who looked, from several addresses?
+    /// Did each of several sockets show one port to all who looked? From several addresses; those at one address do
+    /// where it is they who do not agree about the main socket.
     fn is_independent(&self, node: &Node) -> bool {
-        let mut seen: BTreeMap<u32, (BTreeSet<IpAddr>, BTreeSet<u16>)> = BTreeMap::new();
+        let mut seen: BTreeMap<u32, (BTreeSet<SocketAddr>, BTreeSet<u16>)> = BTreeMap::new();
         for (token, socket, observer) in &self.asked {
             if let Some(port) = node.samples.port(*token) {
                 let (observers, ports) = seen.entry(*socket).or_default();
-                observers.insert(observer.ip());
+                observers.insert(*observer);
                 ports.insert(port);
             }
         }
-        let several = seen.values().filter(|(observers, _)| observers.len() > 1);
+        let several = seen.values().filter(|(observers, _)| {
+            let addresses: BTreeSet<IpAddr> = observers.iter().map(SocketAddr::ip).collect();
+            addresses.len() > 1 || node.nat.torn && observers.len() > 1
+        });
         several.count() >= INDEPENDENT && seen.values().all(|(_, ports)| ports.len() == 1)
     }
 }
@@ -519,8 +523,13 @@ mod tests {
             observer.address.set_port(3479);
             observer
         };
-        for (second, independent) in [(other_port(server(1)), false), (server(2), true)] {
+        for (second, torn, independent) in [
+            (other_port(server(1)), false, false),
+            (other_port(server(1)), true, true),
+            (server(2), false, true),
+        ] {
             let mut node = Node::new(Config::default(), 1, [0; 32], now);
+            node.nat.torn = torn;
             node.samples.set_observers(vec![server(1), second]);
             let sockets = node.sockets.request(INDEPENDENT).unwrap();
             let open = node.sockets.wanted().collect();
