@@ -191,16 +191,22 @@ fn cut(packet: &[u8], header: VnetHeader) -> Vec<Vec<u8>> {
 /// What the inbox writes: header, bytes, how many packets, of what kind.
 fn merge(packets: &[Vec<u8>], tcp: bool, udp: bool) -> Vec<(VnetHeader, Vec<u8>, usize, Merged)> {
     let mut inbox = Inbox::new(tcp, udp);
+    let mut written = Vec::new();
+    let mut drain = |inbox: &mut Inbox| {
+        inbox.drain(|parts, merged, count| {
+            let header = VnetHeader::decode(parts[0].first_chunk().expect("ten bytes"));
+            let bytes = parts[1..].iter().flat_map(|part| part.to_vec()).collect();
+            written.push((header, bytes, count, merged));
+        });
+    };
     for packet in packets {
+        if inbox.is_full() {
+            drain(&mut inbox);
+        }
         inbox.space()[..packet.len()].copy_from_slice(packet);
         inbox.push(packet.len());
     }
-    let mut written = Vec::new();
-    inbox.drain(|parts, merged, count| {
-        let header = VnetHeader::decode(parts[0].first_chunk().expect("ten bytes"));
-        let bytes = parts[1..].iter().flat_map(|part| part.to_vec()).collect();
-        written.push((header, bytes, count, merged));
-    });
+    drain(&mut inbox);
     assert!(inbox.is_empty());
     written
 }
