@@ -338,9 +338,11 @@ impl Pair {
         (u64::from(answered) * 2 * LOAD.1 as u64, after - before)
     }
 
-    /// Watches the pair for `time`: how long the longest silence of a stream was, and every change of the path that
+    /// Watches a relayed pair for `time`: how long the longest silence of a stream was, and every change of the path that
     /// one of the ends told of.
     pub fn watch(&self, time: Duration) -> (Duration, Vec<String>) {
+        // The first answer may be ahead of what `status` has heard of the handshake.
+        self.wait_relayed();
         let (from, to) = (self.paris.pod(), self.tokyo.pod());
         let _echo = Echo::start(&to.namespace);
         let start = Instant::now();

@@ -22,7 +22,6 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use cell::{Class, Pair, Trial, Way};
-use lab::wait::wait_until;
 
 /// What carries the tunnels of this program's agents.
 const BACKEND: &str = "userspace";
@@ -110,13 +109,6 @@ fn measure(a: Class, b: Class, trials: usize, hold: Duration) -> Cell {
             }
             Way::Direct => {}
             Way::Relay if cell.watched.is_none() => {
-                wait_until("both ends are relayed", LATE, || {
-                    let told = |entry: serde_json::Value| match entry["state"].as_str() {
-                        Some("relayed") => Ok(()),
-                        _ => Err(entry.to_string()),
-                    };
-                    told(pair.paris.peer("tokyo")?).and(told(pair.tokyo.peer("paris")?))
-                });
                 let (silence, changes) = pair.watch(hold);
                 for change in &changes {
                     eprintln!("{first} {second}: {change}");
