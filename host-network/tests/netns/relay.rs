@@ -340,7 +340,12 @@ fn all_pairs_of_a_node_share_its_rate() {
             }
         }
         let took = elapsed() - start;
-        let bytes: u64 = host.relayed().unwrap().iter().map(|(_, _, bytes)| bytes).sum();
+        let bytes: u64 = host
+            .relayed()
+            .unwrap()
+            .iter()
+            .map(|(_, _, bytes)| bytes)
+            .sum();
         let second = node_rate / 8;
         let most = second + 64 * 1024 + (took.as_secs_f64() * second as f64) as u64 + 3000;
         assert!(
