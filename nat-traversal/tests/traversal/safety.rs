@@ -21,6 +21,13 @@ fn pair() -> (Net, usize, usize) {
     (net, a, b)
 }
 
+/// How many datagrams a node has sent there.
+fn sent_to(net: &Net, node: usize, to: SocketAddr) -> usize {
+    let sent = net.nodes[node].sent.iter();
+    sent.filter(|(_, destination, _)| *destination == to)
+        .count()
+}
+
 fn main_of(net: &Net, node: usize) -> SocketAddr {
     SocketAddr::new(net.nodes[node].ip, net.nodes[node].port)
 }
@@ -227,13 +234,7 @@ fn an_address_nobody_confirms_gets_seven_packets_and_three_a_slot() {
     net.nodes[b].up = false;
     net.run(Duration::from_millis(900));
     let to = main_of(&net, b);
-    let sent = |net: &Net| {
-        net.nodes[a]
-            .sent
-            .iter()
-            .filter(|(_, d, _)| *d == to)
-            .count()
-    };
+    let sent = |net: &Net| sent_to(net, a, to);
     assert!(sent(&net) <= 7 + 3);
     net.run(300 * SECOND);
     assert!(
@@ -266,13 +267,7 @@ fn a_call_renews_the_attempts_and_many_calls_do_not() {
     call(&mut net, a, b, 0);
     net.run(SECOND);
     let to = main_of(&net, b);
-    let sent = |net: &Net| {
-        net.nodes[a]
-            .sent
-            .iter()
-            .filter(|(_, d, _)| *d == to)
-            .count()
-    };
+    let sent = |net: &Net| sent_to(net, a, to);
     assert!(sent(&net) >= 7);
     for seq in 1..100 {
         call(&mut net, a, b, seq);
