@@ -17,7 +17,7 @@ use crate::schedule::{BURST, SLOT_LAZY_AFTER, SLOT_PROBES, next_slot};
 const DEFER: (Duration, Duration) = (Duration::from_millis(100), Duration::from_millis(300));
 
 /// Where several sockets have got through, each is tried for so long: else every datagram would begin a burst.
-const TURN: Duration = Duration::from_millis(500);
+const HIT_KEPT: Duration = Duration::from_millis(500);
 
 /// The pair's next wall-clock rendezvous (L0).
 #[derive(Debug, Clone, Copy)]
@@ -214,7 +214,7 @@ impl PathAgent {
             && !direct
             && !told
             && remote.local != Some(lucky)
-            && (remote.local.is_none() || remote.found.is_none_or(|at| at + TURN <= now))
+            && (remote.local.is_none() || remote.found.is_none_or(|at| at + HIT_KEPT <= now))
         {
             remote.local = Some(lucky);
             remote.found = Some(now);
