@@ -235,6 +235,11 @@ impl PathAgent {
         }
     }
 
+    /// The candidates that it announces.
+    pub(crate) fn announced(&self) -> &[Candidate] {
+        &self.spec.candidates
+    }
+
     /// The own keys or the peer's have changed.
     pub(crate) fn relink(&mut self, node: &mut Node, now: Now) {
         let mut links = BTreeMap::new();

@@ -32,6 +32,8 @@ pub(crate) struct Searches {
     taken: BTreeMap<Option<PeerId>, (usize, Instant)>,
     /// Peers there are: each needs some ports without any search.
     pub(crate) peers: usize,
+    /// Peers behind the own translator: they know of the same block only, and search in it too.
+    pub(crate) neighbours: usize,
 }
 
 impl Searches {
@@ -48,7 +50,8 @@ impl Searches {
         self.taken.retain(|_, (_, until)| *until > now);
         let others = self.taken.iter().filter(|(of, _)| **of != Some(peer));
         let others: usize = others.map(|(_, (count, _))| count).sum();
-        all.saturating_sub(others + self.peers * PORTS_PER_PEER)
+        let ours = all / (1 + self.neighbours);
+        ours.saturating_sub(others + self.peers * PORTS_PER_PEER)
     }
 
     /// It, or who samples, takes so many, and keeps them for as long as translators remember.
@@ -187,6 +190,17 @@ mod tests {
         assert!(!node.begin(peers[2]));
         node.end(&peers[0]);
         assert!(node.begin(peers[2]));
+    }
+
+    #[test]
+    fn members_behind_one_translator_divide_its_ports() {
+        let peer = PeerId::Key(mesh_types::WgKey([1; 32]));
+        let mut node = Searches {
+            peers: 3,
+            neighbours: 2,
+            ..Searches::default()
+        };
+        assert_eq!(node.room(peer, 1200, start()), 400 - 3 * PORTS_PER_PEER);
     }
 
     #[test]

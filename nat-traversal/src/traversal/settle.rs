@@ -1,8 +1,9 @@
 //! What follows from a change in one part for the others.
 
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use mesh_types::Now;
+use mesh_types::{Candidate, CandidateKind, Now};
 
 use super::Traversal;
 use crate::agent::PathAgent;
@@ -44,6 +45,7 @@ impl Traversal {
         let homes = self.run_relays(now);
         self.run_turn(now.mono);
         self.refresh_observers();
+        self.count_neighbours();
         self.sampler.run(&mut self.node, now.mono);
         self.run_spare_tests(now.mono);
         if std::mem::take(&mut self.node.samples.news) {
@@ -135,6 +137,16 @@ impl Traversal {
         }
     }
 
+    /// Members of one site divide the ports of its translator.
+    fn count_neighbours(&mut self) {
+        if self.node.nat.is_hard() {
+            let ours: Vec<IpAddr> = external(&self.node.endpoints).collect();
+            let near =
+                |agent: &&PathAgent| external(agent.announced()).any(|ip| ours.contains(&ip));
+            self.node.searches.neighbours = self.agents.values().filter(near).count();
+        }
+    }
+
     /// Who can tell how new sockets appear: peers' main ports, STUN servers, peers' alternate ports.
     fn observers(&self) -> Vec<Observer> {
         let peers = self.agents.iter().filter_map(|(id, agent)| {
@@ -223,4 +235,10 @@ impl Traversal {
             self.nat_test.run(&mut self.node, link, now);
         }
     }
+}
+
+/// Addresses under which others see who announces these candidates.
+fn external(candidates: &[Candidate]) -> impl Iterator<Item = IpAddr> {
+    let seen = |candidate: &&Candidate| candidate.kind == CandidateKind::ServerReflexive;
+    candidates.iter().filter(seen).map(|seen| seen.address.ip())
 }
