@@ -206,11 +206,11 @@ impl PathAgent {
         }
         let keep = self.path().map(|path| path.remote);
         self.remotes.retain(|address, remote| {
+            let learned = remote.confirmed || remote.candidate.kind == CandidateKind::PeerReflexive;
             remote.announced
-                || remote.confirmed
+                || learned && !remote.is_lost()
                 || remote.relay.is_some()
                 || remote.turn.is_some()
-                || remote.candidate.kind == CandidateKind::PeerReflexive
                 || Some(*address) == keep
         });
         let direct = self.has_direct();

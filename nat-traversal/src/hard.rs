@@ -41,11 +41,12 @@ pub(crate) const SAMPLE_AGAIN: Duration = Duration::from_secs(300);
 pub(crate) const SAMPLE_RETRY: (Duration, Duration) =
     (Duration::from_secs(2), Duration::from_secs(30));
 
-/// Whether the ports of a block are shared is told by two equal ones: so many samples for each port, and then the
-/// square root, show them with 99.5 % (some 150 samples in a block of 2048).
-pub(crate) const SHARING_SAMPLES: usize = 12;
-/// Of these so many, in percent, must be answered for all ports to be single.
-pub(crate) const SHARING_LEAST: usize = 75;
+/// Whether the ports of a block are shared is told by two equal ones, which only different observers can see: so many
+/// pairs of samples at different observers for each port show them with 99.7 % (some 220 samples at two observers in a
+/// block of 2048).
+pub(crate) const SHARING_PAIRS: usize = 6;
+/// Of the samples so many, in percent, must be answered for all ports to be single.
+pub(crate) const SHARING_LEAST: usize = 90;
 /// Between two of these samples at one observer: it looks at 20 strangers' datagrams a second from one address, and
 /// at [`SHARING_BURST`] at once after the first samples.
 pub(crate) const SHARING_SPACING: Duration = Duration::from_millis(60);
@@ -73,6 +74,8 @@ pub(crate) const PROBES_RANDOM: usize = 1150;
 /// Of the own block's ports between the lowest and the highest that samples have shown (15 of 17 of it on average),
 /// all searches together take so many, in percent: the rest is for the node itself and the rest of the site.
 pub(crate) const BLOCK_SHARE: usize = 98;
+/// While nothing is known of the own translator's ports, it may have so many only.
+pub(crate) const BLOCK_LEAST: usize = 1024;
 /// Probes of one round of block against block, in percent of the (geometric) mean of what samples have shown of both
 /// blocks: 99 % of the rounds meet where both sides' ports are shared, 85 % where one side's are.
 pub(crate) const ROUND_SHARE: usize = 250;

@@ -11,6 +11,8 @@ use crate::score::Score;
 
 /// Least time between two grants of [`Remote::grant`].
 const GRANT_EVERY: Duration = Duration::from_secs(1);
+/// Probes in a row without an answer, after which an address that the peer no longer names is given up.
+const LOST_AFTER: u8 = 8;
 
 /// A socket that got through to the peer, and its local port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,6 +47,8 @@ pub(crate) struct Remote {
     pub(crate) last_sent: Option<Instant>,
     pub(crate) last_answer: Option<Instant>,
     pub(crate) rtt: Option<Duration>,
+    /// Probes since the last answer.
+    silent: u8,
     /// Samples in a row in which it was better than the path in use.
     pub(crate) better: u8,
     /// Packets left while unconfirmed.
@@ -73,6 +77,7 @@ impl Remote {
             last_sent: None,
             last_answer: None,
             rtt: None,
+            silent: 0,
             better: 0,
             allowance: PER_ANNOUNCEMENT,
             granted: None,
@@ -126,6 +131,7 @@ impl Remote {
     pub(crate) fn sent(&mut self, now: Instant) {
         self.sent += 1;
         self.last_sent = Some(now);
+        self.silent = self.silent.saturating_add(1);
         if !self.confirmed {
             self.allowance = self.allowance.saturating_sub(1);
         }
@@ -161,6 +167,7 @@ impl Remote {
     pub(crate) fn answer(&mut self, rtt: Duration, now: Instant) {
         self.confirmed = true;
         self.answered += 1;
+        self.silent = 0;
         self.last_answer = Some(now);
         self.rtt = Some(self.rtt.map_or(rtt, |old| (old * 7 + rtt) / 8));
     }
@@ -172,8 +179,16 @@ impl Remote {
         }
     }
 
+    /// Has the peer left it? What answered once would otherwise be kept and asked for ever, and others keep no room.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.confirmed && !self.announced && !self.lent && self.silent >= LOST_AFTER
+    }
+
     /// How willingly it is given up for another one: spent and unconfirmed first.
     pub(crate) fn dispensable(&self) -> (bool, bool, CandidateKind) {
-        (!self.confirmed, !self.may_send(), self.candidate.kind)
+        let lost = self.is_lost();
+        let unconfirmed = !self.confirmed || lost;
+        let spent = !self.may_send() || lost;
+        (unconfirmed, spent, self.candidate.kind)
     }
 }

@@ -98,7 +98,12 @@ fn class(nat: &NatReport, endpoints: &[Candidate]) -> Option<Class> {
     }
 }
 
-/// Can two such networks be crossed directly, by any means there is?
+/// One public TCP port for all destinations: without UDP, two of this kind connect to each other at the same time.
+fn keeps_tcp_port(endpoints: &[Candidate]) -> bool {
+    endpoints.iter().any(|own| own.kind == CandidateKind::Tcp)
+}
+
+/// Can two such networks be crossed directly by UDP?
 fn direct_is_possible(a: Class, b: Class) -> bool {
     use Class::{Block, Blocked, Cone, Open, PortCone, Sequential};
     match (a.min(b), a.max(b)) {
@@ -258,8 +263,9 @@ impl Overlay {
         let Some(own) = class(&self.traversal.nat(), self.traversal.endpoints()) else {
             return reach;
         };
+        let by_tcp = own == Class::Blocked && keeps_tcp_port(self.traversal.endpoints());
         for (theirs, word) in WORDS {
-            if direct_is_possible(own, theirs) {
+            if direct_is_possible(own, theirs) || (by_tcp && theirs == Class::Blocked) {
                 reach.direct.push(word);
             } else {
                 reach.relay.push(word);
@@ -382,7 +388,14 @@ impl Overlay {
             let (own, hairpin) = (self.traversal.endpoints(), self.traversal.hairpin());
             out.extend(shared(name, own, endpoints, hairpin));
         }
-        let possible = own.zip(theirs).map(|(a, b)| direct_is_possible(a, b));
+        let by_tcp = keeps_tcp_port(self.traversal.endpoints()) && keeps_tcp_port(endpoints);
+        let possible = own.zip(theirs).map(|(own, theirs)| {
+            if (own, theirs) == (Class::Blocked, Class::Blocked) {
+                by_tcp
+            } else {
+                direct_is_possible(own, theirs)
+            }
+        });
         let direct = view.state == PeerState::Direct;
         out.extend(match (direct, possible) {
             (true, _) => Some(info("why-direct", why_direct(view, own, theirs), "")),
@@ -404,7 +417,7 @@ impl Overlay {
                 "direct-impossible",
                 match (own, theirs) {
                     (Some(Class::Blocked), _) | (_, Some(Class::Blocked)) => format!(
-                        "without UDP on both sides there is no direct UDP path to {name}"
+                        "without UDP on both sides there is no direct UDP path to {name}, and a direct TCP connection needs two networks without UDP that each keep one public TCP port"
                     ),
                     _ => format!(
                         "neither side can know which public port the other's NAT will choose, so packets to {name} need a relay"

@@ -80,6 +80,11 @@ impl PathAgent {
             .map(|(address, _)| *address)
             .collect();
         for address in due {
+            let lost = self.remotes.get(&address).is_some_and(Remote::is_lost);
+            if lost && self.is_spare(&address) {
+                self.remotes.remove(&address);
+                continue;
+            }
             let sent = self.send_probe(node, address, self.purpose(address), now);
             let (direct, any) = (self.has_direct(), self.in_use.is_some());
             if let Some(remote) = self.remotes.get_mut(&address) {
@@ -90,6 +95,11 @@ impl PathAgent {
                 }
             }
         }
+    }
+
+    /// Is there a direct path, and another one than this?
+    fn is_spare(&self, address: &SocketAddr) -> bool {
+        self.has_direct() && self.path().is_some_and(|path| path.remote != *address)
     }
 
     /// Probes an address at once, unless that was just done.

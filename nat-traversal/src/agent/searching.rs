@@ -21,7 +21,7 @@ use crate::api::{Event, PathKind};
 use crate::hard::allocator::{advance, between, following};
 use crate::hard::budget::Share;
 use crate::hard::{
-    BATCH, BATCH_EVERY, BLOCK_SHARE, HOLD, LURE, Method, PORTS_PER_SOCKET, PREDICT_AT,
+    BATCH, BATCH_EVERY, BLOCK_LEAST, BLOCK_SHARE, HOLD, LURE, Method, PORTS_PER_SOCKET, PREDICT_AT,
     PREDICT_EVERY, PREDICTION_AGE, PROBES_RANDOM, REPEATS, ROUND_EVERY, ROUND_SHARE,
     SAMPLE_PATIENCE, SEARCH_AT, SOCKETS_BLOCK, SOCKETS_RANDOM, WINDOW, WINDOW_MEET,
 };
@@ -472,12 +472,16 @@ impl PathAgent {
 
     /// Ports of our translator that this search may take.
     fn room(&self, node: &mut Node, now: Instant) -> usize {
-        match (own_block(node), node.nat.sharing) {
-            (None, _) | (Some(_), Sharing::Shared) => usize::MAX,
-            (Some(ports), Sharing::Unknown | Sharing::Asked | Sharing::Single) => {
-                node.searches.room(self.id, ports * BLOCK_SHARE / 100, now)
+        let ports = match (node.nat.report().allocation, node.nat.sharing) {
+            (Allocation::Preserving | Allocation::Random | Allocation::Sequential(_), _)
+            | (Allocation::Block(..), Sharing::Shared) => return usize::MAX,
+            (Allocation::Block(..), Sharing::Unknown | Sharing::Asked | Sharing::Single) => {
+                own_block(node).unwrap_or_default() * BLOCK_SHARE / 100
             }
-        }
+            (Allocation::Unknown, _) if node.nat.is_hard() => BLOCK_LEAST,
+            (Allocation::Unknown, _) => return usize::MAX,
+        };
+        node.searches.room(self.id, ports, now)
     }
 
     /// Probes the peer's block from all sockets: each probe takes a port of ours and tries one of the peer's.

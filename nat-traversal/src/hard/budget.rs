@@ -18,7 +18,8 @@ const PER_PEER: u32 = 2048;
 const PER_PEER_CROSS: u32 = 9000;
 /// See [`PER_PEER`].
 const WINDOW: Duration = Duration::from_secs(600);
-/// Ports that a peer takes without a search: its candidates, and those of relays that are tried.
+/// Ports that a peer takes without a search: its candidates, and those of relays that are tried. Of many peers not
+/// all are sought at once: half of the ports at most are kept for them.
 const PORTS_PER_PEER: usize = 32;
 /// A search goes on only so long after the peer last called: it must want this.
 const CALLED: Duration = Duration::from_secs(10);
@@ -51,7 +52,8 @@ impl Searches {
         let others = self.taken.iter().filter(|(of, _)| **of != Some(peer));
         let others: usize = others.map(|(_, (count, _))| count).sum();
         let ours = all / (1 + self.neighbours);
-        ours.saturating_sub(others + self.peers * PORTS_PER_PEER)
+        let reserve = (self.peers * PORTS_PER_PEER).min(ours / 2);
+        ours.saturating_sub(others + reserve)
     }
 
     /// It, or who samples, takes so many, and keeps them for as long as translators remember.
@@ -201,6 +203,8 @@ mod tests {
             ..Searches::default()
         };
         assert_eq!(node.room(peer, 1200, start()), 400 - 3 * PORTS_PER_PEER);
+        node.peers = 1000;
+        assert_eq!(node.room(peer, 1200, start()), 200);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use mesh_types::{Allocation, Mapping, PeerId, SocketId};
 
 use super::{
     SAMPLE_AGAIN, SAMPLE_DESTINATIONS, SAMPLE_PATIENCE, SAMPLE_RETRY, SAMPLE_SPACING, SAMPLES,
-    SHARING_BURST, SHARING_LEAST, SHARING_SAMPLES, SHARING_SPACING, allocator,
+    SHARING_BURST, SHARING_LEAST, SHARING_PAIRS, SHARING_SPACING, allocator,
 };
 use crate::nat_kind::Sharing;
 use crate::node::{Node, Purpose};
@@ -22,7 +22,7 @@ use crate::stun::{Class, Outgoing};
 /// Sockets that must each show one port to all, before that is believed against what was seen earlier.
 const INDEPENDENT: usize = 3;
 /// Samples whose answers are waited for, of all that ask.
-const WAITING_MAX: usize = 256;
+const WAITING_MAX: usize = 512;
 
 /// Somebody who tells how he sees us.
 #[derive(Debug, Clone)]
@@ -366,7 +366,9 @@ impl Sampler {
             return false;
         };
         let ports = usize::from(high - low) + 1;
-        let count = (ports * SHARING_SAMPLES).isqrt();
+        let Some(count) = sharing_samples(ports, observers.len()) else {
+            return false;
+        };
         let count = count.saturating_sub(run.asked.len());
         let Some(sockets) = node.sockets.request(count.div_ceil(observers.len())) else {
             return false;
@@ -462,6 +464,13 @@ impl Sampler {
     }
 }
 
+/// Samples that show whether so many ports are shared. `None`: one observer sees a port of each socket once.
+fn sharing_samples(ports: usize, observers: usize) -> Option<usize> {
+    // Of n samples, n * n / 2 pairs, one in so many as there are observers is at one and the same.
+    let samples = 2 * ports * SHARING_PAIRS * observers;
+    Some(samples.checked_div(observers.checked_sub(1)?)?.isqrt())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -476,6 +485,14 @@ mod tests {
             peer: None,
             answers: true,
         }
+    }
+
+    #[test]
+    fn sharing_shows_at_several_observers_only_and_the_sooner_the_more_there_are() {
+        assert_eq!(sharing_samples(2048, 0), None);
+        assert_eq!(sharing_samples(2048, 1), None);
+        assert_eq!(sharing_samples(2048, 2), Some(221));
+        assert_eq!(sharing_samples(2048, 8), Some(167));
     }
 
     #[test]

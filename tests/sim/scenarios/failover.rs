@@ -65,6 +65,22 @@ fn failover(backend: Backend, families: Families, most: Duration) {
 }
 
 #[test]
+fn a_translator_that_restarts_for_the_fortieth_time_is_followed_like_the_first_time() {
+    for fault in [Fault::Ports, Fault::Address] {
+        let mut pair = Pair::connected(40, Backend::Userspace, Families::V4);
+        for time in 0..40 {
+            let gap = pair.gap_of(fault);
+            let state = pair.shown().state;
+            assert!(
+                gap <= SECOND && state == PeerState::Direct,
+                "{fault:?} {time}: {gap:?}, {state:?}\n{}",
+                pair.context()
+            );
+        }
+    }
+}
+
+#[test]
 fn servers_that_die_and_come_back_at_any_moment_cost_a_direct_pair_nothing() {
     for seed in 0..10 {
         let backend = [Backend::Userspace, Backend::Kernel][usize::from(seed % 2 == 1)];
