@@ -103,10 +103,11 @@ fn keeps_tcp_port(endpoints: &[Candidate]) -> bool {
     endpoints.iter().any(|own| own.kind == CandidateKind::Tcp)
 }
 
-/// Can two such networks be crossed directly by UDP?
-fn direct_is_possible(a: Class, b: Class) -> bool {
+/// Can two such networks be crossed directly? Where neither lets UDP through, `by_tcp` decides.
+fn direct_is_possible(a: Class, b: Class, by_tcp: bool) -> bool {
     use Class::{Block, Blocked, Cone, Open, PortCone, Sequential};
     match (a.min(b), a.max(b)) {
+        (Blocked, Blocked) => by_tcp,
         (_, Blocked) => false,
         (Open | Cone | PortCone, _) => true,
         (Sequential, Sequential) | (Block, Block) => true,
@@ -263,9 +264,9 @@ impl Overlay {
         let Some(own) = class(&self.traversal.nat(), self.traversal.endpoints()) else {
             return reach;
         };
-        let by_tcp = own == Class::Blocked && keeps_tcp_port(self.traversal.endpoints());
+        let by_tcp = keeps_tcp_port(self.traversal.endpoints());
         for (theirs, word) in WORDS {
-            if direct_is_possible(own, theirs) || (by_tcp && theirs == Class::Blocked) {
+            if direct_is_possible(own, theirs, by_tcp) {
                 reach.direct.push(word);
             } else {
                 reach.relay.push(word);
@@ -389,13 +390,9 @@ impl Overlay {
             out.extend(shared(name, own, endpoints, hairpin));
         }
         let by_tcp = keeps_tcp_port(self.traversal.endpoints()) && keeps_tcp_port(endpoints);
-        let possible = own.zip(theirs).map(|(own, theirs)| {
-            if (own, theirs) == (Class::Blocked, Class::Blocked) {
-                by_tcp
-            } else {
-                direct_is_possible(own, theirs)
-            }
-        });
+        let possible = own
+            .zip(theirs)
+            .map(|(own, theirs)| direct_is_possible(own, theirs, by_tcp));
         let direct = view.state == PeerState::Direct;
         out.extend(match (direct, possible) {
             (true, _) => Some(info("why-direct", why_direct(view, own, theirs), "")),
@@ -634,7 +631,7 @@ fn why_direct(view: &PeerSnapshot, own: Option<Class>, theirs: Option<Class>) ->
     let opener = match (own, theirs) {
         (Some(Class::Open), _) => "this node can be reached from everywhere".to_owned(),
         (_, Some(Class::Open)) => format!("{name} can be reached from everywhere"),
-        (Some(own), Some(theirs)) if direct_is_possible(own, theirs) => {
+        (Some(own), Some(theirs)) if direct_is_possible(own, theirs, false) => {
             if own.max(theirs) <= Class::PortCone {
                 "both NATs keep one public port, and both sides sent at the same time".to_owned()
             } else {
@@ -694,8 +691,27 @@ mod tests {
         for (row, line) in matrix.iter().enumerate() {
             for (offset, cell) in line.chars().enumerate() {
                 let (a, b) = (CLASSES[row], CLASSES[row + offset]);
-                assert_eq!(direct_is_possible(a, b), cell == 'D', "{a:?} x {b:?}");
-                assert_eq!(direct_is_possible(b, a), cell == 'D', "{b:?} x {a:?}");
+                assert_eq!(
+                    direct_is_possible(a, b, false),
+                    cell == 'D',
+                    "{a:?} x {b:?}"
+                );
+                assert_eq!(
+                    direct_is_possible(b, a, false),
+                    cell == 'D',
+                    "{b:?} x {a:?}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn tcp_connects_two_networks_without_udp_and_changes_nothing_for_others() {
+        for a in CLASSES {
+            for b in CLASSES {
+                let both = (a, b) == (Class::Blocked, Class::Blocked);
+                let by_udp = direct_is_possible(a, b, false);
+                assert_eq!(direct_is_possible(a, b, true), by_udp || both);
             }
         }
     }
