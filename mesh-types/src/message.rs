@@ -156,7 +156,7 @@ pub struct CallMe {
     pub predicted: Vec<u16>,
     /// Start after so many milliseconds.
     #[n(4)]
-    pub start_ms: u16,
+    pub start_ms: u32,
     /// Relays that the sender reaches, nearest first.
     #[n(5)]
     #[cbor(default)]

@@ -58,8 +58,11 @@ pub(crate) const CALL_SPACING: Duration = Duration::from_millis(200);
 
 /// So long after the search for a peer began, plain probes have had their chance: both sides fall silent...
 pub(crate) const OPENERS_AFTER: Duration = Duration::from_secs(12);
-/// ...for longer than a router remembers what it took for itself (Linux: 30 s)...
-pub(crate) const OPENERS_SILENCE: Duration = Duration::from_secs(35);
+/// ...for longer than a router remembers what it took for itself (Linux: 30 s). A flow that is forgotten still lends
+/// its port to the next one of the same source until it is swept, which Linux does once in 60 s at the latest
+/// (`find_appropriate_src` and `gc_worker` under net/netfilter): the second round waits for that, too...
+pub(crate) const OPENERS_SILENCE: [Duration; 2] =
+    [Duration::from_secs(35), Duration::from_secs(95)];
 /// ...then send packets that leave the own translator and do not reach the peer's, at these ages...
 pub(crate) const OPENERS: [Duration; 3] = [
     Duration::ZERO,
@@ -68,9 +71,11 @@ pub(crate) const OPENERS: [Duration; 3] = [
 ];
 /// ...and then plain probes: a call's way to the peer is shorter than this.
 pub(crate) const OPENERS_END: Duration = Duration::from_millis(400);
+/// ...for so long, before the second round.
+pub(crate) const OPENERS_AGAIN: Duration = Duration::from_secs(2);
 /// Routers an opener crosses: the home's and a carrier's, and no more.
 pub(crate) const OPENER_TTL: u8 = 3;
-/// Such a round is not repeated sooner.
+/// Two such rounds are not followed by another sooner.
 pub(crate) const OPENERS_EVERY: Duration = Duration::from_secs(600);
 
 /// Heartbeat on the path to an active peer: two missed are noticed in 4 s.

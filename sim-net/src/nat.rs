@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddrV4};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::flow::{Flow, Timeouts};
 use crate::random::Random;
@@ -60,6 +60,9 @@ pub struct NatSpec {
     /// Does the router itself take what nobody behind it awaits (nothing filters its own input)? As Linux does it
     /// then gives a flow to the same remote another port, as long as that remote goes on.
     pub takes_early: bool,
+    /// How long a mapping that is forgotten still lends its port to the next one like it (Linux: until its table is
+    /// swept, 60 s at most).
+    pub lends_for: Duration,
     /// How long a mapping is remembered.
     pub timeouts: Timeouts,
 }
@@ -73,6 +76,7 @@ impl NatSpec {
             allocator: Allocator::Preserving,
             hairpin: false,
             takes_early: false,
+            lends_for: Duration::ZERO,
             timeouts: Timeouts::LINUX,
         }
     }
@@ -85,6 +89,7 @@ impl NatSpec {
             allocator,
             hairpin: false,
             takes_early: false,
+            lends_for: Duration::ZERO,
             timeouts: Timeouts::LINUX,
         }
     }
@@ -115,6 +120,12 @@ struct Entry {
 impl Entry {
     fn alive(&self, now: Instant, timeouts: &Timeouts) -> bool {
         self.flows.values().any(|flow| flow.alive(now, timeouts))
+    }
+
+    /// Was it alive so lately that a new mapping gets its port?
+    fn lends(&self, now: Instant, spec: &NatSpec) -> bool {
+        now.checked_sub(spec.lends_for)
+            .is_none_or(|before| self.alive(before, &spec.timeouts))
     }
 }
 
@@ -193,7 +204,7 @@ impl Nat {
         if self
             .entries
             .get(&key)
-            .is_some_and(|e| !e.alive(now, &timeouts))
+            .is_some_and(|entry| !entry.lends(now, &self.spec))
         {
             self.remove(&key);
         }
@@ -252,7 +263,8 @@ impl Nat {
         if !self.spec.takes_early || matches!(usual.1, Toward::Endpoint(_)) {
             return false;
         }
-        if alive(&(usual.0, Toward::Endpoint(destination))).is_some() {
+        let odd = self.entries.get(&(usual.0, Toward::Endpoint(destination)));
+        if odd.is_some_and(|entry| entry.lends(now, &self.spec)) {
             return true;
         }
         let entry = alive(&usual);

@@ -53,6 +53,12 @@ impl Calling {
         self.at = Some(self.spaced(now));
     }
 
+    /// A call is due then, as the first of a search is.
+    pub(super) fn again(&mut self, at: Instant) {
+        self.step = 0;
+        self.at = Some(at);
+    }
+
     /// Call and answer have told both sides everything: an own call now would only repeat it.
     fn answered(&mut self, now: Instant) {
         if self.step > CALL_EAGER
@@ -139,7 +145,7 @@ impl PathAgent {
             candidates: node.endpoints.clone(),
             nat: node.nat.report(),
             predicted,
-            start_ms: u16::try_from(start.as_millis()).unwrap_or(u16::MAX),
+            start_ms: u32::try_from(start.as_millis()).unwrap_or(u32::MAX),
             relays: node.relays.clone(),
             relay: self.proposal.filter(|_| self.controlling()),
         });

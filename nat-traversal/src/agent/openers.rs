@@ -13,7 +13,7 @@ use crate::api::Event;
 use crate::hard::Method;
 use crate::node::Node;
 use crate::schedule::{
-    OPENER_TTL, OPENERS, OPENERS_AFTER, OPENERS_END, OPENERS_EVERY, OPENERS_SILENCE,
+    OPENER_TTL, OPENERS, OPENERS_AFTER, OPENERS_AGAIN, OPENERS_END, OPENERS_EVERY, OPENERS_SILENCE,
 };
 
 /// A start further ahead than this means silence until then.
@@ -24,16 +24,27 @@ const PRESENT: Duration = Duration::from_secs(65);
 /// An answer to the call comes in this time, or the round does not take place.
 const ANSWER: Duration = Duration::from_secs(2);
 
-/// The round under way, and the last one.
+/// The round under way, and those before.
 #[derive(Debug, Default)]
 pub(super) struct Openers {
     /// When the first opener leaves, and how many have left.
     round: Option<(Instant, usize)>,
+    /// When the latest round began.
     last: Option<Instant>,
+    /// Rounds since the peer was last heard.
+    rounds: usize,
     /// The call that the peer has not answered, and when it is too late.
     asked: Option<(u64, Instant)>,
     /// The first and the last message of the peer in this search.
     exchanges: Option<(Instant, Instant)>,
+}
+
+impl Openers {
+    /// May a round begin? Not while one is under way, and no third one before `every` has passed.
+    fn may_begin(&self, every: Duration, now: Instant) -> bool {
+        let just = |at: Instant| now.saturating_duration_since(at) < every;
+        self.round.is_none() && (self.rounds == 1 || !self.last.is_some_and(just))
+    }
 }
 
 impl PathAgent {
@@ -41,7 +52,6 @@ impl PathAgent {
     pub(super) fn begin_openers(&mut self, node: &mut Node, now: Instant) -> Option<Duration> {
         let (own, peer) = (node.nat.report(), self.spec.nat);
         let plain = Method::of(own, peer).is_none() && !Method::hopeless(own, peer);
-        let just = |at: Instant| now.saturating_duration_since(at) < OPENERS_EVERY;
         let unheard = self.heard_direct.is_none_or(|at| at < self.searching);
         let present = self.openers.exchanges.is_some_and(|(first, last)| {
             first >= self.searching
@@ -49,11 +59,18 @@ impl PathAgent {
                 && now.saturating_duration_since(last) < PRESENT
         });
         let fit = self.controlling() && !self.has_direct();
-        if !fit || !plain || !present || !unheard || self.openers.last.is_some_and(just) {
+        let due = self.openers.may_begin(OPENERS_EVERY, now);
+        if !fit || !plain || !present || !unheard || !due {
             return None;
         }
-        self.await_openers(node, OPENERS_SILENCE, now);
-        Some(OPENERS_SILENCE)
+        let [first, second] = OPENERS_SILENCE;
+        let silence = if self.openers.rounds == 0 {
+            first
+        } else {
+            second
+        };
+        self.await_openers(node, silence, now);
+        Some(silence)
     }
 
     pub(super) fn asked_for_openers(&mut self, call: u64, now: Instant) {
@@ -76,8 +93,15 @@ impl PathAgent {
 
     /// The peer has called, and says when to start.
     pub(super) fn called_for_openers(&mut self, node: &mut Node, start: Duration, now: Instant) {
-        let just = |at: Instant| now.saturating_duration_since(at) < OPENERS_EVERY / 2;
-        if start > MEANT && !self.has_direct() && !self.openers.last.is_some_and(just) {
+        if start <= MEANT || self.has_direct() {
+            return;
+        }
+        let [_, longest] = OPENERS_SILENCE;
+        let start = start.min(longest);
+        if let Some((at, 0)) = &mut self.openers.round {
+            // Our answer was lost, and the peer has put the round off.
+            *at = now + start;
+        } else if self.openers.may_begin(OPENERS_EVERY / 2, now) {
             self.await_openers(node, start, now);
         }
     }
@@ -85,6 +109,7 @@ impl PathAgent {
     fn await_openers(&mut self, node: &mut Node, start: Duration, now: Instant) {
         self.openers.round = Some((now + start, 0));
         self.openers.last = Some(now);
+        self.openers.rounds += 1;
         self.openers.asked = None;
         // A call in between is no harm, and brings nothing.
         self.calling.at = Some(now + start + OPENERS_END);
@@ -97,7 +122,12 @@ impl PathAgent {
     }
 
     /// The peer was heard: there is no need.
-    pub(super) fn stop_openers(&mut self, node: &mut Node) {
+    pub(super) fn heard_openers(&mut self, node: &mut Node) {
+        self.openers.rounds = 0;
+        self.end_openers(node);
+    }
+
+    fn end_openers(&mut self, node: &mut Node) {
         if self.openers.round.take().is_some() {
             self.tell_silence(node);
         }
@@ -121,14 +151,16 @@ impl PathAgent {
         if self.openers.asked.is_some_and(|(_, until)| until <= now) {
             // It would not be silent, too.
             self.openers.last = None;
+            self.openers.rounds -= 1;
             self.calling.at = Some(now + OPENERS_AFTER);
-            return self.stop_openers(node);
+            return self.end_openers(node);
         }
         let remotes = self.remotes.iter();
         let direct = remotes.filter(|(_, remote)| !remote.kind.is_relayed());
         let all: Vec<_> = direct.map(|(address, _)| *address).collect();
         if step == OPENERS.len() {
-            self.stop_openers(node);
+            self.end_openers(node);
+            self.calling.again(now + OPENERS_AGAIN);
             self.burst(&all, true, now);
             self.run_probes(node, now);
             return;

@@ -237,7 +237,7 @@ impl PathAgent {
         self.last_heard = Some(now);
         if !self.is_relayed(&address) {
             self.heard_direct = Some(now);
-            self.stop_openers(node);
+            self.heard_openers(node);
         }
     }
 
