@@ -189,7 +189,7 @@ pub fn counter(engine: &Engine, name: &str) -> u64 {
 }
 
 /// Waits for what another thread does, 5 s at most.
-pub fn until(condition: impl Fn() -> bool) -> bool {
+pub fn until(mut condition: impl FnMut() -> bool) -> bool {
     (0..500).any(|_| {
         let done = condition();
         if !done {

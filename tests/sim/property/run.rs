@@ -401,7 +401,8 @@ impl Scene {
         let at = |site| self.members.iter().filter(move |m| m.site == site).count() as u64;
         let most = self.members.iter().map(|m| at(m.site)).max().unwrap_or(1);
         for member in &self.members {
-            let search = if member.class == Class::Blk {
+            // Who maps by address may give out the ports of a block, too.
+            let search = if matches!(member.class, Class::Blk | Class::Adm) {
                 SEARCH_CROSS_MAX
             } else {
                 SEARCH_MAX
