@@ -10,7 +10,7 @@ use host_network::Demux;
 use nix::sched::{CloneFlags, unshare};
 use nix::time::{ClockId, clock_gettime};
 
-use crate::support::{in_namespace, run, sh};
+use crate::support::{carries, in_namespace, run, sh};
 
 pub const PORT: u16 = 22000;
 /// A Binding request and its answers, and what WireGuard sends.
@@ -55,6 +55,7 @@ pub fn remote() -> (UdpSocket, UdpSocket) {
         run("ip link set fs-host-b up");
         run("ip addr add 192.0.2.2/24 dev fs-host-b");
         run("ip addr add 2001:db8::2/64 dev fs-host-b nodad");
+        carries("fs-host-b");
         let v4 = socket("192.0.2.2".parse().unwrap(), 5000);
         let v6 = socket("2001:db8::2".parse().unwrap(), 5000);
         send.send((v4, v6)).unwrap();
@@ -63,11 +64,12 @@ pub fn remote() -> (UdpSocket, UdpSocket) {
         "ip link set fs-host-b netns {}",
         tid.recv().unwrap()
     ));
-    ready.send(()).unwrap();
-    let sockets = receive.recv().unwrap();
     run("ip addr add 192.0.2.1/24 dev fs-host-a");
     run("ip addr add 2001:db8::1/64 dev fs-host-a nodad");
     run("ip link set fs-host-a up");
+    ready.send(()).unwrap();
+    let sockets = receive.recv().unwrap();
+    carries("fs-host-a");
     sockets
 }
 

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mesh_types::consts::{
     BLACKHOLE_METRIC, FWMARK, FWMARK_MASK, INTERFACE, ROUTE_METRIC, ROUTE_TABLE, RULE_PRIORITY,
@@ -132,5 +132,14 @@ pub fn route(prefix: &str, metric: u32, kind: RouteKind) -> Route {
         prefix: net(prefix),
         metric,
         kind,
+    }
+}
+
+/// Waits until the kernel has noticed that the other end is up, too: a second later at worst, and until then the device
+/// drops what it is to send.
+pub fn carries(device: &str) {
+    let patience = Instant::now() + Duration::from_secs(10);
+    while !run(&format!("ip link show {device}")).contains("state UP") {
+        assert!(Instant::now() < patience, "{device} does not come up");
     }
 }
