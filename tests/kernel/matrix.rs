@@ -7,7 +7,7 @@ use crate::lab::traffic::bulk;
 use crate::scene::assert_pods_meet;
 
 /// Emulation is slow, and all agents share one processor.
-const SLACK: u32 = 10;
+const SLACK: u32 = 30;
 /// How long a relayed pair is watched.
 const WATCHED: Duration = Duration::from_secs(10);
 
