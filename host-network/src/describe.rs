@@ -214,7 +214,9 @@ mod tests {
             narrow: [([192, 0, 2, 7].into(), 1292)].into(),
             turn_links: BTreeSet::new(),
             proxies: BTreeSet::new(),
-            filters: BTreeSet::new(),
+            filters: BTreeMap::new(),
+            keep_source: BTreeSet::new(),
+            mark_input: false,
         };
 
         let text = describe(&plan);

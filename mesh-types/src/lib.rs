@@ -10,7 +10,9 @@
 #![forbid(unsafe_code)]
 
 pub mod address;
+pub mod annotations;
 pub mod candidate;
+pub mod cluster;
 pub mod command;
 pub mod consts;
 pub mod datagram;

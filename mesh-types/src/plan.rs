@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use crate::cluster::Allowed;
 use crate::datagram::SocketId;
 use crate::key::{PresharedKey, WgKey, WgSecret};
 use crate::turn::TurnTransport;
@@ -44,8 +45,15 @@ pub struct HostPlan {
     pub turn_links: BTreeSet<TurnLink>,
     /// Peers reached through a TURN server, by loopback address.
     pub proxies: BTreeSet<Proxy>,
-    /// Coarse packet filters per peer.
-    pub filters: BTreeSet<Filter>,
+    /// Coarse packet filters: what comes out of the tunnel from within one of these ranges may go only where it says,
+    /// forwarded or not. Ranges that are not named are not filtered.
+    pub filters: BTreeMap<IpNet, BTreeSet<Allowed>>,
+    /// Between these ranges source addresses are kept, whatever masquerading the host does (kube-proxy, the CNI); empty:
+    /// nothing is said to the host's NAT. Packets that kube-proxy has marked 0x4000 stay masqueraded.
+    pub keep_source: BTreeSet<IpNet>,
+    /// Peers' own underlay addresses are routed into the tunnel: what arrives at the listen port is marked before the
+    /// route back is looked up, so that reverse path filters find the uplink (needs `src_valid_mark`).
+    pub mark_input: bool,
 }
 
 /// The overlay device.
@@ -226,17 +234,6 @@ pub struct Proxy {
     pub link: u32,
     /// 0x4000 to 0x4fff.
     pub channel: u16,
-}
-
-/// A peer may send to these.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Filter {
-    /// The peer's range.
-    pub source: IpNet,
-    /// Where it may go.
-    pub destination: IpNet,
-    /// Ports, TCP and UDP; `None` is all.
-    pub ports: Option<(u16, u16)>,
 }
 
 /// A prefix of one address.

@@ -98,9 +98,12 @@ pub struct Announcement {
     /// Of two announcements of one identity the higher counts.
     #[n(12)]
     pub seq: u64,
-    /// Label of a node that has no membership to name it (static files).
+    /// Label of a node that has no membership to name it (static files); under Kubernetes the Node's name.
     #[n(13)]
     pub name: Option<String>,
+    /// UID of its Node object, under Kubernetes.
+    #[n(14)]
+    pub node_uid: Option<String>,
 }
 
 /// Abilities of a node, one bit each; unknown bits are kept.

@@ -122,6 +122,7 @@ impl Overlay {
             protocol_max: PROTOCOL.1,
             seq: 0,
             name: Some(label(&self.config.name)),
+            node_uid: None,
         }
     }
 }

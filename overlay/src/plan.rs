@@ -131,7 +131,9 @@ impl Overlay {
             narrow: if ipv6 { self.narrow() } else { BTreeMap::new() },
             turn_links: self.traversal.turn_links(),
             proxies: self.traversal.proxies(),
-            filters: BTreeSet::new(),
+            filters: BTreeMap::new(),
+            keep_source: BTreeSet::new(),
+            mark_input: false,
         }
     }
 

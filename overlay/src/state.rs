@@ -139,6 +139,8 @@ pub(crate) fn empty_plan(identity: &Identity, config: &Config) -> HostPlan {
         narrow: BTreeMap::new(),
         turn_links: BTreeSet::new(),
         proxies: BTreeSet::new(),
-        filters: BTreeSet::new(),
+        filters: BTreeMap::new(),
+        keep_source: BTreeSet::new(),
+        mark_input: false,
     }
 }

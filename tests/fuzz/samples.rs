@@ -82,6 +82,7 @@ pub(crate) fn announcement(number: u8, seq: u64) -> Announcement {
         protocol_max: 2,
         seq,
         name: Some("label".into()),
+        node_uid: None,
     }
 }
 

@@ -123,7 +123,9 @@ pub fn plan() -> HostPlan {
         narrow: BTreeMap::new(),
         turn_links: BTreeSet::new(),
         proxies: BTreeSet::new(),
-        filters: BTreeSet::new(),
+        filters: BTreeMap::new(),
+        keep_source: BTreeSet::new(),
+        mark_input: false,
     }
 }
 

@@ -128,6 +128,7 @@ impl Machine {
             protocol_max: 1,
             seq,
             name: None,
+            node_uid: None,
         }
     }
 

@@ -284,6 +284,7 @@ impl World {
             protocol_max: 1,
             seq,
             name: None,
+            node_uid: None,
         };
         Signed::sign(announcement, &node.disk.identity)
     }
