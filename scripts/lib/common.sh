@@ -37,6 +37,16 @@ need_cargo() {
   . "$HOME/.cargo/env"
 }
 
+# static_build [CARGO FLAGS]   farspan with nothing to load, in a folder of its own; prints its path
+static_build() {
+  local host folder
+  host="$(rustc -vV | sed -n 's/^host: //p')"
+  folder="$(target_dir)/static"
+  # With --target the flags are not those of procedural macros, which are libraries that must load.
+  RUSTFLAGS="-C target-feature=+crt-static" cargo build -q --bin farspan --target "$host" --target-dir "$folder" "$@" >&2
+  case " $* " in *" --release "*) echo "$folder/$host/release/farspan" ;; *) echo "$folder/$host/debug/farspan" ;; esac
+}
+
 # A wireguard that is not ours: the newest wireguard-go where there is Go, else boringtun-cli. Prints its path.
 plain_wireguard() {
   local tools
