@@ -13,6 +13,13 @@ as_root() {
 
 can_be_root() { [ "$(id -u)" -eq 0 ] || { command -v sudo >/dev/null && sudo -n true 2>/dev/null; }; }
 
+# Test binaries run as root, cargo as the one who builds.
+root_runner() {
+  [ "$(id -u)" -eq 0 ] && return 0
+  local host; host="$(rustc -vV | sed -n 's/^host: //p')"
+  export "CARGO_TARGET_$(tr 'a-z-' 'A-Z_' <<<"$host")_RUNNER=sudo --preserve-env"
+}
+
 # need COMMAND=PACKAGE...   installs the Debian packages of the commands that are missing
 need() {
   local pair missing=()

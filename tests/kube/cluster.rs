@@ -1,0 +1,147 @@
+//! A cluster: an API server with the project's manifests, Nodes as kubelets make them, tokens as kubelets project them.
+
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::lab::Lab;
+use crate::lab::wait::wait_until;
+use crate::server::ApiServer;
+use crate::user::{Refusal, User};
+
+/// Nodes.
+pub const NODES: &str = "/api/v1/nodes";
+/// Pods of the agents.
+pub const PODS: &str = "/api/v1/namespaces/farspan/pods";
+
+/// An API server in a lab, ready for agents.
+pub struct Cluster {
+    /// The API server, on the public host `control`.
+    pub server: ApiServer,
+    /// Who may do everything.
+    pub admin: User,
+    /// Dropped last.
+    pub lab: Lab,
+}
+
+impl Cluster {
+    /// Starts an API server, applies the manifests, and makes these Nodes.
+    pub fn start(nodes: &[&str]) -> Self {
+        let lab = Lab::new();
+        let host = lab.public_host("control");
+        let server = ApiServer::start(host, lab.directory().join("control"), nodes);
+        let admin = server.admin();
+        let cluster = Self { server, admin, lab };
+        for file in ["namespace", "rbac", "admission"] {
+            cluster.server.kubectl_ok(
+                &["apply", "-f", &manifest(&format!("base/{file}.yaml"))],
+                "",
+            );
+        }
+        for (number, name) in nodes.iter().enumerate() {
+            let number = u8::try_from(number + 1).expect("few nodes");
+            cluster.add_node(name, number, &format!("192.0.2.{number}"));
+        }
+        if let [first, ..] = nodes {
+            cluster.wait_for_policies(first);
+        }
+        cluster
+    }
+
+    /// Makes a Node: the kubelet registers, the controller manager gives it the ranges `10.244.N.0/24` and
+    /// `fd10:244:N::/64`, the kubelet tells its address.
+    pub fn add_node(&self, name: &str, number: u8, internal_ip: &str) {
+        let kubelet = self.server.kubelet(name);
+        let path = format!("{NODES}/{name}");
+        let done = kubelet
+            .create(NODES, &node(name))
+            .and_then(|_| self.admin.merge(&path, &pod_cidrs(number)))
+            .and_then(|_| kubelet.merge(&format!("{path}/status"), &addresses(name, internal_ip)));
+        done.unwrap_or_else(|refusal| panic!("Node {name}: {refusal}"));
+    }
+
+    /// The object at a path, as admin.
+    pub fn object(&self, path: &str) -> Value {
+        let object = self.admin.get(path);
+        object.unwrap_or_else(|refusal| panic!("GET {path}: {refusal}"))
+    }
+
+    /// Creates the pod of an agent on a node, and returns the token that the kubelet would project into it.
+    pub fn pod_token(&self, pod: &str, node: &str) -> String {
+        let container = json!({"name": "farspan", "image": "farspan"});
+        let spec =
+            json!({"nodeName": node, "serviceAccountName": "farspan", "containers": [container]});
+        let object = json!({"metadata": {"name": pod}, "spec": spec});
+        let created = self.admin.create(PODS, &object);
+        let created = created.unwrap_or_else(|refusal| panic!("Pod {pod}: {refusal}"));
+        self.token(json!({"apiVersion": "v1", "kind": "Pod", "name": pod, "uid": created["metadata"]["uid"]}))
+    }
+
+    /// A token of the agents' account that is bound to a Node.
+    pub fn node_token(&self, node: &str) -> String {
+        let uid = self.object(&format!("{NODES}/{node}"))["metadata"]["uid"].clone();
+        self.token(json!({"apiVersion": "v1", "kind": "Node", "name": node, "uid": uid}))
+    }
+
+    /// A token of the agents' account that is bound to an object, or to nothing (`null`).
+    pub fn token(&self, bound: Value) -> String {
+        let path = "/api/v1/namespaces/farspan/serviceaccounts/farspan/token";
+        let mut spec = json!({"audiences": [], "expirationSeconds": 3600});
+        if !bound.is_null() {
+            spec["boundObjectRef"] = bound;
+        }
+        let request =
+            json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": spec});
+        let answer = self.admin.create(path, &request);
+        let answer = answer.unwrap_or_else(|refusal| panic!("a token: {refusal}"));
+        answer["status"]["token"]
+            .as_str()
+            .expect("a token is text")
+            .to_owned()
+    }
+
+    /// Policies count a moment after they have been created.
+    fn wait_for_policies(&self, node: &str) {
+        let path = format!("{NODES}/{node}?dryRun=All");
+        let stranger = self.server.user(&self.token(Value::Null));
+        let kubelet = self.server.kubelet(node);
+        let in_force = |answer: Result<Value, Refusal>| match answer {
+            Err(refusal) if refusal.code == 422 => Ok(()),
+            Err(refusal) => Err(refusal.to_string()),
+            Ok(_) => Err("allowed".to_owned()),
+        };
+        wait_until("the policies are in force", Duration::from_secs(30), || {
+            let annotations = |key: &str| json!({"metadata": {"annotations": {key: "x"}}});
+            in_force(stranger.merge(&path, &annotations("farspan.io/seq")))?;
+            in_force(kubelet.merge(&path, &annotations("config.farspan.io/region")))
+        });
+    }
+}
+
+/// A Node as a kubelet registers it.
+pub fn node(name: &str) -> Value {
+    let labels = json!({"kubernetes.io/hostname": name, "kubernetes.io/os": "linux"});
+    json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "labels": labels}})
+}
+
+/// The ranges that the controller manager gives to a Node.
+pub fn pod_cidrs(number: u8) -> Value {
+    let ipv4 = format!("10.244.{number}.0/24");
+    json!({"spec": {"podCIDR": ipv4, "podCIDRs": [ipv4, format!("fd10:244:{number}::/64")]}})
+}
+
+/// The addresses that a kubelet tells in its status.
+pub fn addresses(name: &str, internal_ip: &str) -> Value {
+    let internal = json!({"type": "InternalIP", "address": internal_ip});
+    let hostname = json!({"type": "Hostname", "address": name});
+    json!({"status": {"addresses": [internal, hostname]}})
+}
+
+/// A file of the folder `manifests`.
+pub fn manifest(name: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("manifests")
+        .join(name);
+    path.display().to_string()
+}
