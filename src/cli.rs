@@ -196,6 +196,12 @@ Keys and tokens are left out. Names and addresses of the mesh are in it: read it
     /// Check configuration files, or export a plain WireGuard configuration
     #[command(subcommand, subcommand_required = true, arg_required_else_help = true)]
     Config(ConfigVerb),
+    /// Print the definitions of MeshPolicy and ExternalPeer for a Kubernetes cluster
+    #[command(after_help = "\
+Example:
+  farspan crds | kubectl apply -f -
+`farspan manifests` has them too.")]
+    Crds,
     /// Print a completion script
     #[command(after_help = "\
 Example:

@@ -15,6 +15,7 @@ mod bugreport;
 mod capture;
 mod client;
 mod config_verb;
+mod crds;
 mod doctor;
 mod down;
 mod graph;
@@ -63,6 +64,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Verb::Graph(args) => graph::run(&global, &args).map(|()| ExitCode::SUCCESS),
         Verb::Bugreport(args) => bugreport::run(&global, &args).map(|()| ExitCode::SUCCESS),
         Verb::Config(verb) => config_verb::run(&global, verb).map(|()| ExitCode::SUCCESS),
+        Verb::Crds => crds::run().map(|()| ExitCode::SUCCESS),
         Verb::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "farspan", &mut script);

@@ -12,6 +12,7 @@ mod api;
 mod cli;
 mod config;
 mod ctl;
+mod kube;
 
 /// Wrong usage or configuration.
 const USAGE: u8 = 2;

@@ -1,0 +1,3 @@
+//! What this machine says to a Kubernetes API server, and what it reads there.
+
+pub mod crd;
