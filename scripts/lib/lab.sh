@@ -22,13 +22,13 @@ attach() {
   ip -n "$lab-$1" route add default via "185.1.$3.1"
 }
 
-# port_restricted_nat NAME NUMBER   a router like most at home: strangers are dropped, at every port
-port_restricted_nat() {
+# nat NAME NUMBER SOURCE   a router that drops strangers at every port; SOURCE is how it translates
+nat() {
   namespace "$1"
   inside "$1" sysctl -qw net.ipv4.ip_forward=1
   attach "$1" wan "$2"
-  inside "$1" nft -f - <<'RULES'
-table ip nat { chain out { type nat hook postrouting priority 100; oifname wan masquerade
+  inside "$1" nft -f - <<RULES
+table ip nat { chain out { type nat hook postrouting priority 100; oifname wan $3
  }
 }
 table inet fence {
@@ -41,6 +41,12 @@ table inet fence {
 }
 RULES
 }
+
+# A router like most at home: a port inside is a port outside, whoever it speaks to.
+port_restricted_nat() { nat "$1" "$2" masquerade; }
+
+# Another port for each destination.
+symmetric_nat() { nat "$1" "$2" "masquerade random"; }
 
 # behind ROUTER NAMESPACE NUMBER   a machine with the address 192.168.NUMBER.10
 behind() {

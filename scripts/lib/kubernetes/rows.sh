@@ -1,0 +1,54 @@
+# shellcheck shell=bash
+# A row says what was tried and what came back; one that is not as it must be ends the demonstration. Sourced after common.sh.
+
+rows=0
+
+# row WHAT EXPECTED GOT   EXPECTED is a pattern of the shell
+row() {
+  # shellcheck disable=SC2053  # a pattern
+  if [[ "$3" == $2 ]]; then
+    printf '  \033[32mok\033[0m  %-62s %s\n' "$1" "${3//$'\n'/ }"
+    rows=$((rows + 1))
+  else
+    printf '  \033[31mNO\033[0m  %-62s %s   (expected %s)\n' "$1" "${3:-nothing}" "$2"
+    return 1
+  fi
+}
+
+# eventually WHAT EXPECTED COMMAND...   a row of the command's first right output within 30 s, else of its last
+eventually() {
+  local what="$1" expected="$2" end=$((SECONDS + 30)) got; shift 2
+  while :; do
+    got="$("$@" 2>&1 || true)"
+    # shellcheck disable=SC2053
+    if [[ "$got" == $expected ]] || [ $SECONDS -ge $end ]; then break; fi
+    sleep 0.2
+  done
+  row "$what" "$expected" "$got"
+}
+
+# pod_ip POD FAMILY(4|6)
+pod_ip() {
+  kubectl -n demo get pod "$1" -o jsonpath='{.status.podIPs[*].ip}' | tr ' ' '\n' | if [ "$2" = 4 ]; then grep -v : ; else grep : ; fi
+}
+
+# service_ip SERVICE FAMILY
+service_ip() {
+  kubectl -n demo get service "$1" -o jsonpath='{.spec.clusterIPs[*]}' | tr ' ' '\n' | if [ "$2" = 4 ]; then grep -v : ; else grep : ; fi
+}
+
+# node_ip NODE FAMILY
+node_ip() { addresses "$1" | cut -d, -f "$(($2 / 2 - 1))"; }
+
+in_pod() { local pod="$1"; shift; kubectl -n demo exec "$pod" -- "$@"; }
+
+# What a caller hears who connects to ADDRESS PORT; IPv6 addresses come in their short form.
+# shellcheck disable=SC2016  # expanded by the other shell
+call='a="$1"; case "$a" in *:*) a="[$a]" ;; esac
+heard="$(socat -T 5 - "TCP:$a:$2,connect-timeout=5" </dev/null)" || exit 1
+peer="${heard#* }"; peer="${peer#\[}"; peer="${peer%\]}"
+set -- $(getent ahosts "$peer"); echo "${heard%% *} $1"'
+
+# from_pod POD ADDRESS PORT, from_machine NAMESPACE ADDRESS PORT
+from_pod() { in_pod "$1" sh -c "$call" call "$2" "$3"; }
+from_machine() { inside "$1" sh -c "$call" call "$2" "$3"; }
