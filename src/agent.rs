@@ -276,6 +276,7 @@ fn core_config(
         node_rate: config.relay_node_rate,
         birthday_search: config.birthday_search,
         turn: config.turn.clone(),
+        kubernetes: None,
     }
 }
 
@@ -663,6 +664,7 @@ impl Agent {
                     overlay::Event::Revoked => {
                         error!("This node's membership was revoked; it is out of the mesh");
                     }
+                    overlay::Event::Publish(_) | overlay::Event::Refused { .. } => {}
                     overlay::Event::PeerUp { name } => info!(peer = %name, "Peer up"),
                     overlay::Event::PeerDown { name, reason } => {
                         info!(peer = %name, %reason, "Peer down");

@@ -406,6 +406,7 @@ impl Overlay {
             .iter()
             .map(|net| host_prefix(net.addr()))
             .chain(routes)
+            .chain(self.own_pod_cidrs().iter().map(IpNet::trunc))
             .collect();
         self.directory.set_own_ranges(own, now);
     }

@@ -1,6 +1,7 @@
 //! What the shell gives a node: its keys and its configuration, parsed and valid.
 
 use ipnet::IpNet;
+use mesh_types::cluster::PodNetwork;
 use mesh_types::observation::ConfigPeer;
 use mesh_types::report::Backend;
 use mesh_types::turn::TurnServer;
@@ -62,4 +63,19 @@ pub struct Config {
     pub birthday_search: bool,
     /// TURN servers that this node may use.
     pub turn: Vec<TurnServer>,
+    /// The cluster that says who is in the mesh, where there is one.
+    pub kubernetes: Option<Kubernetes>,
+}
+
+/// How a node takes part in a Kubernetes cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Kubernetes {
+    /// Name of the own Node object.
+    pub node: String,
+    /// Who owns pods' addresses here.
+    pub pod_network: PodNetwork,
+    /// Ranges that the cluster's pods have their addresses from (`--cluster-cidr`): what nobody carries of them is dropped.
+    pub cluster_cidrs: Vec<IpNet>,
+    /// Reads the cluster and is no Node of it: publishes nothing.
+    pub external: bool,
 }

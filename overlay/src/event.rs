@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use mesh_types::cluster::Publication;
 use mesh_types::command::CommandId;
 use mesh_types::token::Token;
 use mesh_types::{AuthorityKey, WgSecret};
@@ -44,6 +45,17 @@ pub enum Event {
     },
     /// The authority revoked this node's membership.
     Revoked,
+    /// Write this to the own Node object, and say with [`mesh_types::cluster::ClusterEvent::Published`] what became of it.
+    Publish(Publication),
+    /// A claim in the cluster was refused, said once.
+    Refused {
+        /// The Node object that makes it.
+        node: Option<String>,
+        /// Stable word.
+        reason: &'static str,
+        /// What was refused, and what to do.
+        sentence: String,
+    },
     /// A peer is connected. For the log.
     PeerUp {
         /// Its label.

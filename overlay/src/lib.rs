@@ -37,10 +37,16 @@ mod event;
 mod findings;
 mod gossip;
 mod join;
+mod kubernetes;
 mod netcheck;
 mod overlay;
 mod peer;
 mod plan;
+#[expect(
+    dead_code,
+    reason = "writes begin once records can be encoded as annotations"
+)]
+mod publish;
 mod relay;
 mod rotation;
 mod sleep;
@@ -49,12 +55,12 @@ mod state;
 mod turn;
 mod view;
 
-pub use config::{Config, Identity};
+pub use config::{Config, Identity, Kubernetes};
 pub use doctor::{Diagnosis, Reach, Tried};
 pub use event::{Event, Reply};
 pub use nat_traversal::{Hairpin, Lifetime};
 pub use overlay::Overlay;
 pub use snapshot::{
-    Finding, NetcheckSnapshot, NodeSnapshot, PathKind, PathSnapshot, PeerSnapshot, PeerState,
-    PetitionSnapshot, Severity, Snapshot,
+    ClusterSnapshot, CniPlan, Finding, NetcheckSnapshot, NodeSnapshot, PathKind, PathSnapshot,
+    PeerSnapshot, PeerState, PetitionSnapshot, Severity, Snapshot,
 };

@@ -22,6 +22,7 @@ use crate::command::Pending;
 use crate::gossip::Gossip;
 use crate::join::Joining;
 use crate::join::petition::Petitions;
+use crate::kubernetes::Cluster;
 use crate::peer::PeerRecord;
 use crate::rotation::{Force, Rotation};
 use crate::snapshot::Snapshot;
@@ -52,6 +53,7 @@ pub struct Overlay {
     pub(crate) renewal: Renewal,
     pub(crate) revocations: Vec<Revocation>,
     pub(crate) pending: Pending,
+    pub(crate) cluster: Cluster,
     pub(crate) host: HostReport,
     /// What came of asking the gateway for a port, once it is known.
     pub(crate) port_mapping: Option<PortMapping>,
@@ -143,6 +145,7 @@ impl Overlay {
             renewal: Renewal::default(),
             revocations: Vec::new(),
             pending: Pending::default(),
+            cluster: Cluster::new(now),
             host: HostReport::default(),
             port_mapping: None,
             host_known: false,

@@ -344,7 +344,7 @@ impl Overlay {
             IpNet::V4(net) => Some(net.addr()),
             IpNet::V6(_) => None,
         });
-        configured.or_else(|| {
+        configured.or_else(|| self.cluster_ipv4()).or_else(|| {
             self.directory
                 .own_membership()
                 .and_then(|membership| membership.record().ipv4)

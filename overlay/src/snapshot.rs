@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::doctor::Reach;
 use ipnet::IpNet;
+use mesh_types::cluster::PodNetwork;
 use mesh_types::report::{Backend, PortMapping};
 use mesh_types::{Candidate, DomainId, IdentityKey, NatReport, Source, WgKey};
 use nat_traversal::{Hairpin, Lifetime};
@@ -21,6 +22,36 @@ pub struct Snapshot {
     pub findings: Vec<Finding>,
     /// Named counters, for metrics.
     pub counters: BTreeMap<&'static str, u64>,
+    /// The Kubernetes cluster, where the node takes part in one.
+    pub cluster: Option<ClusterSnapshot>,
+}
+
+/// The cluster as this node sees it.
+#[derive(Debug, Clone)]
+pub struct ClusterSnapshot {
+    /// Its domain, once known.
+    pub domain: Option<DomainId>,
+    /// Name of the own Node object.
+    pub node: String,
+    /// Who owns pods' addresses here.
+    pub pod_network: PodNetwork,
+    /// Node objects known.
+    pub nodes: usize,
+    /// How often claims of the cluster were refused, by reason.
+    pub refused: BTreeMap<&'static str, u64>,
+    /// Seq of the record that the own Node carries.
+    pub published_seq: Option<u64>,
+    /// The own Node carries something else than what is to be said.
+    pub pending_write: bool,
+}
+
+/// What a CNI configuration needs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CniPlan {
+    /// The own Node's pod ranges.
+    pub pod_cidrs: Vec<IpNet>,
+    /// MTU of pods' interfaces, bytes.
+    pub mtu: u16,
 }
 
 /// This node.

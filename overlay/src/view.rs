@@ -33,6 +33,7 @@ impl Overlay {
             peers,
             findings: self.findings(now),
             counters,
+            cluster: self.cluster_view(),
         }
     }
 

@@ -61,6 +61,7 @@ pub fn config(n: u8) -> Config {
         node_rate: 200_000_000,
         birthday_search: true,
         turn: Vec::new(),
+        kubernetes: None,
     }
 }
 
@@ -362,6 +363,8 @@ impl Net {
                     | Event::KeyRotated { .. }
                     | Event::Joined { .. }
                     | Event::Revoked
+                    | Event::Publish(_)
+                    | Event::Refused { .. }
                     | Event::PeerUp { .. }
                     | Event::PeerDown { .. }) => machine.events.push(other),
                 }

@@ -446,6 +446,8 @@ impl Node {
                 }
                 Event::Resolve { .. }
                 | Event::Revoked
+                | Event::Publish(_)
+                | Event::Refused { .. }
                 | Event::PeerUp { .. }
                 | Event::PeerDown { .. } => {}
             }
