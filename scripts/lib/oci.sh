@@ -38,16 +38,21 @@ oci_image() {
   rm -rf "$layout"
 }
 
-# program_root FOLDER PROGRAM...   a root folder with these programs of this machine and the libraries they load
+# libraries PROGRAM ROOT   copies what it loads; nothing for a static one
+libraries() {
+  { LC_ALL=C ldd "$1" 2>/dev/null || true; } | { grep -o '/[^ ]*' || true; } | while read -r library; do
+    mkdir -p "$2${library%/*}"
+    cp -nL "$library" "$2$library"
+  done
+}
+
+# program_root FOLDER PROGRAM...   a root folder with these programs of this machine
 program_root() {
   local root="$1" program; shift
   mkdir -p "$root"/{bin,etc,proc,sys,dev,tmp}
   for program in "$@"; do
     program="$(PATH="$PATH:/usr/sbin:/sbin" command -v "$program")" || die "no $program on this machine"
     cp -L "$program" "$root/bin/"
-    ldd "$program" 2>/dev/null | grep -o '/[^ ]*' | while read -r library; do
-      mkdir -p "$root${library%/*}"
-      cp -nL "$library" "$root$library"
-    done
+    libraries "$program" "$root"
   done
 }

@@ -17,7 +17,7 @@ kubectl() { ip netns exec "$lab-hub" env KUBECONFIG="$files/admin.kubeconfig" "$
 
 # region_of NODE, number_of NODE, addresses NODE, ranges NODE
 region_of() { printf '%s' "${1%%-*}"; }
-number_of() { case "$1" in hub) echo 0 ;; paris-1) echo 1 ;; paris-2) echo 2 ;; tokyo-1) echo 3 ;; *) die "no node $1" ;; esac; }
+number_of() { case "$1" in hub) echo 1 ;; paris-1) echo 2 ;; paris-2) echo 3 ;; tokyo-1) echo 4 ;; *) die "no node $1" ;; esac; }
 addresses() {
   case "$1" in
     hub) echo "192.168.1.10,fd16:1::10" ;;

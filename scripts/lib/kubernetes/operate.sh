@@ -1,6 +1,8 @@
 # shellcheck shell=bash
 # What people do to nodes from outside: logs, exec, port-forward to machines behind NATs. Sourced after rows.sh.
 
+: "${files:?}"
+
 operate() {
   local pid
   eventually "kubectl logs of the pod in tokyo" "serving*" kubectl -n demo logs tokyo-1

@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # A row says what was tried and what came back; one that is not as it must be ends the demonstration. Sourced after common.sh.
 
-rows=0
+: "${rows:?}"
 
 # row WHAT EXPECTED GOT   EXPECTED is a pattern of the shell
 row() {

@@ -23,15 +23,16 @@ spec:
     image: local.test/tools:1
     imagePullPolicy: Never
     command: [sh, -c]
-    args: ['echo serving; socat TCP4-LISTEN:$4,fork,reuseaddr SYSTEM:"echo $2 \$SOCAT_PEERADDR" & exec socat TCP6-LISTEN:$4,ipv6only=1,fork,reuseaddr SYSTEM:"echo $2 \$SOCAT_PEERADDR"']
+    args: ['echo serving; socat TCP4-LISTEN:$4,fork,reuseaddr SYSTEM:"echo $2 \\\$SOCAT_PEERADDR" & exec socat TCP6-LISTEN:$4,ipv6only=1,fork,reuseaddr SYSTEM:"echo $2 \\\$SOCAT_PEERADDR"']
 YAML
 }
 
-# entry NAME SELECTOR SPEC   a Service
-entry() { printf -- '---\n{apiVersion: v1, kind: Service, metadata: {name: %s, namespace: demo}, spec: {selector: %s, ipFamilyPolicy: RequireDualStack, ports: [{port: 80, targetPort: 8080%s}]%s}}\n' "$1" "$2" "$3" "$4"; }
+# entry NAME SELECTOR PORT SPEC   a Service
+entry() { printf -- '---\n{apiVersion: v1, kind: Service, metadata: {name: %s, namespace: demo}, spec: {selector: %s, ipFamilyPolicy: %s, ports: [{port: 80, targetPort: 8080%s}]%s}}\n' "$1" "$2" "$families" "$3" "$4"; }
 
+# workload [FAMILIES]
 workload() {
-  local node
+  local node families="${1:-RequireDualStack}"
   echo '{apiVersion: v1, kind: Namespace, metadata: {name: demo}}'
   for node in "${nodes[@]}"; do
     box "$node" "$node" false 8080
