@@ -12,6 +12,28 @@ pub struct Status {
     pub node: Node,
     pub peers: Vec<Peer>,
     pub findings: Vec<Finding>,
+    /// Absent where the node is in no Kubernetes cluster.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<Cluster>,
+}
+
+/// The Kubernetes cluster as this node sees it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Cluster {
+    /// Empty before it is known.
+    pub domain: String,
+    /// Name of the own Node.
+    pub node: String,
+    /// `own`, `existing` or `nodes`.
+    pub pod_network: String,
+    /// Node objects known.
+    pub nodes: usize,
+    /// How often claims were refused, by reason.
+    pub refused: BTreeMap<String, u64>,
+    /// Seq of the announcement that the own Node carries.
+    pub published_seq: Option<u64>,
+    /// A changed announcement waits to be written.
+    pub pending_write: bool,
 }
 
 /// This node.

@@ -1,11 +1,15 @@
 //! The command line: verbs, flags and their help.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use mesh_types::IpNet;
+
+mod agent;
+
+pub use agent::{AgentArgs, BackendChoice, KubernetesArgs, PodNetworkChoice};
 
 /// Nodes in different regions share one flat, encrypted network.
 #[derive(Debug, Parser)]
@@ -81,9 +85,11 @@ Examples:
   sudo farspan agent --dry-run                         print what it would do to this host
   sudo farspan agent --config b.toml --state-dir /var/lib/farspan-b --interface farspan1
                                                        a second agent on this machine
+  sudo farspan agent --kubernetes --kubeconfig /etc/farspan/kubeconfig --pod-network nodes
+                                                       on a host of a cluster, below its CNI
 The log level is set by FARSPAN_LOG (error, warn, info, debug, trace; default info).
 Signals: HUP reads the file again, TERM and INT stop the agent. With the kernel backend the tunnel goes on
-without it; `farspan down` removes it.")]
+without it; `farspan down` removes it. In a pod --kubernetes is the default.")]
     Agent(AgentArgs),
     /// Make a mesh on this machine: its authority key and its range
     #[command(after_help = "\
@@ -219,44 +225,6 @@ Examples:
     Man(ManArgs),
     /// Print the version
     Version,
-}
-
-/// `farspan agent`.
-#[derive(Debug, Clone, Default, Args)]
-pub struct AgentArgs {
-    /// What carries the tunnel: the kernel's WireGuard, the in-process engine, or whichever there is
-    #[arg(long, value_name = "BACKEND", env = "FARSPAN_BACKEND")]
-    pub backend: Option<BackendChoice>,
-    /// UDP port; one that is in use is then an error [default: derived from the identity]
-    #[arg(long, value_name = "PORT", env = "FARSPAN_LISTEN_PORT", value_parser = clap::value_parser!(u16).range(1..))]
-    pub listen_port: Option<u16>,
-    /// Label of this node [default: the host's name]
-    #[arg(long, env = "FARSPAN_NAME")]
-    pub name: Option<String>,
-    /// Label of its region
-    #[arg(long, env = "FARSPAN_REGION")]
-    pub region: Option<String>,
-    /// Serve /metrics, /healthz and /readyz by HTTP on this address
-    #[arg(long, value_name = "ADDR", env = "FARSPAN_METRICS_LISTEN")]
-    pub metrics_listen: Option<SocketAddr>,
-    /// Print what would be done to this host, and do nothing
-    #[arg(long)]
-    pub dry_run: bool,
-    /// Start a session of its own (set by `up`)
-    #[arg(long, hide = true)]
-    pub detached: bool,
-}
-
-/// What carries the tunnel.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
-pub enum BackendChoice {
-    /// The kernel's WireGuard where it has one, else userspace.
-    #[default]
-    Auto,
-    /// The kernel's WireGuard.
-    Kernel,
-    /// The in-process engine.
-    Userspace,
 }
 
 /// `farspan init`.

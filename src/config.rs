@@ -18,6 +18,7 @@ use crate::cli::{AgentArgs, BackendChoice, Global};
 
 pub mod edit;
 mod file;
+pub mod kubernetes;
 pub mod value;
 pub mod wgquick;
 
@@ -101,6 +102,8 @@ pub struct Config {
     pub peers: Vec<ConfigPeer>,
     /// Their endpoints that are given by name, `host:port`.
     pub names: BTreeMap<WgKey, Vec<String>>,
+    /// Its part in a Kubernetes cluster.
+    pub kubernetes: Option<kubernetes::Kubernetes>,
     /// What is odd but not wrong, one sentence each.
     pub warnings: Vec<String>,
 }
@@ -302,12 +305,17 @@ impl Source<'_> {
                     .map(path_of)
             })
             .unwrap_or_else(|| socket_of(&interface));
+        let kubernetes = kubernetes::Kubernetes::from_args(&flags.kubernetes)?;
         let name = match (&flags.name, &node.name) {
             (Some(flag), _) => {
                 value::name(flag).map_err(|what| ConfigError(format!("--name: {what}")))?
             }
             (None, Some(text)) => self.text("name", text, value::name(text.get_ref()))?,
-            (None, None) => host_name(),
+            (None, None) => kubernetes
+                .as_ref()
+                .filter(|kubernetes| !kubernetes.external)
+                .and_then(|kubernetes| value::name(&kubernetes.node).ok())
+                .unwrap_or_else(host_name),
         };
         let region = match (&flags.region, &node.region) {
             (Some(flag), _) => {
@@ -401,6 +409,7 @@ impl Source<'_> {
             names,
             state_dir,
             interface,
+            kubernetes,
             warnings,
         })
     }

@@ -30,12 +30,7 @@ pub struct Waiting {
 
 impl Agent {
     pub(super) async fn asked(&mut self, Asked { ask, answer }: Asked, now: Now) -> Next {
-        let findings: Vec<_> = self
-            .findings
-            .values()
-            .cloned()
-            .chain(self.names.findings())
-            .collect();
+        let findings = self.own_findings();
         if matches!(ask, Ask::Status | Ask::Metrics | Ask::Doctor(_)) {
             // Counters as they are now, not as they were at the last round.
             self.tunnel_report();
@@ -46,12 +41,8 @@ impl Agent {
                 &findings
             ))),
             Ask::Metrics => {
-                let tunnel = self.tunnel.as_ref().map(super::Tunnel::counters);
-                let mut edge = tunnel.unwrap_or_default();
-                edge.extend(self.ports.counters());
-                edge.extend(self.relayed.take(self.host.relayed()));
-                let text = status::metrics(&self.overlay.snapshot(now), &findings, &edge);
-                Ok(Value::String(text))
+                let snapshot = self.overlay.snapshot(now);
+                Ok(Value::String(self.metrics_text(&snapshot)))
             }
             Ask::Doctor(api::Doctor { peer }) => match self.overlay.diagnose(&peer, now) {
                 Ok(diagnosis) => Ok(json!(status::diagnosis(&diagnosis))),
@@ -60,11 +51,11 @@ impl Agent {
             Ask::Plan => Ok(Value::String(host_network::describe(
                 self.overlay.host_plan(),
             ))),
-            Ask::Ready if self.converged.is_some() => Ok(json!(done("ready"))),
-            Ask::Ready => Err((
-                StatusCode::SERVICE_UNAVAILABLE,
-                "no plan has been applied yet".to_owned(),
-            )),
+            Ask::Alive => Ok(json!(done("alive"))),
+            Ask::Ready => match self.ready() {
+                Ok(()) => Ok(json!(done("ready"))),
+                Err(why) => Err((StatusCode::SERVICE_UNAVAILABLE, why)),
+            },
             Ask::Reload => match self.reload(None) {
                 Ok(notes) => Ok(json!(api::Done {
                     message: "the file was read again".into(),
@@ -356,6 +347,7 @@ impl Agent {
             drop(engine);
             lines.push(format!("removed device {}", self.config.interface));
         }
+        lines.extend(self.remove_cni());
         let done = lines_of_removal(self.host.remove().await, lines);
         let notes = done.map_err(|error| (StatusCode::INTERNAL_SERVER_ERROR, error))?;
         info!("Everything was removed from this host");

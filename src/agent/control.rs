@@ -21,6 +21,7 @@ use nix::sys::stat::{Mode, umask};
 use serde_json::{Value, json};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
 use tracing::{debug, warn};
 
 use super::Event;
@@ -37,7 +38,9 @@ pub enum Ask {
     Status,
     /// `GET /netcheck`.
     Netcheck,
-    /// `GET /readyz`: has a plan been applied?
+    /// `GET /healthz`: does the loop answer?
+    Alive,
+    /// `GET /readyz`: has a plan been applied, and does the CNI file stand?
     Ready,
     /// `GET /metrics`.
     Metrics,
@@ -76,6 +79,9 @@ pub struct Asked {
     /// The answer.
     pub answer: oneshot::Sender<Answer>,
 }
+
+/// A loop that takes longer hangs.
+const ALIVE_WITHIN: Duration = Duration::from_secs(5);
 
 type Events = mpsc::Sender<Event>;
 
@@ -127,7 +133,7 @@ impl Server {
         let router = Router::new()
             .route("/status", get(|state| ask(state, Ask::Status)))
             .route("/netcheck", get(|state| ask(state, Ask::Netcheck)))
-            .route("/healthz", get(|| async { "ok\n" }))
+            .route("/healthz", get(healthy))
             .route("/readyz", get(|state| ask(state, Ask::Ready)))
             .route("/metrics", get(metrics))
             .route("/plan", get(|state| ask(state, Ask::Plan)))
@@ -179,21 +185,56 @@ impl Drop for Server {
 
 /// Serves metrics and health by TCP.
 pub async fn serve_metrics(address: SocketAddr, events: Events) -> Result<()> {
+    let router = Router::new()
+        .route("/metrics", get(metrics))
+        .route("/healthz", get(healthy))
+        .route("/readyz", get(|state| ask(state, Ask::Ready)))
+        .with_state(events);
+    serve_tcp(address, router).await.map(drop)
+}
+
+/// The same where another agent owns the device: this one is as it should be.
+pub async fn serve_standby(address: SocketAddr) -> Result<JoinHandle<()>> {
+    let router = Router::new()
+        .route(
+            "/metrics",
+            get(|| async { open_metrics(super::metrics::standby()) }),
+        )
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(|| async { "standing by\n" }));
+    serve_tcp(address, router).await
+}
+
+async fn serve_tcp(address: SocketAddr, router: Router) -> Result<JoinHandle<()>> {
     let listener = TcpListener::bind(address)
         .await
         .map_err(|error| anyhow!("{}", sentence(&error)))
         .with_context(|| format!("cannot listen on {address} (--metrics-listen)"))?;
-    let router = Router::new()
-        .route("/metrics", get(metrics))
-        .route("/healthz", get(|| async { "ok\n" }))
-        .route("/readyz", get(|state| ask(state, Ask::Ready)))
-        .with_state(events);
-    tokio::spawn(async move {
+    Ok(tokio::spawn(async move {
         if let Err(error) = axum::serve(listener, router).await {
             warn!(%error, "Metrics listener closed");
         }
-    });
-    Ok(())
+    }))
+}
+
+/// The loop takes what is put into its queue.
+async fn healthy(State(events): State<Events>) -> Response {
+    let (sender, receiver) = oneshot::channel();
+    let asked = Asked {
+        ask: Ask::Alive,
+        answer: sender,
+    };
+    let alive = async {
+        events.send(Event::Asked(asked)).await.ok()?;
+        receiver.await.ok()
+    };
+    match tokio::time::timeout(ALIVE_WITHIN, alive).await {
+        Ok(Some(_)) => "ok\n".into_response(),
+        Ok(None) | Err(_) => refuse(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "the event loop does not answer",
+        ),
+    }
 }
 
 /// Who opened the socket.
@@ -242,16 +283,14 @@ async fn join(state: State<Events>, Json(body): Json<api::Token>) -> Response {
 
 async fn metrics(state: State<Events>) -> Response {
     match put(&state.0, Ask::Metrics).await {
-        Ok(text) => (
-            [(
-                header::CONTENT_TYPE,
-                "application/openmetrics-text; version=1.0.0; charset=utf-8",
-            )],
-            text.as_str().unwrap_or_default().to_owned(),
-        )
-            .into_response(),
+        Ok(text) => open_metrics(text.as_str().unwrap_or_default().to_owned()),
         Err((status, error)) => refuse(status, &error),
     }
+}
+
+fn open_metrics(text: String) -> Response {
+    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    ([(header::CONTENT_TYPE, kind)], text).into_response()
 }
 
 async fn ask(State(events): State<Events>, ask: Ask) -> Response {

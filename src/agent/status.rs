@@ -1,10 +1,9 @@
 //! The core's typed view as the JSON that scripts rely on, and as metrics.
 
-use std::fmt::Write as _;
-
 use mesh_types::{Candidate, NatReport};
 use overlay::{
-    Diagnosis, Finding, NetcheckSnapshot, NodeSnapshot, PeerSnapshot, PetitionSnapshot, Snapshot,
+    ClusterSnapshot, Diagnosis, Finding, NetcheckSnapshot, NodeSnapshot, PeerSnapshot,
+    PetitionSnapshot, Snapshot,
 };
 
 use crate::api;
@@ -15,6 +14,23 @@ pub fn status(snapshot: &Snapshot, own: &[Finding]) -> api::Status {
         node: node(&snapshot.node),
         peers: snapshot.peers.iter().map(peer).collect(),
         findings: snapshot.findings.iter().chain(own).map(finding).collect(),
+        cluster: snapshot.cluster.as_ref().map(cluster),
+    }
+}
+
+fn cluster(cluster: &ClusterSnapshot) -> api::Cluster {
+    api::Cluster {
+        domain: cluster.domain.map(|id| id.to_string()).unwrap_or_default(),
+        node: cluster.node.clone(),
+        pod_network: cluster.pod_network.kind().to_owned(),
+        nodes: cluster.nodes,
+        refused: cluster
+            .refused
+            .iter()
+            .map(|(reason, count)| ((*reason).to_owned(), *count))
+            .collect(),
+        published_seq: cluster.published_seq,
+        pending_write: cluster.pending_write,
     }
 }
 
@@ -189,69 +205,19 @@ pub fn milliseconds(time: std::time::Duration) -> f64 {
     (time.as_secs_f64() * 1e6).round() / 1e3
 }
 
-/// `GET /metrics`: OpenMetrics text. Peers are counted by state, never named: labels stay bounded.
-pub fn metrics(snapshot: &Snapshot, own: &[Finding], edge: &[(&'static str, u64)]) -> String {
-    let mut out = String::new();
-    out.push_str("# TYPE farspan_peers gauge\n# HELP farspan_peers Peers by state.\n");
-    for state in ["direct", "relayed", "connecting", "idle", "down"] {
-        let count = snapshot
-            .peers
-            .iter()
-            .filter(|peer| peer.state.kind() == state)
-            .count();
-        _ = writeln!(out, "farspan_peers{{state=\"{state}\"}} {count}");
-    }
-    out.push_str("# TYPE farspan_findings gauge\n# HELP farspan_findings Findings by severity.\n");
-    for severity in ["info", "warning", "error"] {
-        let findings = snapshot.findings.iter().chain(own);
-        let count = findings
-            .filter(|finding| finding.severity.kind() == severity)
-            .count();
-        _ = writeln!(out, "farspan_findings{{severity=\"{severity}\"}} {count}");
-    }
-    let bytes = |pick: fn(&PeerSnapshot) -> u64| {
-        snapshot
-            .peers
-            .iter()
-            .map(pick)
-            .fold(0u64, u64::wrapping_add)
-    };
-    out.push_str("# TYPE farspan_tunnel_bytes counter\n# UNIT farspan_tunnel_bytes bytes\n");
-    _ = writeln!(
-        out,
-        "farspan_tunnel_bytes_total{{direction=\"rx\"}} {}",
-        bytes(|p| p.rx_bytes)
-    );
-    _ = writeln!(
-        out,
-        "farspan_tunnel_bytes_total{{direction=\"tx\"}} {}",
-        bytes(|p| p.tx_bytes)
-    );
-    out.push_str("# TYPE farspan_events counter\n# HELP farspan_events Counters of the core and the edges.\n");
-    for (name, value) in snapshot
-        .counters
-        .iter()
-        .map(|(name, value)| (*name, *value))
-        .chain(edge.iter().copied())
-    {
-        _ = writeln!(out, "farspan_events_total{{event=\"{name}\"}} {value}");
-    }
-    out.push_str("# EOF\n");
-    out
-}
-
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use std::collections::BTreeMap;
     use std::time::Duration;
 
+    use mesh_types::cluster::PodNetwork;
     use mesh_types::report::Backend;
     use mesh_types::{DomainId, IdentityKey, Source, WgKey};
     use overlay::{PathKind, PathSnapshot, PeerState, Severity};
 
     use super::*;
 
-    fn snapshot() -> Snapshot {
+    pub fn snapshot() -> Snapshot {
         Snapshot {
             node: NodeSnapshot {
                 name: "a".into(),
@@ -297,6 +263,7 @@ mod tests {
                 remedy: "r".into(),
             }],
             counters: BTreeMap::from([("probe-refused", 3)]),
+            cluster: None,
         }
     }
 
@@ -325,6 +292,23 @@ mod tests {
         assert_eq!(keys(&json["peers"][0]["path"]), "kind remote via");
         assert_eq!(keys(&json["findings"][0]), "code message remedy severity");
         assert_eq!(json["peers"][0]["rtt_ms"], 12.345);
+        let mut snapshot = snapshot();
+        snapshot.cluster = Some(ClusterSnapshot {
+            domain: Some(DomainId([3; 16])),
+            node: "n1".into(),
+            pod_network: PodNetwork::Own,
+            nodes: 3,
+            refused: BTreeMap::from([("outside-policy", 2)]),
+            published_seq: Some(7),
+            pending_write: false,
+        });
+        let json = serde_json::to_value(status(&snapshot, &[])).unwrap();
+        assert_eq!(keys(&json), "cluster findings node peers");
+        assert_eq!(
+            keys(&json["cluster"]),
+            "domain node nodes pending_write pod_network published_seq refused"
+        );
+        assert_eq!(json["cluster"]["refused"]["outside-policy"], 2);
     }
 
     #[test]
@@ -361,14 +345,5 @@ mod tests {
         assert_eq!(json["mapping_lifetime"]["at_least_s"], 7.5);
         assert_eq!(json["mapping_lifetime"]["below_s"], 9.4);
         assert_eq!(json["reasons"]["hairpin"], "nothing came back");
-    }
-
-    #[test]
-    fn metrics_end_as_openmetrics_asks() {
-        let text = metrics(&snapshot(), &[], &[("tun-dropped", 1)]);
-        assert!(text.contains("farspan_peers{state=\"direct\"} 1\n"));
-        assert!(text.contains("farspan_events_total{event=\"probe-refused\"} 3\n"));
-        assert!(text.contains("farspan_events_total{event=\"tun-dropped\"} 1\n"));
-        assert!(text.ends_with("# EOF\n"));
     }
 }

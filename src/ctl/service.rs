@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 
-use crate::cli::{AgentArgs, BackendChoice, Global};
+use crate::cli::{AgentArgs, Global, KubernetesArgs};
 use crate::config::{Config, sentence};
 
 /// The unit that packages install.
@@ -94,28 +94,50 @@ fn arguments(global: &Global, args: &AgentArgs) -> Result<Vec<std::ffi::OsString
         name,
         region,
         metrics_listen,
+        metrics_per_peer,
         dry_run: _,
         detached: _,
+        kubernetes:
+            KubernetesArgs {
+                kubernetes,
+                node_name,
+                external,
+                kubeconfig,
+                api_server,
+                pod_network,
+                cluster_cidrs,
+                service_cidrs,
+                cni_conf_dir,
+                cni_bin_dir,
+            },
     } = args;
     let mut out: Vec<std::ffi::OsString> = vec!["agent".into(), "--detached".into()];
     for (flag, path) in [
         ("--config", config),
         ("--socket", socket),
         ("--state-dir", state_dir),
+        ("--kubeconfig", kubeconfig),
+        ("--cni-conf-dir", cni_conf_dir),
+        ("--cni-bin-dir", cni_bin_dir),
     ] {
         if let Some(path) = path {
             out.push(flag.into());
             out.push(std::path::absolute(path)?.into());
         }
     }
-    let backend = backend.map(|backend| match backend {
-        BackendChoice::Auto => "auto".to_owned(),
-        BackendChoice::Kernel => "kernel".to_owned(),
-        BackendChoice::Userspace => "userspace".to_owned(),
-    });
+    for (flag, set) in [
+        ("--metrics-per-peer", *metrics_per_peer),
+        ("--external", *external),
+    ] {
+        if set {
+            out.push(flag.into());
+        }
+    }
+    out.extend(kubernetes.map(|on| format!("--kubernetes={on}").into()));
+    let ranges = |list: &[String]| Some(list.join(",")).filter(|text| !text.is_empty());
     for (flag, text) in [
         ("--interface", interface.clone()),
-        ("--backend", backend),
+        ("--backend", backend.as_ref().map(word)),
         ("--listen-port", listen_port.map(|port| port.to_string())),
         ("--name", name.clone()),
         ("--region", region.clone()),
@@ -123,6 +145,11 @@ fn arguments(global: &Global, args: &AgentArgs) -> Result<Vec<std::ffi::OsString
             "--metrics-listen",
             metrics_listen.map(|address| address.to_string()),
         ),
+        ("--node-name", node_name.clone()),
+        ("--api-server", api_server.clone()),
+        ("--pod-network", pod_network.as_ref().map(word)),
+        ("--cluster-cidr", ranges(cluster_cidrs)),
+        ("--service-cidr", ranges(service_cidrs)),
     ] {
         if let Some(text) = text {
             out.push(flag.into());
@@ -130,4 +157,10 @@ fn arguments(global: &Global, args: &AgentArgs) -> Result<Vec<std::ffi::OsString
         }
     }
     Ok(out)
+}
+
+/// A choice as its flag takes it.
+fn word(choice: &impl clap::ValueEnum) -> String {
+    let value = choice.to_possible_value();
+    value.map_or_else(String::new, |value| value.get_name().to_owned())
 }

@@ -55,6 +55,7 @@ pub fn terminal_width() -> usize {
 /// The same for a terminal of so many columns.
 pub fn table_within(status: &api::Status, width: usize) -> String {
     let mut out = title(&status.node);
+    out.push_str(&cluster(status.cluster.as_ref()));
     out.push('\n');
     if status.peers.is_empty() {
         out.push_str(NO_PEERS);
@@ -84,6 +85,43 @@ fn title(node: &api::Node) -> String {
         node.backend,
     );
     out
+}
+
+/// One line about the cluster, where there is one.
+fn cluster(cluster: Option<&api::Cluster>) -> String {
+    let Some(cluster) = cluster else {
+        return String::new();
+    };
+    let api::Cluster {
+        domain,
+        node,
+        pod_network,
+        nodes,
+        refused,
+        published_seq,
+        pending_write,
+    } = cluster;
+    if domain.is_empty() {
+        return format!("Node {node} of a Kubernetes cluster that was not heard of yet\n");
+    }
+    let announced = match (published_seq, pending_write) {
+        (Some(seq), false) => format!("announced with seq {seq}"),
+        (Some(seq), true) => format!("announced with seq {seq}, a newer one waits"),
+        (None, _) => "not announced yet".to_owned(),
+    };
+    let count: u64 = refused.values().sum();
+    let refused = if count > 0 {
+        let reasons: Vec<_> = refused
+            .iter()
+            .map(|(reason, count)| format!("{reason} {count}"))
+            .collect();
+        format!(", refused claims: {}", reasons.join(", "))
+    } else {
+        String::new()
+    };
+    format!(
+        "Node {node} of a Kubernetes cluster of {nodes}, pod network mode {pod_network}, {announced}{refused}\n"
+    )
 }
 
 /// All there is to know, on lines of any length.
@@ -116,6 +154,7 @@ fn wide(status: &api::Status) -> String {
         .map(|endpoint| format!("{} ({})", endpoint.address, endpoint.kind))
         .collect();
     _ = writeln!(out, "reached at {}", endpoints.join(", "));
+    out.push_str(&cluster(status.cluster.as_ref()));
     out.push('\n');
     if status.peers.is_empty() {
         out.push_str(NO_PEERS);
@@ -352,6 +391,7 @@ mod tests {
 
     fn status(peers: Vec<api::Peer>, severity: Option<&str>) -> api::Status {
         api::Status {
+            cluster: None,
             node: api::Node {
                 name: "a".into(),
                 public_key: String::new(),

@@ -92,7 +92,7 @@ fn metrics_and_health_are_served_by_tcp() {
         "{metrics}"
     );
     assert!(
-        metrics.contains("farspan_peers{state=\"direct\"} 0\n"),
+        metrics.contains("farspan_peers{region=\"\",state=\"direct\"} 0\n"),
         "{metrics}"
     );
     assert!(metrics.ends_with("\n# EOF\n"), "{metrics}");
