@@ -47,6 +47,7 @@ start_workload() {
   workload | kubectl apply -f - >/dev/null
   kubectl -n demo wait --for=condition=Ready pod --all --timeout=60s >/dev/null
   kubectl -n kube-system rollout status deployment/coredns --timeout=60s >/dev/null
+  read_addresses
   kubectl get pods -A -o wide
 }
 

@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # A row says what was tried and what came back; one that is not as it must be ends the demonstration. Sourced after common.sh.
 
-: "${rows:?}"
+: "${rows:?}" "${files:?}"
 
 # row WHAT EXPECTED GOT   EXPECTED is a pattern of the shell
 row() {
@@ -27,15 +27,17 @@ eventually() {
   row "$what" "$expected" "$got"
 }
 
-# pod_ip POD FAMILY(4|6)
-pod_ip() {
-  kubectl -n demo get pod "$1" -o jsonpath='{.status.podIPs[*].ip}' | tr ' ' '\n' | if [ "$2" = 4 ]; then grep -v : ; else grep : ; fi
+# Addresses of pods and Services are read once: asking costs as much as a row.
+read_addresses() {
+  kubectl -n demo get pods,services -o jsonpath='{range .items[*]}{.kind}/{.metadata.name} {.status.podIPs[*].ip}{.spec.clusterIPs[*]}{"\n"}{end}' >"$files/addresses"
 }
 
-# service_ip SERVICE FAMILY
-service_ip() {
-  kubectl -n demo get service "$1" -o jsonpath='{.spec.clusterIPs[*]}' | tr ' ' '\n' | if [ "$2" = 4 ]; then grep -v : ; else grep : ; fi
+# address KIND NAME FAMILY(4|6)
+address() {
+  awk -v name="$1/$2" '$1 == name { for (i = 2; i <= NF; i++) print $i }' "$files/addresses" | if [ "$3" = 4 ]; then grep -v :; else grep :; fi
 }
+pod_ip() { address Pod "$@"; }
+service_ip() { address Service "$@"; }
 
 # node_ip NODE FAMILY
 node_ip() { addresses "$1" | cut -d, -f "$(($2 / 2 - 1))"; }
