@@ -48,5 +48,5 @@ start_proxy() {
   end_service "$1" proxy
   kubeconfig "proxy" >"$files/$1/proxy.kubeconfig"
   service "$1" proxy "$tools/kube-proxy" --kubeconfig "$files/$1/proxy.kubeconfig" --proxy-mode "$2" --hostname-override "$1" \
-    --cluster-cidr 10.244.0.0/16,fd10:244::/48 --oom-score-adj=0 --conntrack-max-per-core=0 --conntrack-min=0
+    --cluster-cidr 10.244.0.0/16,fd10:244::/48 --nodeport-addresses 0.0.0.0/0,::/0 --oom-score-adj=0 --conntrack-max-per-core=0 --conntrack-min=0
 }

@@ -26,7 +26,7 @@ node_port() {
     row "NodePort, Local, IPv$family: paris-2, which has no such pod, is silent" "" "$(from_machine paris-desk "$(node_ip paris-2 $family)" 30081 2>/dev/null || true)"
   done
 }
-desk() { if [ "$1" = 4 ]; then echo 192.168.2.99; else echo fd16:2::63; fi; }
+desk() { if [ "$1" = 4 ]; then echo 192.168.2.99; else echo fd16:2::99; fi; }
 
 names() {
   local from
