@@ -8,8 +8,10 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use mesh_types::IpNet;
 
 mod agent;
+mod cluster;
 
 pub use agent::{AgentArgs, BackendChoice, KubernetesArgs, PodNetworkChoice};
+pub use cluster::{ClusterArgs, ManifestsArgs, PreflightArgs, UninstallArgs};
 
 /// Nodes in different regions share one flat, encrypted network.
 #[derive(Debug, Parser)]
@@ -202,12 +204,40 @@ Keys and tokens are left out. Names and addresses of the mesh are in it: read it
     /// Check configuration files, or export a plain WireGuard configuration
     #[command(subcommand, subcommand_required = true, arg_required_else_help = true)]
     Config(ConfigVerb),
-    /// Print the definitions of MeshPolicy and ExternalPeer for a Kubernetes cluster
+    /// Kubernetes: what the cluster's network is like, and what would be done; exit status 3 when something is in the way
+    #[command(after_help = "\
+Examples:
+  farspan preflight                     with kubectl's credentials; changes nothing
+  farspan preflight --pod-network existing -o json
+  sudo farspan preflight --this-node --kubeconfig ~/.kube/config
+                                        on a node: its CNI files, sysctls and MTU, too")]
+    Preflight(PreflightArgs),
+    /// Kubernetes: print what `kubectl apply -f -` needs
+    #[command(after_help = "\
+Examples:
+  farspan manifests | kubectl apply -f -
+  farspan manifests --pod-network own --api-server https://203.0.113.1:6443 \\
+      --cluster-cidr 10.244.0.0/16 | kubectl apply -f -
+Its last line, a comment, is the command that verifies it. `farspan uninstall` is the way back.")]
+    Manifests(ManifestsArgs),
+    /// Kubernetes: print the definitions of MeshPolicy and ExternalPeer
     #[command(after_help = "\
 Example:
   farspan crds | kubectl apply -f -
 `farspan manifests` has them too.")]
     Crds,
+    /// Kubernetes: remove the agents, what they left on their nodes, and all objects
+    #[command(after_help = "\
+Examples:
+  farspan uninstall --dry-run           what would be removed
+  farspan uninstall                     keys stay on the nodes: a new installation is the same mesh
+  farspan uninstall --purge             keys and what people wrote for farspan on Nodes, too
+  sudo farspan uninstall --this-node    on one machine; the cluster's objects stay
+Nodes are cleaned by pods of the agents' own image. Pods lose the network that farspan gave them.")]
+    Uninstall(UninstallArgs),
+    /// Set what the agent in a pod may only check: forwarding, and marks in reverse-path checks
+    #[command(hide = true)]
+    Sysctls,
     /// Print a completion script
     #[command(after_help = "\
 Example:

@@ -182,6 +182,16 @@ impl Config {
     }
 }
 
+/// Checks the shape of a file that is for other machines: its values may name what is not here.
+pub fn shape(text: &str, path: &Path) -> Result<(), ConfigError> {
+    let source = Source {
+        text,
+        path: Some(path),
+    };
+    let file: Result<File, _> = toml::from_str(text);
+    file.map(drop).map_err(|error| source.toml(&error))
+}
+
 /// Reads a configuration file's text.
 pub fn read(path: &Path) -> Result<String, ConfigError> {
     let fail = |why: String| ConfigError(format!("cannot read {}: {why}", path.display()));

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Result, anyhow};
+use anyhow::{Context as _, Result, anyhow};
 use clap::CommandFactory as _;
 
 use crate::cli::{AgentArgs, Cli, Global, KeyVerb, Output, Verb};
@@ -14,6 +14,7 @@ mod bench;
 mod bugreport;
 mod capture;
 mod client;
+mod cluster;
 mod config_verb;
 mod crds;
 mod doctor;
@@ -24,13 +25,17 @@ mod invite;
 mod join;
 mod key;
 mod man;
+mod manifests;
 mod netcheck;
 mod peer;
 mod ping;
+mod preflight;
 mod revoke;
 mod service;
 mod status;
+mod sysctls;
 mod table;
+mod uninstall;
 mod up;
 mod watch;
 mod yaml;
@@ -64,7 +69,11 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Verb::Graph(args) => graph::run(&global, &args).map(|()| ExitCode::SUCCESS),
         Verb::Bugreport(args) => bugreport::run(&global, &args).map(|()| ExitCode::SUCCESS),
         Verb::Config(verb) => config_verb::run(&global, verb).map(|()| ExitCode::SUCCESS),
+        Verb::Preflight(args) => preflight::run(&args),
+        Verb::Manifests(args) => manifests::run(&global, &args).map(|()| ExitCode::SUCCESS),
         Verb::Crds => crds::run().map(|()| ExitCode::SUCCESS),
+        Verb::Uninstall(args) => uninstall::run(&global, &args).map(|()| ExitCode::SUCCESS),
+        Verb::Sysctls => sysctls::run().map(|()| ExitCode::SUCCESS),
         Verb::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "farspan", &mut script);
@@ -131,6 +140,14 @@ fn socket(global: &Global) -> Result<PathBuf, ConfigError> {
 /// The agent of these flags.
 fn agent(global: &Global) -> Result<Client> {
     Ok(Client::new(socket(global)?))
+}
+
+/// For verbs that ask somebody else than the agent.
+fn blocking_runtime() -> Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("Failed to start the runtime")
 }
 
 fn must_be_root(what: &str) -> Result<()> {

@@ -21,7 +21,7 @@ pub struct AgentArgs {
     #[arg(long, env = "FARSPAN_REGION")]
     pub region: Option<String>,
     /// Serve /metrics, /healthz and /readyz by HTTP on this address
-    #[arg(long, value_name = "ADDR", env = "FARSPAN_METRICS_LISTEN")]
+    #[arg(long, value_name = "ADDR", env = "FARSPAN_METRICS_LISTEN", value_parser = listen_address)]
     pub metrics_listen: Option<SocketAddr>,
     /// Name every peer in /metrics: for small meshes, N nodes give N² series
     #[arg(long, env = "FARSPAN_METRICS_PER_PEER", value_parser = clap::builder::FalseyValueParser::new())]
@@ -107,4 +107,34 @@ pub struct KubernetesArgs {
     /// Where CNI plugins are, as the container runtime sees them [default: /opt/cni/bin]
     #[arg(long, value_name = "DIR", env = "FARSPAN_CNI_BIN_DIR")]
     pub cni_bin_dir: Option<PathBuf>,
+}
+
+/// `IP:PORT`; an IPv6 address may stand without brackets, as a pod's environment has the node's.
+pub fn listen_address(text: &str) -> Result<SocketAddr, String> {
+    let bare = || {
+        let (ip, port) = text.rsplit_once(':')?;
+        Some(SocketAddr::new(ip.parse().ok()?, port.parse().ok()?))
+    };
+    text.parse().ok().or_else(bare).ok_or_else(|| {
+        format!("{text:?} is not an address with a port; write it like 127.0.0.1:9586")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_to_listen_on_needs_no_brackets() {
+        for (text, address) in [
+            ("127.0.0.1:9586", "127.0.0.1:9586"),
+            ("[2001:db8::1]:9586", "[2001:db8::1]:9586"),
+            ("2001:db8::1:9586", "[2001:db8::1]:9586"),
+        ] {
+            assert_eq!(listen_address(text).unwrap().to_string(), address);
+        }
+        for wrong in ["", "9586", "127.0.0.1", "localhost:9586", "127.0.0.1:99999"] {
+            assert!(listen_address(wrong).is_err(), "{wrong}");
+        }
+    }
 }

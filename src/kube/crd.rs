@@ -132,14 +132,10 @@ pub struct Ports {
     category = "farspan",
     doc = "A machine outside of the cluster that belongs to its mesh: a laptop, a server on premises, any WireGuard device.",
     derive = "PartialEq",
-    printcolumn(name = "Addresses", type_ = "string", json_path = ".spec.addresses"),
-    printcolumn(name = "Routes", type_ = "string", json_path = ".spec.routes"),
-    printcolumn(name = "Plain", type_ = "boolean", json_path = ".spec.plain"),
-    printcolumn(
-        name = "Age",
-        type_ = "date",
-        json_path = ".metadata.creationTimestamp"
-    )
+    printcolumn = r#"{"name":"Addresses","type":"string","jsonPath":".spec.addresses"}"#,
+    printcolumn = r#"{"name":"Routes","type":"string","jsonPath":".spec.routes"}"#,
+    printcolumn = r#"{"name":"Plain","type":"boolean","jsonPath":".spec.plain"}"#,
+    printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
 )]
 #[serde(rename_all = "camelCase")]
 pub struct ExternalPeerSpec {
@@ -228,7 +224,7 @@ impl ExternalPeer {
             Some(Err(_)) => {
                 wrong.say(
                     "spec.persistentKeepalive",
-                    "give seconds from 0 (off) to 65535".into(),
+                    "give seconds from 0 (off) to 65535",
                 );
                 None
             }
@@ -240,7 +236,7 @@ impl ExternalPeer {
         if addresses.is_empty() {
             wrong.say(
                 "spec.addresses",
-                "there is no usable address; the peer is left out".into(),
+                "there is no usable address; the peer is left out",
             );
         }
         let peer = key
@@ -273,7 +269,7 @@ impl Told {
         }
     }
 
-    fn say(&mut self, field: &str, why: String) {
+    fn say(&mut self, field: &str, why: impl std::fmt::Display) {
         self.sentences
             .push(format!("{}: {field}: {why}", self.object));
     }
@@ -317,7 +313,7 @@ fn extra(wrong: &mut Told, entries: &[ExtraCidrs]) -> BTreeMap<String, Vec<IpNet
     for (at, entry) in entries.iter().enumerate() {
         let field = format!("spec.extraCIDRs[{at}]");
         if entry.node.is_empty() {
-            wrong.say(&field, "name the node that may carry these ranges".into());
+            wrong.say(&field, "name the node that may carry these ranges");
             continue;
         }
         let good = each(wrong, &format!("{field}.cidrs"), &entry.cidrs, |text| {
@@ -337,7 +333,7 @@ fn filters(wrong: &mut Told, filters: &[Filter]) -> Vec<PolicyFilter> {
         if from.0.is_empty() && from.1.is_empty() {
             wrong.say(
                 &format!("{field}.from"),
-                "name a region or a peer; the rule is about nobody".into(),
+                "name a region or a peer; the rule is about nobody",
             );
             continue;
         }

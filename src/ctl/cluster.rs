@@ -1,0 +1,168 @@
+//! The API server as the verbs about a cluster ask it: objects by path, as JSON.
+
+use std::time::Duration;
+
+use anyhow::{Result, anyhow};
+use axum::http::{Method, Request, header};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use serde_json::Value;
+
+use crate::cli::ClusterArgs;
+
+const CONNECT_WITHIN: Duration = Duration::from_secs(5);
+/// A large listing takes its time.
+const ANSWER_WITHIN: Duration = Duration::from_secs(60);
+/// Objects in one answer to a listing.
+const PAGE: usize = 500;
+
+/// An API server.
+pub struct Cluster {
+    client: kube::Client,
+    /// Its URL.
+    pub url: String,
+}
+
+/// What a patch is.
+#[derive(Debug, Clone, Copy)]
+pub enum Patch {
+    /// RFC 7386.
+    Merge,
+    /// Server-side apply.
+    Apply,
+}
+
+impl Cluster {
+    /// Credentials as kubectl finds them.
+    pub async fn connect(args: &ClusterArgs) -> Result<Self> {
+        let options = KubeConfigOptions {
+            context: args.context.clone(),
+            ..KubeConfigOptions::default()
+        };
+        let config = match &args.kubeconfig {
+            Some(path) => {
+                let file = Kubeconfig::read_from(path)
+                    .map_err(|error| anyhow!("cannot read {}: {}", path.display(), chain(&error)))?;
+                kube::Config::from_custom_kubeconfig(file, &options)
+                    .await
+                    .map_err(|error| anyhow!("{}: {}", path.display(), chain(&error)))
+            }
+            None if args.context.is_some() => kube::Config::from_kubeconfig(&options)
+                .await
+                .map_err(|error| anyhow!("the kubeconfig cannot be used: {}", chain(&error))),
+            None => kube::Config::infer().await.map_err(|_| {
+                anyhow!("there are no credentials for a cluster: no KUBECONFIG, no ~/.kube/config, no ServiceAccount; give --kubeconfig FILE")
+            }),
+        };
+        let mut config = config?;
+        config.connect_timeout = Some(CONNECT_WITHIN);
+        config.read_timeout = Some(ANSWER_WITHIN);
+        config.default_retry = false;
+        let url = config.cluster_url.to_string();
+        let client = kube::Client::try_from(config).map_err(|error| {
+            anyhow!("cannot prepare the connection to {url}: {}", chain(&error))
+        })?;
+        Ok(Self {
+            client,
+            url: url.trim_end_matches('/').to_owned(),
+        })
+    }
+
+    /// An object; `None` where there is none, or no such kind.
+    pub async fn get(&self, path: &str) -> Result<Option<Value>> {
+        self.call(Method::GET, path, "", Vec::new()).await
+    }
+
+    /// All objects of a kind; none where there is no such kind.
+    pub async fn list(&self, path: &str) -> Result<Vec<Value>> {
+        let mut objects = Vec::new();
+        let mut next = String::new();
+        loop {
+            let page = format!(
+                "{path}{}limit={PAGE}&continue={next}",
+                if path.contains('?') { '&' } else { '?' }
+            );
+            let Some(mut answer) = self.get(&page).await? else {
+                return Ok(objects);
+            };
+            if let Some(items) = answer["items"].as_array_mut() {
+                objects.append(items);
+            }
+            match answer["metadata"]["continue"].as_str() {
+                None | Some("") => return Ok(objects),
+                Some(token) => next = token.to_owned(),
+            }
+        }
+    }
+
+    /// Deletes an object after what it owns; was it there?
+    pub async fn delete(&self, path: &str) -> Result<bool> {
+        let body = br#"{"propagationPolicy":"Foreground"}"#.to_vec();
+        let answer = self
+            .call(Method::DELETE, path, "application/json", body)
+            .await?;
+        Ok(answer.is_some())
+    }
+
+    /// Changes an object; `None` where it is gone.
+    pub async fn patch(&self, path: &str, how: Patch, body: &Value) -> Result<Option<Value>> {
+        let (kind, path) = match how {
+            Patch::Merge => ("application/merge-patch+json", path.to_owned()),
+            Patch::Apply => (
+                "application/apply-patch+yaml",
+                format!("{path}?fieldManager=farspan&force=true"),
+            ),
+        };
+        let body = serde_json::to_vec(body)?;
+        self.call(Method::PATCH, &path, kind, body).await
+    }
+
+    async fn call(
+        &self,
+        method: Method,
+        path: &str,
+        kind: &str,
+        body: Vec<u8>,
+    ) -> Result<Option<Value>> {
+        let what = format!("{method} {}", path.split('?').next().unwrap_or(path));
+        let mut request = Request::builder().method(method).uri(path);
+        if !kind.is_empty() {
+            request = request.header(header::CONTENT_TYPE, kind);
+        }
+        let request = request
+            .body(body)
+            .map_err(|error| anyhow!("{what} cannot be asked: {error}"))?;
+        match self.client.request::<Value>(request).await {
+            Ok(answer) => Ok(Some(answer)),
+            Err(kube::Error::Api(status)) if status.code == 404 => Ok(None),
+            Err(kube::Error::Api(status)) => Err(match status.code {
+                401 => anyhow!(
+                    "{} does not accept these credentials (401); see `kubectl auth whoami`",
+                    self.url
+                ),
+                403 => anyhow!(
+                    "these credentials may not {what} (403); use those of a cluster administrator"
+                ),
+                code => anyhow!("{what} failed ({code}): {}", status.message),
+            }),
+            Err(error) => Err(anyhow!(
+                "{} cannot be asked: {}; see that `kubectl get nodes` works from here",
+                self.url,
+                chain(&error)
+            )),
+        }
+    }
+}
+
+/// An error with its causes; the outermost of a client library says little.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut said: Vec<String> = Vec::new();
+    let mut next = Some(error);
+    while let Some(error) = next {
+        let text = error.to_string();
+        if !said.iter().any(|before| before.contains(&text)) {
+            said.push(text);
+        }
+        next = error.source();
+    }
+    said.join(": ")
+}
