@@ -5,9 +5,11 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use minicbor::{Decode, Encode};
 
 use crate::key::{AuthorityKey, DomainId, PresharedKey, WgKey};
 use crate::record::{Announcement, Membership, Signed, Tombstone};
+use crate::wire;
 
 /// Who says so.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -73,21 +75,29 @@ pub enum Fact {
     Pinned(crate::state::Pin),
 }
 
-/// One `[[peer]]` entry.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// One `[[peer]]` entry, or an `ExternalPeer` object of the cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
 pub struct ConfigPeer {
     /// Its label.
+    #[n(0)]
     pub name: Option<String>,
     /// Its WireGuard key.
+    #[n(1)]
     pub key: WgKey,
     /// Where it may be reached.
+    #[cbor(n(2), with = "wire::addresses")]
     pub endpoints: Vec<SocketAddr>,
     /// Its ranges, overlay addresses included.
+    #[cbor(n(3), with = "wire::prefixes")]
     pub allowed_ips: Vec<IpNet>,
     /// An ordinary WireGuard device: no probes, no messages.
+    #[n(4)]
     pub plain: bool,
     /// Mixed into the handshake.
+    #[cbor(n(5), with = "wire::preshared_key", has_nil)]
     pub preshared_key: Option<PresharedKey>,
     /// WireGuard's own keepalive; a plain device may need it.
+    #[n(6)]
     pub persistent_keepalive: Option<Duration>,
 }

@@ -7,6 +7,7 @@ use ipnet::IpNet;
 use minicbor::{Decode, Encode};
 use sha2::{Digest as _, Sha256};
 
+use crate::cluster::Saved;
 use crate::key::{AuthorityKey, DomainId, IdentityKey, WgKey};
 use crate::message::Petition;
 use crate::record::{Announcement, Membership, Signed, Tombstone};
@@ -79,6 +80,10 @@ pub struct State {
     #[n(13)]
     #[cbor(default)]
     pub only_turn: bool,
+    /// The cluster whose Node this machine is, or that it reads.
+    #[n(14)]
+    #[cbor(default)]
+    pub cluster: Option<Saved>,
 }
 
 /// An invitation as the inviter keeps it.

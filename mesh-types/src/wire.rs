@@ -113,7 +113,12 @@ pub(crate) mod address {
     }
 }
 
-/// A list of socket addresses.
+/// Elements of a list of addresses, at most.
+const ADDRESSES_MAX: usize = 64;
+/// Elements of a list of prefixes, at most.
+const PREFIXES_MAX: usize = 1024;
+
+/// A list of socket addresses; of more than 64 the first.
 pub(crate) mod addresses {
     use super::*;
     pub fn encode<C, W: Write>(
@@ -121,12 +126,13 @@ pub(crate) mod addresses {
         e: &mut Encoder<W>,
         _: &mut C,
     ) -> Result<(), EncodeError<W::Error>> {
+        let v = &v[..v.len().min(ADDRESSES_MAX)];
         e.array(v.len() as u64)?;
         v.iter()
             .try_for_each(|a| e.bytes(&address_bytes(a)).map(|_| ()))
     }
     pub fn decode<C>(d: &mut Decoder<'_>, _: &mut C) -> Result<Vec<SocketAddr>, DecodeError> {
-        list(d, 64, |d| Ok(parse_address(d.bytes()?)))
+        list(d, ADDRESSES_MAX as u64, |d| Ok(parse_address(d.bytes()?)))
     }
 }
 
@@ -159,7 +165,7 @@ pub(crate) mod ipv4 {
     }
 }
 
-/// A list of prefixes: address bytes, then the length; host bits are cleared.
+/// A list of prefixes: address bytes, then the length; host bits are cleared. Of more than 1,024 the first.
 pub(crate) mod prefixes {
     use super::*;
     pub fn encode<C, W: Write>(
@@ -167,17 +173,130 @@ pub(crate) mod prefixes {
         e: &mut Encoder<W>,
         _: &mut C,
     ) -> Result<(), EncodeError<W::Error>> {
+        let v = &v[..v.len().min(PREFIXES_MAX)];
         e.array(v.len() as u64)?;
         v.iter()
             .try_for_each(|net| e.bytes(&prefix_bytes(net)).map(|_| ()))
     }
-    pub fn decode<C>(d: &mut Decoder<'_>, _: &mut C) -> Result<Vec<IpNet>, DecodeError> {
-        list(d, 1024, |d| {
-            let position = d.position();
-            parse_prefix(d.bytes()?)
-                .map(Some)
-                .ok_or_else(|| DecodeError::message("not a prefix").at(position))
+    pub fn decode<C>(d: &mut Decoder<'_>, c: &mut C) -> Result<Vec<IpNet>, DecodeError> {
+        list(d, PREFIXES_MAX as u64, |d| prefix::decode(d, c).map(Some))
+    }
+}
+
+/// A set of prefixes, as a list.
+pub(crate) mod prefix_set {
+    use super::*;
+    use std::collections::BTreeSet;
+    pub fn encode<C, W: Write>(
+        v: &BTreeSet<IpNet>,
+        e: &mut Encoder<W>,
+        c: &mut C,
+    ) -> Result<(), EncodeError<W::Error>> {
+        prefixes::encode(&v.iter().copied().collect::<Vec<_>>(), e, c)
+    }
+    pub fn decode<C>(d: &mut Decoder<'_>, c: &mut C) -> Result<BTreeSet<IpNet>, DecodeError> {
+        prefixes::decode(d, c).map(BTreeSet::from_iter)
+    }
+}
+
+/// Lists of prefixes by name.
+pub(crate) mod prefix_lists {
+    use super::*;
+    use std::collections::BTreeMap;
+    type Lists = BTreeMap<String, Vec<IpNet>>;
+    pub fn encode<C, W: Write>(
+        v: &Lists,
+        e: &mut Encoder<W>,
+        c: &mut C,
+    ) -> Result<(), EncodeError<W::Error>> {
+        e.map(v.len() as u64)?;
+        v.iter().try_for_each(|(name, list)| {
+            e.str(name)?;
+            prefixes::encode(list, e, c)
         })
+    }
+    pub fn decode<C>(d: &mut Decoder<'_>, c: &mut C) -> Result<Lists, DecodeError> {
+        let position = d.position();
+        let len = d
+            .map()?
+            .ok_or_else(|| DecodeError::message("indefinite length").at(position))?;
+        let mut out = Lists::new();
+        for _ in 0..len {
+            let name = d.str()?.to_owned();
+            out.insert(name, prefixes::decode(d, c)?);
+        }
+        Ok(out)
+    }
+}
+
+/// One prefix.
+pub(crate) mod prefix {
+    use super::*;
+    pub fn encode<C, W: Write>(
+        v: &IpNet,
+        e: &mut Encoder<W>,
+        _: &mut C,
+    ) -> Result<(), EncodeError<W::Error>> {
+        e.bytes(&prefix_bytes(v))?.ok()
+    }
+    pub fn decode<C>(d: &mut Decoder<'_>, _: &mut C) -> Result<IpNet, DecodeError> {
+        let position = d.position();
+        parse_prefix(d.bytes()?).ok_or_else(|| DecodeError::message("not a prefix").at(position))
+    }
+}
+
+/// A list of addresses without port; of more than 64 the first.
+pub(crate) mod ips {
+    use super::*;
+    pub fn encode<C, W: Write>(
+        v: &[IpAddr],
+        e: &mut Encoder<W>,
+        _: &mut C,
+    ) -> Result<(), EncodeError<W::Error>> {
+        let v = &v[..v.len().min(ADDRESSES_MAX)];
+        e.array(v.len() as u64)?;
+        v.iter().try_for_each(|ip| {
+            match ip {
+                IpAddr::V4(ip) => e.bytes(&ip.octets())?,
+                IpAddr::V6(ip) => e.bytes(&ip.octets())?,
+            };
+            Ok(())
+        })
+    }
+    pub fn decode<C>(d: &mut Decoder<'_>, _: &mut C) -> Result<Vec<IpAddr>, DecodeError> {
+        list(d, ADDRESSES_MAX as u64, |d| Ok(parse_ip(d.bytes()?)))
+    }
+}
+
+/// A preshared key, which may be absent.
+pub(crate) mod preshared_key {
+    use super::*;
+    use crate::key::PresharedKey;
+    pub fn encode<C, W: Write>(
+        v: &Option<PresharedKey>,
+        e: &mut Encoder<W>,
+        _: &mut C,
+    ) -> Result<(), EncodeError<W::Error>> {
+        match v {
+            Some(key) => e.str(&key.to_base64())?.ok(),
+            None => e.null()?.ok(),
+        }
+    }
+    pub fn decode<C>(d: &mut Decoder<'_>, _: &mut C) -> Result<Option<PresharedKey>, DecodeError> {
+        let position = d.position();
+        if d.datatype()? == minicbor::data::Type::Null {
+            d.null()?;
+            return Ok(None);
+        }
+        PresharedKey::from_base64(d.str()?)
+            .map(Some)
+            .map_err(|_| DecodeError::message("not a preshared key").at(position))
+    }
+    pub fn is_nil(v: &Option<PresharedKey>) -> bool {
+        v.is_none()
+    }
+    pub fn nil() -> Option<Option<PresharedKey>> {
+        Some(None)
     }
 }
 

@@ -257,5 +257,6 @@ pub(crate) fn state() -> State {
         lifetime: Some(86_400),
         petitions: vec![petition()],
         only_turn: true,
+        cluster: Some(saved()),
     }
 }
