@@ -63,7 +63,7 @@ impl Overlay {
             .directory
             .tombstones()
             .any(|signed| signed.record().node() == self.own);
-        let held = self.directory.own_membership().cloned();
+        let held = self.directory.own_signed_membership().cloned();
         if held.is_none() && revoked {
             return;
         }

@@ -381,11 +381,10 @@ impl Overlay {
         if singles.next().is_none() {
             return Some(first);
         }
-        let member = self.directory.memberships().find(|signed| {
-            Some(signed.record().identity) == peer.identity
-                && PeerId::Node(mesh_types::record::Record::node(signed.record())) == peer.id
-        })?;
-        member.record().ipv4
+        match &peer.id {
+            PeerId::Node(node) => self.directory.member(node)?.ipv4,
+            PeerId::Key(_) => None,
+        }
     }
 
     /// Is there a protocol version that both speak?

@@ -67,6 +67,18 @@ fn remedy(reason: Reason) -> &'static str {
         Reason::Malformed | Reason::Source => {
             "run the same farspan version on both; else find out who sends it"
         }
+        Reason::Policy => {
+            "if the Node is right, allow it in the MeshPolicy; else find out who claims that"
+        }
+        Reason::Protected => {
+            "nothing where the Node is the API server's machine; else find out who claims that"
+        }
+        Reason::DuplicateIdentity => {
+            "give each machine an identity of its own: remove identity.key on the copy, and restart its agent"
+        }
+        Reason::Doubted => {
+            "check that the kubeconfig names the right cluster, and whether its Nodes were deleted"
+        }
         Reason::Full => "revoke nodes that are gone: `farspan revoke NODE`",
     }
 }
@@ -338,7 +350,7 @@ impl Overlay {
                 "nothing; it ends within 15 seconds",
             ));
         }
-        let membership = self.directory.own_membership().map(Signed::record);
+        let membership = self.directory.own_membership();
         let vouched = |net: &IpNet| {
             membership.is_none_or(|member| member.ranges.iter().any(|range| range.contains(net)))
         };

@@ -115,6 +115,7 @@ impl Overlay {
                 own,
                 own_key: identity.key.public(),
                 authorities: crate::state::authorities(&identity, &config, &state),
+                cluster: None,
             },
             now,
         );

@@ -347,7 +347,7 @@ impl Overlay {
         configured.or_else(|| self.cluster_ipv4()).or_else(|| {
             self.directory
                 .own_membership()
-                .and_then(|membership| membership.record().ipv4)
+                .and_then(|membership| membership.ipv4)
         })
     }
 

@@ -26,7 +26,7 @@ impl Overlay {
     /// Starts and stops relaying as wishes and verdicts change.
     pub(crate) fn refresh_relay(&mut self, now: Now) {
         let membership = self.directory.own_membership();
-        let allowed = membership.is_none_or(|signed| signed.record().may_relay);
+        let allowed = membership.is_none_or(|member| member.may_relay);
         let wanted = self.config.may_relay && allowed && !self.revoked;
         let serves = wanted
             && match self.reachable() {

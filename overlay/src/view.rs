@@ -40,10 +40,7 @@ impl Overlay {
     fn node_view(&self) -> NodeSnapshot {
         let membership = self.directory.own_membership();
         NodeSnapshot {
-            name: membership.map_or_else(
-                || self.config.name.clone(),
-                |signed| signed.record().name.clone(),
-            ),
+            name: membership.map_or_else(|| self.config.name.clone(), |member| member.name.clone()),
             public_key: self.identity.key.public(),
             identity: self.own.identity,
             domain: self.own.domain,

@@ -1,5 +1,7 @@
 //! The directory: records in, peers out.
 
+mod cluster;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
@@ -14,8 +16,9 @@ use mesh_types::{
 
 use crate::address::lowest_free;
 use crate::gossip::{Holdings, Packer};
+use crate::kubernetes::{Cluster, ClusterConfig};
 use crate::peer::{Event, FindError, Peer};
-use crate::records::{Admitted, Records, is_future};
+use crate::records::{Admitted, Checked, Member, Records, Unlisted, is_future};
 use crate::refusal::{Reason, Refusal, Refusals, sentence};
 use crate::view::{View, own_ranges};
 
@@ -33,6 +36,8 @@ pub struct Config {
     pub own_key: WgKey,
     /// Whose memberships count; where they disagree, the earlier in the list.
     pub authorities: Vec<AuthorityKey>,
+    /// The cluster that it reads, where it does.
+    pub cluster: Option<ClusterConfig>,
 }
 
 /// Who is in the mesh, and who says so.
@@ -41,8 +46,13 @@ pub struct Directory {
     records: Records,
     view: View,
     refusals: Refusals,
-    /// Entries of the file that cannot stand.
+    /// Entries of the file and of the cluster that cannot stand.
     unlisted: Vec<Refusal>,
+    cluster: Option<Cluster>,
+    /// When what the cluster has said counts.
+    cluster_due: Option<Instant>,
+    /// Claims of the cluster's Nodes that are refused.
+    objections: Vec<Refusal>,
     unwanted: BTreeMap<Idx, u64>,
     standing: Standing,
     expiry: Option<Instant>,
@@ -54,14 +64,23 @@ pub struct Directory {
 }
 
 /// This node's own membership.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 enum Standing {
     /// None is held.
     Stranger,
     /// One counts.
-    Member { node: NodeKey, serial: u64 },
+    Member(Box<Membership>),
     /// A tombstone counts.
     Revoked,
+}
+
+/// Something that was said of a node.
+struct Said {
+    node: NodeKey,
+    version: u64,
+    what: &'static str,
+    /// The Node whose annotations said it.
+    by: Option<String>,
 }
 
 /// What a batch of observations changed.
@@ -79,6 +98,7 @@ impl Directory {
             own,
             own_key,
             authorities,
+            cluster,
         } = config;
         let records = Records::new(own, own_key, authorities);
         let view = View::resolve(&records, &View::default(), now);
@@ -87,6 +107,9 @@ impl Directory {
             view,
             refusals: Refusals::default(),
             unlisted: Vec::new(),
+            cluster: cluster.map(Cluster::new),
+            cluster_due: None,
+            objections: Vec::new(),
             unwanted: BTreeMap::new(),
             standing: Standing::Stranger,
             expiry: None,
@@ -174,12 +197,22 @@ impl Directory {
 
     /// Call when [`Self::poll_timeout`] is due, and when the wall clock was set.
     pub fn handle_timeout(&mut self, now: Now) {
-        self.settle(&Effect::default(), now);
+        let mut effect = Effect::default();
+        self.gather(&mut effect, now);
+        self.settle(&effect, now);
     }
 
     /// When to call [`Self::handle_timeout`], and why.
     pub fn poll_timeout(&self) -> Option<(Instant, &'static str)> {
-        self.expiry.map(|at| (at, "membership expiry"))
+        let doubted = self.cluster.as_ref().and_then(Cluster::doubted_until);
+        [
+            self.expiry.map(|at| (at, "membership expiry")),
+            self.cluster_due.map(|at| (at, "events of the cluster")),
+            doubted.map(|at| (at, "doubted listing")),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 
     /// The next change.
@@ -247,9 +280,15 @@ impl Directory {
         }
     }
 
-    /// The membership of this node that counts; `None` where it has none, it expired, or it was revoked.
-    pub fn own_membership(&self) -> Option<&Signed<Membership>> {
-        self.records.own_member().map(|member| &member.signed)
+    /// The membership of this node that counts, signed or its Node's; `None` where it has none, it expired, or it was
+    /// revoked.
+    pub fn own_membership(&self) -> Option<&Membership> {
+        self.records.own_member().map(Member::record)
+    }
+
+    /// The same, where an authority has signed it.
+    pub fn own_signed_membership(&self) -> Option<&Signed<Membership>> {
+        self.records.own_member().and_then(Member::signed)
     }
 
     /// What is known here, in pages that together cover all nodes; each is at most
@@ -269,9 +308,9 @@ impl Directory {
         self.holdings(own).answer_want(want)
     }
 
-    /// Memberships to store, this node's included.
+    /// Signed memberships to store, this node's included.
     pub fn memberships(&self) -> impl Iterator<Item = &Signed<Membership>> {
-        self.records.members.values().map(|member| &member.signed)
+        self.records.members.values().filter_map(Member::signed)
     }
 
     /// Announcements of others to store.
@@ -299,7 +338,7 @@ impl Directory {
     }
 
     /// What stands refused now because peers contradict each other, this node, or the rules; gone when
-    /// settled. At most 256 and what the file itself contradicts.
+    /// settled. At most 256, as many of the cluster's, and what the file itself contradicts.
     pub fn conflicts(&self) -> &[Refusal] {
         &self.view.conflicts
     }
@@ -313,7 +352,7 @@ impl Directory {
     pub fn free_ipv4(&self, range: Ipv4Net, held: &[Ipv4Addr]) -> Option<Ipv4Addr> {
         let address = |ip: &Ipv4Addr| IpNet::from(IpAddr::V4(*ip));
         let members = self.records.members.values().flat_map(|member| {
-            let record = member.signed.record();
+            let record = member.record();
             let ranges = record.ranges.iter().copied();
             ranges.chain(record.ipv4.iter().map(address))
         });
@@ -369,7 +408,9 @@ impl Directory {
                 Fact::Announcement { record, spoken_by },
                 Source::Signed { .. } | Source::Gossip | Source::Disk,
             ) => {
-                let admitted = self.records.admit_announcement(&record, spoken_by);
+                let admitted = self
+                    .records
+                    .admit_announcement(&record, spoken_by, Checked::NotYet);
                 if admitted == Err(Reason::Unknown) {
                     self.remember_unwanted(&record);
                 }
@@ -392,12 +433,46 @@ impl Directory {
                 return false;
             }
         };
-        let id = PeerId::Node(node);
+        let said = Said {
+            node,
+            version,
+            what,
+            by: None,
+        };
+        let dirty = effect.dirty;
+        let new = self.conclude(said, admitted, effect, now);
+        if disk {
+            effect.dirty = dirty;
+        }
+        new
+    }
+
+    /// Draws the conclusions of a record that was admitted or refused; gives whether it was new.
+    fn conclude(
+        &mut self,
+        said: Said,
+        admitted: Result<Admitted, Reason>,
+        effect: &mut Effect,
+        now: Now,
+    ) -> bool {
+        let Said {
+            node,
+            version,
+            what,
+            by,
+        } = said;
+        let refusal = |reason| Refusal {
+            reason,
+            peer: Some(PeerId::Node(node)),
+            sentence: sentence(reason, what, &node, by.as_deref()),
+            node: by.clone(),
+            at: now.unix,
+            count: 1,
+        };
         let admitted = match admitted {
             Ok(admitted) => admitted,
             Err(reason) => {
-                let sentence = sentence(reason, what, &node);
-                self.refusals.add(reason, id, sentence, now.unix);
+                self.refusals.add(refusal(reason));
                 return false;
             }
         };
@@ -413,32 +488,47 @@ impl Directory {
                 effect.refreshed.insert(node);
             }
         }
-        effect.dirty |= !disk;
+        effect.dirty = true;
         if is_future(version, now) {
-            let sentence = sentence(Reason::Future, what, &node);
-            self.refusals.add(Reason::Future, id, sentence, now.unix);
+            self.refusals.add(refusal(Reason::Future));
         }
         admitted != Admitted::Proven
     }
 
     fn list(&mut self, entries: Vec<ConfigPeer>, now: Now) {
-        let refused = self.records.list(entries).into_iter();
-        self.unlisted = refused
-            .map(|(reason, why, entry)| {
-                self.refusals.count(reason);
-                Refusal {
-                    reason,
-                    peer: PeerId::Key(entry.key),
-                    sentence: format!(
-                        "the [[peer]] entry with public-key {} {why} and is ignored; remove it from the file",
-                        entry.key
-                    ),
-                    at: now.unix,
-                    count: 1,
-                }
-            })
-            .collect();
+        let unlisted = self.records.list(entries);
+        self.set_unlisted(unlisted, now);
         self.unwanted.clear();
+    }
+
+    fn set_unlisted(&mut self, unlisted: Vec<Unlisted>, now: Now) {
+        let refusal = |unlisted: Unlisted| {
+            let Unlisted {
+                reason,
+                why,
+                external,
+                entry,
+            } = unlisted;
+            let sentence = match external {
+                false => format!(
+                    "the [[peer]] entry with public-key {} {why} and is ignored; remove it from the file",
+                    entry.key
+                ),
+                true => format!(
+                    "ExternalPeer {} {why} and is ignored; give it another publicKey",
+                    entry.name.unwrap_or_else(|| entry.key.to_string())
+                ),
+            };
+            Refusal {
+                reason,
+                peer: Some(PeerId::Key(entry.key)),
+                node: None,
+                sentence,
+                at: now.unix,
+                count: 1,
+            }
+        };
+        self.unlisted = unlisted.into_iter().map(refusal).collect();
     }
 
     /// Only what the node itself signed is remembered, so nobody can make us decline another's records.
@@ -452,11 +542,12 @@ impl Directory {
     }
 
     fn redecide(&mut self, now: Now) {
-        let effect = Effect {
+        let mut effect = Effect {
             decisive: true,
             dirty: true,
             ..Effect::default()
         };
+        self.judge(&mut effect, now);
         self.settle(&effect, now);
     }
 
@@ -465,6 +556,7 @@ impl Directory {
         if effect.decisive || aged {
             let mut new = View::resolve(&self.records, &self.view, now);
             new.conflicts.extend(self.unlisted.iter().cloned());
+            new.conflicts.extend(self.objections.iter().cloned());
             let old = std::mem::replace(&mut self.view, new);
             self.compare(&old);
         } else {
@@ -521,10 +613,7 @@ impl Directory {
     fn restand(&mut self) {
         let own = &self.records.own;
         let standing = match self.records.own_member() {
-            Some(member) => Standing::Member {
-                node: member.signed.record().node(),
-                serial: member.signed.record().serial,
-            },
+            Some(member) => Standing::Member(Box::new(member.record().clone())),
             None if self.records.tombstones.contains_key(own)
                 && !self.records.members.contains_key(own) =>
             {
@@ -537,7 +626,7 @@ impl Directory {
         }
         self.own_changed = Some(match standing {
             Standing::Revoked => Event::Revoked,
-            Standing::Member { .. } | Standing::Stranger => Event::OwnMembership,
+            Standing::Member(_) | Standing::Stranger => Event::OwnMembership,
         });
         self.standing = standing;
     }

@@ -11,7 +11,7 @@ use mesh_types::message::{Delta, Digest, DigestEntry};
 use mesh_types::record::{Announcement, Membership, Signed, Tombstone};
 use mesh_types::{DomainId, IdentityKey, Idx, NodeKey};
 
-use crate::records::Records;
+use crate::records::{Member, Records};
 
 /// Deltas in one answer: enough for some 1,000 nodes; the next digest fetches the rest.
 const DELTAS_MAX: usize = 256;
@@ -159,7 +159,7 @@ impl<'a> Holdings<'a> {
             .own
             .filter(|own| mesh_types::record::Record::node(own.record()) == *node);
         Held {
-            membership: member.map(|member| &member.signed),
+            membership: member.and_then(Member::signed),
             announcement: own.or(self.records.announced.get(node).map(|a| &a.signed)),
             tombstone: self.records.tombstones.get(node),
             expired: member.is_some_and(|member| member.expired),

@@ -11,8 +11,8 @@
 //! 1. A record counts by its signature, never by who carried it. Gossip and disk vouch for nothing.
 //! 2. Ranges come from the file or from a membership, never from an announcement.
 //! 3. No two peers share a key, and no two peers' ranges overlap. Precedence: this node's own ranges, then
-//!    `[[peer]]` entries in the order of the file, then memberships by the order of the authorities in the
-//!    configuration, then by serial (older first). What loses is refused and reported, never moved silently.
+//!    `[[peer]]` entries in the order of the file, then external peers of the cluster (outside of Nodes' ranges), then
+//!    memberships by the order of the authorities in the configuration, then by serial (older first), then Nodes by age. What loses is refused and reported, never moved silently.
 //! 4. A configured key gets an identity only from an announcement of that very key which came through that
 //!    key's own session. From then on that identity alone may change the key.
 //! 5. Versions only rise. A tombstone voids every membership up to its serial, however often it is shown.
@@ -24,7 +24,10 @@
 //! the day comes) and reported as [`Reason::Future`]: one of the two clocks is wrong. `not_after` is compared with our own wall
 //! clock; a membership that looks expired is set aside, not forgotten, because clocks are set back.
 //!
-//! Kubernetes observations are refused as [`Reason::Source`]: no rule here reads Node objects.
+//! # Kubernetes
+//! In a cluster the API server vouches: who has proven on a Node object to be that Node is a member, and what it may
+//! carry follows from the object and the policy (`kubernetes`). Its announcement is a record like any other, and
+//! gossip carries newer ones; the membership has no signature and is passed on by nobody.
 
 #![forbid(unsafe_code)]
 
@@ -32,6 +35,7 @@ mod address;
 mod describe;
 mod directory;
 mod gossip;
+mod kubernetes;
 mod peer;
 mod ranges;
 mod records;
@@ -39,6 +43,7 @@ mod refusal;
 mod view;
 
 pub use directory::{Config, Directory};
+pub use kubernetes::ClusterConfig;
 pub use peer::{Event, FindError, Peer};
 pub use records::{NODES_MAX, RECORD_MAX};
 pub use refusal::{Reason, Refusal};

@@ -1,6 +1,7 @@
 //! What others learn from the directory: peers and changes.
 
 use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use mesh_types::record::Features;
@@ -17,9 +18,9 @@ pub struct Peer {
     /// What it is known by.
     pub id: PeerId,
     /// Its label: the file's, the membership's, the announced one, else the beginning of its key. Never
-    /// empty, at most 63 characters, printable. Not unique.
+    /// empty, at most 63 characters, a Node's 253, printable. Not unique, but for those of Nodes.
     pub name: String,
-    /// Who vouches for it: [`Source::Config`] or [`Source::Signed`].
+    /// Who vouches for it: [`Source::Config`], [`Source::Signed`] or [`Source::Kubernetes`].
     pub source: Source,
     /// Its WireGuard key now.
     pub key: WgKey,
@@ -27,6 +28,13 @@ pub struct Peer {
     pub next_key: Option<WgKey>,
     /// What it may carry, no overlaps with any other peer.
     pub allowed_ips: BTreeSet<IpNet>,
+    /// Its own overlay IPv4 address, where an authority or the cluster says so; one of `allowed_ips`. Of a Node, the
+    /// network address of its first pod range; where the mesh does not carry pods, its InternalIP.
+    pub ipv4: Option<Ipv4Addr>,
+    /// Those of `allowed_ips` that are its pods', where it is a Node.
+    pub pod_cidrs: BTreeSet<IpNet>,
+    /// Those of `allowed_ips` that are its Node's InternalIPs.
+    pub node_ips: BTreeSet<IpNet>,
     /// Where it may be reached, best kinds first, the file's own before all; at most
     /// [`mesh_types::consts::CANDIDATES_MAX`].
     pub endpoints: Vec<Candidate>,
@@ -78,6 +86,9 @@ pub enum Event {
     OwnMembership,
     /// An authority revoked this node.
     Revoked,
+    /// The last listing of the cluster's Nodes is doubted: another one is wanted, best after a moment that differs from
+    /// node to node.
+    ListAgain,
 }
 
 /// Why a text names no peer.

@@ -21,16 +21,25 @@ const SPECIAL: [&str; 9] = [
 ];
 
 /// Prefixes and their owners.
-#[derive(Debug, Default)]
-pub(crate) struct Ranges {
-    held: BTreeMap<IpNet, PeerId>,
+#[derive(Debug)]
+pub(crate) struct Ranges<O = PeerId> {
+    held: BTreeMap<IpNet, O>,
     /// Prefix lengths in use, longest first: a search visits these only.
     lengths: BTreeSet<Reverse<u8>>,
 }
 
-impl Ranges {
+impl<O> Default for Ranges<O> {
+    fn default() -> Self {
+        Self {
+            held: BTreeMap::new(),
+            lengths: BTreeSet::new(),
+        }
+    }
+}
+
+impl<O: Copy + PartialEq> Ranges<O> {
     /// Gives `net` to `owner` alone, or says who has a part of it.
-    pub(crate) fn claim(&mut self, net: IpNet, owner: PeerId) -> Result<(), PeerId> {
+    pub(crate) fn claim(&mut self, net: IpNet, owner: O) -> Result<(), O> {
         let net = net.trunc();
         let around = self.around(net).map(|(_, holder)| holder);
         let inside = self.held.range(net..);
@@ -46,7 +55,7 @@ impl Ranges {
 
     /// Gives `net` to `owner` although it lies around or inside others' prefixes, as WireGuard's allowed IPs
     /// may; says who has the very same prefix.
-    pub(crate) fn claim_nested(&mut self, net: IpNet, owner: PeerId) -> Result<(), PeerId> {
+    pub(crate) fn claim_nested(&mut self, net: IpNet, owner: O) -> Result<(), O> {
         let net = net.trunc();
         match self.held.get(&net) {
             Some(holder) if *holder != owner => Err(*holder),
@@ -58,14 +67,14 @@ impl Ranges {
     }
 
     /// Who carries an address.
-    pub(crate) fn owner(&self, address: IpAddr) -> Option<&PeerId> {
+    pub(crate) fn owner(&self, address: IpAddr) -> Option<&O> {
         self.around(IpNet::from(address))
             .next()
             .map(|(_, holder)| holder)
     }
 
     /// The held prefixes that contain `net`, longest first.
-    fn around(&self, net: IpNet) -> impl Iterator<Item = (&IpNet, &PeerId)> {
+    fn around(&self, net: IpNet) -> impl Iterator<Item = (&IpNet, &O)> {
         self.lengths
             .range(Reverse(net.prefix_len())..)
             .filter_map(move |Reverse(length)| {
@@ -74,7 +83,7 @@ impl Ranges {
             })
     }
 
-    fn insert(&mut self, net: IpNet, owner: PeerId) {
+    fn insert(&mut self, net: IpNet, owner: O) {
         self.lengths.insert(Reverse(net.prefix_len()));
         self.held.insert(net, owner);
     }

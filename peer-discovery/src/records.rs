@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use mesh_types::observation::ConfigPeer;
 use mesh_types::record::{Announcement, Membership, Record, Signed, Tombstone};
-use mesh_types::{AuthorityKey, DomainId, IdentityKey, IpNet, NodeKey, Now, WgKey};
+use mesh_types::{AuthorityKey, DomainId, IdentityKey, IpNet, NodeKey, Now, Source, WgKey};
 
+use crate::kubernetes::Vouched;
 use crate::refusal::Reason;
 
 /// Memberships, tombstones and `[[peer]]` entries held, at most, each.
@@ -19,14 +20,69 @@ const EXPIRED_KEPT: u64 = 30 * 24 * 3600;
 /// Versions further ahead of our clock than this are reported, milliseconds.
 const FUTURE: u64 = 24 * 3600 * 1000;
 
-/// A membership whose signature was checked.
+/// A membership that counts, or did until it expired.
 #[derive(Debug)]
 pub(crate) struct Member {
-    pub signed: Signed<Membership>,
-    /// Place of its authority in the configuration.
+    pub voucher: Voucher,
+    /// Place of its authority in the configuration; a cluster comes after them all.
     pub rank: usize,
-    pub authority: AuthorityKey,
     pub expired: bool,
+}
+
+/// Who vouches for a membership.
+#[derive(Debug)]
+pub(crate) enum Voucher {
+    /// An authority, whose signature was checked.
+    Signed {
+        signed: Signed<Membership>,
+        authority: AuthorityKey,
+    },
+    /// The API server of the cluster whose domain it is.
+    Cluster(Box<Vouched>),
+}
+
+impl Member {
+    pub(crate) fn record(&self) -> &Membership {
+        match &self.voucher {
+            Voucher::Signed { signed, .. } => signed.record(),
+            Voucher::Cluster(vouched) => &vouched.record,
+        }
+    }
+
+    /// What can be passed on: a cluster's word cannot.
+    pub(crate) fn signed(&self) -> Option<&Signed<Membership>> {
+        match &self.voucher {
+            Voucher::Signed { signed, .. } => Some(signed),
+            Voucher::Cluster(_) => None,
+        }
+    }
+
+    pub(crate) fn vouched(&self) -> Option<&Vouched> {
+        match &self.voucher {
+            Voucher::Signed { .. } => None,
+            Voucher::Cluster(vouched) => Some(vouched),
+        }
+    }
+
+    pub(crate) fn source(&self) -> Source {
+        match &self.voucher {
+            Voucher::Signed { authority, .. } => Source::Signed {
+                authority: *authority,
+            },
+            Voucher::Cluster(vouched) => Source::Kubernetes {
+                domain: vouched.record.domain,
+            },
+        }
+    }
+}
+
+/// Who has checked a record's signature.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Checked {
+    /// Who read it.
+    Before,
+    /// Nobody yet.
+    NotYet,
 }
 
 /// An announcement whose signature was checked.
@@ -58,7 +114,16 @@ pub(crate) struct Records {
     pub own_key: WgKey,
     pub own_ranges: Vec<IpNet>,
     authorities: BTreeMap<DomainId, (usize, AuthorityKey)>,
+    /// The cluster, where this node is in one.
+    pub cluster: Option<DomainId>,
+    /// `[[peer]]` entries of the file.
+    file: Vec<ConfigPeer>,
+    /// The cluster's external peers.
+    externals: Vec<ConfigPeer>,
+    /// Entries that stand: the file's, then the cluster's.
     pub config: Vec<ConfigPeer>,
+    /// So many of them are the file's.
+    of_file: usize,
     config_keys: BTreeMap<WgKey, usize>,
     listed: bool,
     /// By the key in the file.
@@ -68,6 +133,15 @@ pub(crate) struct Records {
     pub members: BTreeMap<NodeKey, Member>,
     pub tombstones: BTreeMap<NodeKey, Signed<Tombstone>>,
     pub announced: BTreeMap<NodeKey, Announced>,
+}
+
+/// An entry that cannot stand.
+pub(crate) struct Unlisted {
+    pub reason: Reason,
+    pub why: &'static str,
+    /// The cluster's, not the file's.
+    pub external: bool,
+    pub entry: ConfigPeer,
 }
 
 /// Why an announcement is worth keeping.
@@ -89,7 +163,11 @@ impl Records {
             own_key,
             own_ranges: Vec::new(),
             authorities: ranked(authorities),
+            cluster: None,
+            file: Vec::new(),
+            externals: Vec::new(),
             config: Vec::new(),
+            of_file: 0,
             config_keys: BTreeMap::new(),
             listed: false,
             pins: BTreeMap::new(),
@@ -104,11 +182,12 @@ impl Records {
         self.authorities = ranked(authorities);
         let known = &self.authorities;
         self.members.retain(|node, member| {
-            let Some((rank, _)) = known.get(&node.domain) else {
-                return false;
+            let rank = match &member.voucher {
+                Voucher::Signed { .. } => known.get(&node.domain).map(|(rank, _)| *rank),
+                Voucher::Cluster(_) => Some(member.rank),
             };
-            member.rank = *rank;
-            true
+            member.rank = rank.unwrap_or(member.rank);
+            rank.is_some()
         });
         self.tombstones
             .retain(|node, _| known.contains_key(&node.domain));
@@ -118,18 +197,31 @@ impl Records {
     /// Domains in which overlay IPv6 addresses belong to identities.
     pub(crate) fn domains(&self) -> BTreeSet<DomainId> {
         let authorities = self.authorities.keys().copied();
-        authorities.chain([self.own.domain]).collect()
+        let own = [Some(self.own.domain), self.cluster];
+        authorities.chain(own.into_iter().flatten()).collect()
     }
 
-    /// Replaces the `[[peer]]` entries; gives back those that cannot stand.
-    pub(crate) fn list(
-        &mut self,
-        entries: Vec<ConfigPeer>,
-    ) -> Vec<(Reason, &'static str, ConfigPeer)> {
+    /// Replaces the `[[peer]]` entries; gives back what cannot stand.
+    pub(crate) fn list(&mut self, entries: Vec<ConfigPeer>) -> Vec<Unlisted> {
+        self.file = entries;
+        self.listed = true;
+        self.relist()
+    }
+
+    /// Replaces the cluster's external peers; gives back what cannot stand.
+    pub(crate) fn list_externals(&mut self, externals: Vec<ConfigPeer>) -> Vec<Unlisted> {
+        self.externals = externals;
+        self.relist()
+    }
+
+    fn relist(&mut self) -> Vec<Unlisted> {
         let mut refused = Vec::new();
         self.config.clear();
         self.config_keys.clear();
-        for entry in entries {
+        self.of_file = 0;
+        let all = self.file.iter().map(|entry| (entry, false));
+        let all = all.chain(self.externals.iter().map(|entry| (entry, true)));
+        for (entry, external) in all {
             let reason = if entry.key == self.own_key {
                 Some((Reason::OwnKey, "has this node's own key"))
             } else if self.config_keys.contains_key(&entry.key) {
@@ -142,20 +234,71 @@ impl Records {
                 None
             };
             if let Some((reason, why)) = reason {
-                refused.push((reason, why, entry));
+                refused.push(Unlisted {
+                    reason,
+                    why,
+                    external,
+                    entry: entry.clone(),
+                });
                 continue;
             }
             self.config_keys.insert(entry.key, self.config.len());
-            self.config.push(entry);
+            self.config.push(entry.clone());
+            self.of_file += usize::from(!external);
         }
-        self.listed = true;
-        let (keys, config) = (&self.config_keys, &self.config);
-        self.pins
-            .retain(|key, _| keys.get(key).is_some_and(|index| !config[*index].plain));
-        let pins = &self.pins;
-        self.pinned.retain(|_, key| pins.contains_key(key));
-        self.prune();
+        // Until the file has been read nobody knows which pins it holds.
+        if self.listed {
+            let (keys, config) = (&self.config_keys, &self.config);
+            self.pins
+                .retain(|key, _| keys.get(key).is_some_and(|index| !config[*index].plain));
+            let pins = &self.pins;
+            self.pinned.retain(|_, key| pins.contains_key(key));
+            self.prune();
+        }
         refused
+    }
+
+    /// Is the entry that lists this key the cluster's?
+    pub(crate) fn is_external(&self, key: &WgKey) -> bool {
+        self.config_keys
+            .get(key)
+            .is_some_and(|index| *index >= self.of_file)
+    }
+
+    /// Replaces whom the cluster vouches for; gives the nodes for which that is new or differs, and those that are gone.
+    pub(crate) fn vouch(&mut self, mut vouched: BTreeMap<NodeKey, Vouched>) -> BTreeSet<NodeKey> {
+        let mut changed = BTreeSet::new();
+        self.members.retain(|node, member| {
+            let Voucher::Cluster(held) = &mut member.voucher else {
+                // Nobody's domain is both an authority's and a cluster's; if it were, the signature would count.
+                vouched.remove(node);
+                return true;
+            };
+            match vouched.remove(node) {
+                Some(now) if now == **held => true,
+                Some(now) => {
+                    **held = now;
+                    changed.insert(*node)
+                }
+                None => {
+                    changed.insert(*node);
+                    false
+                }
+            }
+        });
+        for (node, vouched) in vouched {
+            changed.insert(node);
+            let member = Member {
+                voucher: Voucher::Cluster(Box::new(vouched)),
+                rank: usize::MAX,
+                expired: false,
+            };
+            self.members.insert(node, member);
+        }
+        if !changed.is_empty() {
+            self.prune();
+        }
+        changed
     }
 
     /// The entry that lists this key.
@@ -175,10 +318,10 @@ impl Records {
         let node = record.node();
         let (rank, authority) = self.authority(signed)?;
         if let Some(held) = self.members.get(&node) {
-            if held.signed == *signed {
+            if held.signed() == Some(signed) {
                 return Ok(Admitted::Unchanged);
             }
-            if held.signed.record().serial >= record.serial {
+            if held.signed().is_none() || held.record().serial >= record.serial {
                 return Err(Reason::Stale);
             }
         }
@@ -201,9 +344,11 @@ impl Records {
         self.members.insert(
             node,
             Member {
-                signed: signed.clone(),
+                voucher: Voucher::Signed {
+                    signed: signed.clone(),
+                    authority,
+                },
                 rank,
-                authority,
                 expired,
             },
         );
@@ -230,7 +375,8 @@ impl Records {
         }
         self.tombstones.insert(node, signed.clone());
         if let Some(member) = self.members.get(&node)
-            && member.signed.record().serial <= record.serial
+            && member.signed().is_some()
+            && member.record().serial <= record.serial
         {
             self.members.remove(&node);
             self.prune();
@@ -242,9 +388,11 @@ impl Records {
         &mut self,
         signed: &Signed<Announcement>,
         spoken_by: Option<WgKey>,
+        checked: Checked,
     ) -> Result<Admitted, Reason> {
         let record = signed.record();
         let node = record.node();
+        let is_genuine = || checked == Checked::Before || signed.verify_identity();
         let sane = signed.encoded_len() <= RECORD_MAX
             && !is_zero(&record.key)
             && !record.next_key.as_ref().is_some_and(is_zero)
@@ -253,7 +401,7 @@ impl Records {
             return Err(Reason::Malformed);
         }
         if node.identity == self.own.identity {
-            return match (signed.verify_identity(), node.domain == self.own.domain) {
+            return match (is_genuine(), node.domain == self.own.domain) {
                 (false, _) => Err(Reason::Forged),
                 (true, true) => Ok(Admitted::Own(record.seq)),
                 (true, false) => Ok(Admitted::Unchanged),
@@ -277,7 +425,7 @@ impl Records {
             old.key == record.key && old.next_key == record.next_key
         });
         let was_proven = same_keys && held.is_some_and(|held| held.proven);
-        if !known && !signed.verify_identity() {
+        if !known && !is_genuine() {
             return Err(Reason::Forged);
         }
         let mut pinned = false;
@@ -347,9 +495,9 @@ impl Records {
             not_after.is_some_and(|t| t.saturating_add(EXPIRED_KEPT) < now.unix_secs())
         };
         self.members
-            .retain(|_, member| !long_past(member.signed.record().not_after));
+            .retain(|_, member| !long_past(member.record().not_after));
         for member in self.members.values_mut() {
-            let expired = is_expired(member.signed.record(), now);
+            let expired = is_expired(member.record(), now);
             changed |= expired != member.expired;
             member.expired = expired;
         }
@@ -362,9 +510,7 @@ impl Records {
     /// Unix seconds at which the next membership expires.
     pub(crate) fn next_expiry(&self) -> Option<u64> {
         let valid = self.members.values().filter(|member| !member.expired);
-        valid
-            .filter_map(|member| member.signed.record().not_after)
-            .min()
+        valid.filter_map(|member| member.record().not_after).min()
     }
 
     /// The memberships of this node that count, best first in the own domain, then newest.
@@ -373,13 +519,8 @@ impl Records {
             .members
             .iter()
             .filter(|(node, member)| node.identity == self.own.identity && !member.expired);
-        own.max_by_key(|(node, member)| {
-            (
-                node.domain == self.own.domain,
-                member.signed.record().serial,
-            )
-        })
-        .map(|(_, member)| member)
+        own.max_by_key(|(node, member)| (node.domain == self.own.domain, member.record().serial))
+            .map(|(_, member)| member)
     }
 
     /// Announcements of unproven identity that name a configured key.

@@ -38,6 +38,14 @@ pub enum Reason {
     Future,
     /// Too large to be passed on, or otherwise unusable.
     Malformed,
+    /// Outside of what the cluster's MeshPolicy allows.
+    Policy,
+    /// An address of the API server, DNS or a Service.
+    Protected,
+    /// Another Node shows this identity already.
+    DuplicateIdentity,
+    /// A listing of the cluster without most of its Nodes: it waits to be confirmed.
+    Doubted,
     /// No room.
     Full,
     /// The source may not say that.
@@ -63,6 +71,10 @@ impl Reason {
             Self::Range => "range",
             Self::Future => "future",
             Self::Malformed => "malformed",
+            Self::Policy => "policy",
+            Self::Protected => "protected",
+            Self::DuplicateIdentity => "duplicate-identity",
+            Self::Doubted => "doubted",
             Self::Full => "full",
             Self::Source => "source",
         }
@@ -82,8 +94,10 @@ impl Reason {
 pub struct Refusal {
     /// Why.
     pub reason: Reason,
-    /// Whose record it was.
-    pub peer: PeerId,
+    /// Whose record it was, where that is known.
+    pub peer: Option<PeerId>,
+    /// Name of the Node whose claim it was, where the cluster says so.
+    pub node: Option<String>,
     /// One sentence: what was refused, and what to do where something can be done.
     pub sentence: String,
     /// Wall clock when last seen.
@@ -102,12 +116,12 @@ pub(crate) struct Refusals {
 const KEPT: usize = 64;
 
 impl Refusals {
-    pub(crate) fn add(&mut self, reason: Reason, peer: PeerId, sentence: String, at: Duration) {
-        self.count(reason);
-        let known = self
-            .newest
-            .iter()
-            .position(|r| r.reason == reason && r.peer == peer);
+    /// Counts and keeps it, in place of the last for the same reason of the same peer.
+    pub(crate) fn add(&mut self, refusal: Refusal) {
+        self.count(refusal.reason);
+        let known = self.newest.iter().position(|r| {
+            r.reason == refusal.reason && r.peer == refusal.peer && r.node == refusal.node
+        });
         let count = match known.map(|index| self.newest.remove(index)) {
             Some(old) => old.count.saturating_add(1),
             None => 1,
@@ -115,13 +129,7 @@ impl Refusals {
         if self.newest.len() == KEPT {
             self.newest.remove(0);
         }
-        self.newest.push(Refusal {
-            reason,
-            peer,
-            sentence,
-            at,
-            count,
-        });
+        self.newest.push(Refusal { count, ..refusal });
     }
 
     pub(crate) fn count(&mut self, reason: Reason) {
@@ -140,7 +148,9 @@ impl Refusals {
 }
 
 /// What was refused, why, and what can be done.
-pub(crate) fn sentence(reason: Reason, what: &str, node: &NodeKey) -> String {
+///
+/// `by` is the Node whose annotations said it.
+pub(crate) fn sentence(reason: Reason, what: &str, node: &NodeKey, by: Option<&str>) -> String {
     let why = match reason {
         Reason::Forged => "is not signed by who should have signed it",
         Reason::Domain => "is of a domain whose authority is not in [mesh] authorities",
@@ -161,8 +171,15 @@ pub(crate) fn sentence(reason: Reason, what: &str, node: &NodeKey) -> String {
             "is dated more than a day ahead of this machine's clock and was accepted; check both clocks"
         }
         Reason::Malformed => "is too large or holds impossible values",
+        Reason::Policy => "is outside of the MeshPolicy",
+        Reason::Protected => "claims an address of the API server, DNS or a Service",
+        Reason::DuplicateIdentity => "shows the identity of another Node",
+        Reason::Doubted => "is missing in a listing that nobody has confirmed",
         Reason::Full => "finds no room",
         Reason::Source => "comes from a source that may not say it",
     };
-    format!("the {what} of node {} {why}", node.identity)
+    match by {
+        Some(name) => format!("the {what} of Node {name} {why}"),
+        None => format!("the {what} of node {} {why}", node.identity),
+    }
 }

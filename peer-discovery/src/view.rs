@@ -11,7 +11,7 @@ use mesh_types::{Idx, IpNet, NodeKey, Now, PeerId, WgKey};
 use crate::describe::{Claimant, label};
 use crate::peer::Peer;
 use crate::ranges::{Ranges, is_special, overlap};
-use crate::records::Records;
+use crate::records::{Member, Records};
 use crate::refusal::{Reason, Refusal};
 
 /// Standing conflicts kept for findings.
@@ -37,6 +37,8 @@ enum KeyClaim {
     Proven,
     /// The peer has it in the view so far.
     Held,
+    /// The cluster's external peer has it.
+    External,
     /// Announced as current.
     Current,
     /// Announced as next.
@@ -111,7 +113,13 @@ impl View {
         let mut claims = Vec::new();
         for (order, claimant) in claimants.iter().enumerate() {
             if let Some(entry) = claimant.entry {
-                claims.push((KeyClaim::Configured, order, entry.key));
+                let held = previous.keys.get(&entry.key) == Some(&claimant.id);
+                let claim = match (claimant.external, held) {
+                    (None, _) => KeyClaim::Configured,
+                    (Some(_), true) => KeyClaim::Held,
+                    (Some(_), false) => KeyClaim::External,
+                };
+                claims.push((claim, order, entry.key));
             }
             let Some(announced) = claimant.announced else {
                 continue;
@@ -141,7 +149,7 @@ impl View {
                     "{} claims this node's own WireGuard key {key}; was a key file copied?",
                     claimant.name
                 );
-                self.conflict(Reason::OwnKey, claimant.id, sentence, now);
+                self.conflict(Reason::OwnKey, claimant, sentence, now);
                 continue;
             }
             let holder = *self.keys.entry(key).or_insert(claimant.id);
@@ -151,7 +159,7 @@ impl View {
                     claimant.name,
                     label(&holder)
                 );
-                self.conflict(Reason::DuplicateKey, claimant.id, sentence, now);
+                self.conflict(Reason::DuplicateKey, claimant, sentence, now);
             }
         }
     }
@@ -171,7 +179,7 @@ impl View {
             .collect();
         let mut granted = vec![BTreeSet::new(); claimants.len()];
         for (claimant, granted) in claimants.iter().zip(&mut granted) {
-            let Some(entry) = claimant.entry else {
+            let (Some(entry), None) = (claimant.entry, claimant.external) else {
                 continue;
             };
             for net in &entry.allowed_ips {
@@ -200,12 +208,17 @@ impl View {
             }
         }
         for (claimant, granted) in claimants.iter().zip(&mut granted) {
-            let (None, Some(member)) = (claimant.entry, claimant.member) else {
-                continue;
+            // The cluster's external peers come after the file's, in front of members: no Node has their ranges.
+            let nets: Vec<IpNet> = match (claimant.entry, claimant.external, claimant.member) {
+                (Some(entry), Some(_), _) => entry.allowed_ips.clone(),
+                (None, _, Some(member)) => {
+                    let record = member.record();
+                    let address = record.ipv4.map(|ip| IpNet::from(std::net::IpAddr::V4(ip)));
+                    address.iter().chain(&record.ranges).copied().collect()
+                }
+                (Some(_), None, _) | (None, _, None) => continue,
             };
-            let record = member.signed.record();
-            let address = record.ipv4.map(|ip| IpNet::from(std::net::IpAddr::V4(ip)));
-            for net in address.iter().chain(&record.ranges) {
+            for net in &nets {
                 let refused = if is_special(net) || meshes.iter().any(|mesh| overlap(mesh, net)) {
                     Some(Reason::Range)
                 } else if own.iter().any(|own| overlap(own, net)) {
@@ -240,12 +253,12 @@ impl View {
                 let sentence = format!(
                     "{net} of {name} overlaps a range of this node and is not routed; change one of the two"
                 );
-                return self.conflict(Reason::OwnRange, claimant.id, sentence, now);
+                return self.conflict(Reason::OwnRange, claimant, sentence, now);
             }
             Claim::Refused(reason) => {
                 let sentence =
                     format!("{net} of {name} is a range that no peer may carry; it is not routed");
-                return self.conflict(reason, claimant.id, sentence, now);
+                return self.conflict(reason, claimant, sentence, now);
             }
             Claim::Nested => self.ranges.claim_nested(net, claimant.id),
             Claim::Alone => self.ranges.claim(net, claimant.id),
@@ -257,16 +270,18 @@ impl View {
                     "{net} of {name} overlaps a range of {}, which keeps it; change one of the two",
                     label(&holder)
                 );
-                self.conflict(Reason::Overlap, claimant.id, sentence, now);
+                self.conflict(Reason::Overlap, claimant, sentence, now);
             }
         }
     }
 
-    fn conflict(&mut self, reason: Reason, peer: PeerId, sentence: String, now: Now) {
+    fn conflict(&mut self, reason: Reason, claimant: &Claimant<'_>, sentence: String, now: Now) {
         if self.conflicts.len() < CONFLICTS_MAX {
+            let vouched = claimant.member.and_then(Member::vouched);
             self.conflicts.push(Refusal {
                 reason,
-                peer,
+                peer: Some(claimant.id),
+                node: vouched.map(|vouched| vouched.record.name.clone()),
                 sentence,
                 at: now.unix,
                 count: 1,
@@ -279,7 +294,7 @@ impl View {
 /// own range?
 fn carried_for_others(records: &Records, net: &IpNet) -> bool {
     records.own_member().is_some_and(|member| {
-        let record = member.signed.record();
+        let record = member.record();
         let address = record.ipv4.map(|ip| IpNet::from(std::net::IpAddr::V4(ip)));
         record.ranges.contains(net) && address != Some(*net) && !records.own_ranges.contains(net)
     })
@@ -292,14 +307,15 @@ pub(crate) fn own_ranges(records: &Records) -> Vec<IpNet> {
         &records.own,
     ))));
     if let Some(member) = records.own_member() {
-        let record = member.signed.record();
+        let record = member.record();
         out.extend(record.ipv4.map(|ip| IpNet::from(std::net::IpAddr::V4(ip))));
         out.extend(record.ranges.iter().filter(|net| !is_special(net)));
     }
     out
 }
 
-/// Everybody who could be a peer, by precedence: the file in its order, then members by authority and serial.
+/// Everybody who could be a peer, by precedence: the file in its order, the cluster's external peers, then members
+/// by authority and serial.
 fn claimants(records: &Records) -> Vec<Claimant<'_>> {
     let mut hints: BTreeMap<WgKey, Vec<_>> = BTreeMap::new();
     for (node, announced) in &records.announced {
@@ -338,7 +354,7 @@ fn claimants(records: &Records) -> Vec<Claimant<'_>> {
                 && !shadowed.contains(*node)
         })
         .collect();
-    members.sort_by_key(|(node, member)| (member.rank, member.signed.record().serial, **node));
+    members.sort_by_key(|(node, member)| (member.rank, member.record().serial, **node));
     out.extend(
         members
             .into_iter()
@@ -360,7 +376,9 @@ fn claimant<'a>(
         ),
         PeerId::Key(_) => (None, None),
     };
-    Claimant::new(id, entry, member, announced, hints)
+    let external = entry.filter(|entry| records.is_external(&entry.key));
+    let external = external.and(records.cluster);
+    Claimant::new(id, entry, external, member, announced, hints)
 }
 
 fn index(records: &Records) -> BTreeSet<(Idx, NodeKey)> {

@@ -24,6 +24,7 @@ fn no_record_gives_two_peers_one_key_or_one_address() {
                 own: samples::node(1),
                 own_key: samples::wg(1),
                 authorities: vec![samples::authority().authority()],
+                cluster: None,
             },
             clock.at(0),
         );

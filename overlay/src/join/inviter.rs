@@ -404,7 +404,7 @@ impl Overlay {
         };
         let own = self
             .directory
-            .own_membership()
+            .own_signed_membership()
             .cloned()
             .zip(self.announcer.current.clone());
         let mut others: Vec<_> = self

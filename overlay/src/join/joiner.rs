@@ -39,7 +39,7 @@ impl Overlay {
         let elsewhere = self
             .directory
             .own_membership()
-            .is_some_and(|held| held.record().domain != token.domain);
+            .is_some_and(|held| held.domain != token.domain);
         let keeper = self.identity.authority.as_ref().map(|key| key.authority());
         let mut authorities = self.state.authority.into_iter().chain(keeper);
         if elsewhere || authorities.any(|held| held != token.authority) {

@@ -161,7 +161,7 @@ impl Overlay {
         if self.signer().is_some() {
             return None;
         }
-        let held = self.directory.own_membership()?.record();
+        let held = self.directory.own_membership()?;
         let mut ranges: Vec<IpNet> = self.config.routes.iter().map(IpNet::trunc).collect();
         ranges.sort();
         ranges.dedup();

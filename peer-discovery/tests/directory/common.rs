@@ -167,6 +167,7 @@ pub(crate) fn directory_of(own: &Machine, authorities: Vec<AuthorityKey>) -> Dir
         own: own.node(),
         own_key: own.key,
         authorities,
+        cluster: None,
     };
     Directory::new(config, at(0))
 }

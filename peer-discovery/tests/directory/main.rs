@@ -3,4 +3,5 @@
 mod common;
 mod configured;
 mod gossip;
+mod kubernetes;
 mod members;

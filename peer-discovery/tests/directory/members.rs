@@ -460,7 +460,7 @@ fn our_own_membership_is_known_and_a_tombstone_of_ours_tells_us() {
     let mut directory = directory(1);
     let own = machine(1);
     directory.gossip(own.membership(1));
-    assert_eq!(directory.own_membership(), Some(&own.membership(1)));
+    assert_eq!(directory.own_membership(), Some(&own.member(1)));
     assert_eq!(directory.events(), [Event::OwnMembership, Event::Dirty]);
     assert_eq!(directory.peers().count(), 0);
     directory.gossip(own.tombstone(1));
