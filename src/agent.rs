@@ -445,6 +445,7 @@ impl Agent {
                         error!("This node's membership was revoked; it is out of the mesh");
                     }
                     overlay::Event::Publish(publication) => self.publish(publication),
+                    overlay::Event::ListAgain => self.list_again(),
                     overlay::Event::Refused {
                         node,
                         reason,

@@ -34,6 +34,8 @@ use watch::{Kindred, Seen};
 const OUTAGE: Duration = Duration::from_secs(15);
 /// One listing in place of many fetches, at most as often.
 const RELIST_EVERY: Duration = Duration::from_secs(60);
+/// Agents that all doubt one listing ask for the next within this time, not in one moment.
+const LIST_AGAIN_WITHIN: Duration = Duration::from_secs(10);
 const UNREACHABLE: &str = "The mesh goes on with the last good state. Check the network to the API server, the token and the ClusterRole (`farspan preflight`).";
 
 /// What the tasks tell the loop.
@@ -55,6 +57,7 @@ pub enum Told {
 pub struct Cluster {
     publish: latest::Sender<Option<Publication>>,
     refused: mpsc::Sender<Refused>,
+    relist: Arc<Notify>,
     node: String,
 }
 
@@ -132,7 +135,9 @@ impl Cluster {
     ) -> Self {
         let (publish, wanted) = latest::channel(None);
         let (refused, claims) = mpsc::channel(64);
+        let relist = Arc::new(Notify::new());
         let tasks = Tasks {
+            relist: Arc::clone(&relist),
             config: config.clone(),
             pod_network,
             known,
@@ -145,6 +150,7 @@ impl Cluster {
         Self {
             publish,
             refused,
+            relist,
             node: config.node.clone(),
         }
     }
@@ -152,6 +158,15 @@ impl Cluster {
     /// Writes the announcement; what was waiting to be written is forgotten.
     pub fn publish(&self, publication: Publication) {
         self.publish.send_replace(Some(publication));
+    }
+
+    /// Has the Nodes listed anew, soon: not by all agents at once.
+    pub fn list_again(&self) {
+        let relist = Arc::clone(&self.relist);
+        tokio::spawn(async move {
+            tokio::time::sleep(by_chance(LIST_AGAIN_WITHIN)).await;
+            relist.notify_one();
+        });
     }
 
     /// Makes an Event of a claim that is not believed.
@@ -168,6 +183,7 @@ impl Cluster {
 }
 
 struct Tasks {
+    relist: Arc<Notify>,
     config: Kubernetes,
     pod_network: PodNetwork,
     known: BTreeSet<String>,
@@ -235,7 +251,7 @@ impl Tasks {
     }
 
     async fn nodes(self, api: Api) -> Result<(), Stopped> {
-        let relist = Arc::new(Notify::new());
+        let relist = Arc::clone(&self.relist);
         let mut seen = watch::follow::<node::Object>(
             api.clone(),
             Kindred {

@@ -58,6 +58,7 @@ impl Overlay {
                 self.refresh_relay(now);
                 self.persist_soon(now);
             }
+            peer_discovery::Event::ListAgain => self.events.push_back(Event::ListAgain),
             peer_discovery::Event::Revoked => {
                 self.revoked = true;
                 self.refresh_relay(now);

@@ -56,6 +56,8 @@ pub enum Event {
         /// What was refused, and what to do.
         sentence: String,
     },
+    /// The last listing of Nodes is doubted: another one is wanted, best after a moment that differs from node to node.
+    ListAgain,
     /// A peer is connected. For the log.
     PeerUp {
         /// Its label.

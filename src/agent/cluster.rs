@@ -93,6 +93,13 @@ impl Agent {
         }
     }
 
+    /// The core does not believe the last listing of Nodes.
+    pub(super) fn list_again(&self) {
+        if let Some(cluster) = &self.cluster {
+            cluster.tasks.list_again();
+        }
+    }
+
     /// The core does not believe a claim.
     pub(super) fn refused(&self, node: Option<String>, reason: &'static str, sentence: String) {
         warn!(

@@ -364,6 +364,7 @@ impl Net {
                     | Event::Joined { .. }
                     | Event::Revoked
                     | Event::Publish(_)
+                    | Event::ListAgain
                     | Event::Refused { .. }
                     | Event::PeerUp { .. }
                     | Event::PeerDown { .. }) => machine.events.push(other),

@@ -447,6 +447,7 @@ impl Node {
                 Event::Resolve { .. }
                 | Event::Revoked
                 | Event::Publish(_)
+                | Event::ListAgain
                 | Event::Refused { .. }
                 | Event::PeerUp { .. }
                 | Event::PeerDown { .. } => {}
