@@ -15,3 +15,4 @@ mod rights;
 mod scale;
 mod server;
 mod user;
+mod verbs;

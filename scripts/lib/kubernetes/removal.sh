@@ -22,10 +22,10 @@ objects() {
 
 uninstall() {
   local node
-  say "farspan uninstall"
+  say "farspan uninstall --purge"
   kubectl delete namespace demo --wait >/dev/null
   kubectl -n kube-system delete pods -l k8s-app=dns --wait=false >/dev/null
-  farspan uninstall
+  farspan uninstall --purge
   eventually "farspan's objects and annotations in the cluster" "" objects
   for node in "${nodes[@]}"; do eventually "links, routes, rules, nftables, files on $node" "" traces "$node"; done
 }
