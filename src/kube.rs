@@ -9,7 +9,7 @@ use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
 use mesh_types::cluster::{ClusterEvent, PodNetwork, Publication};
 use overlay::{Finding, Severity};
-use tokio::sync::{Notify, mpsc, watch as latest};
+use tokio::sync::{Notify, mpsc, oneshot, watch as latest};
 use tracing::{debug, warn};
 
 pub mod client;
@@ -32,6 +32,8 @@ use watch::{Kindred, Seen};
 
 /// A short outage is nobody's business.
 const OUTAGE: Duration = Duration::from_secs(15);
+/// How long the nodes wait for the policy.
+const POLICY_WITHIN: Duration = Duration::from_secs(5);
 /// One listing in place of many fetches, at most as often.
 const RELIST_EVERY: Duration = Duration::from_secs(60);
 /// Agents that all doubt one listing ask for the next within this time, not in one moment.
@@ -219,9 +221,12 @@ impl Tasks {
             relist: Arc::default(),
         };
         let policies = watch::follow(api.clone(), kindred(path::POLICIES, "meshpolicies"));
-        tokio::spawn(custom::policy(policies, self.tell.clone()));
+        let (first, policy_heard) = oneshot::channel();
+        tokio::spawn(custom::policy(policies, self.tell.clone(), first));
         let externals = watch::follow(api.clone(), kindred(path::EXTERNALS, "externalpeers"));
         tokio::spawn(custom::externals(externals, self.tell.clone()));
+        // What the policy forbids should not be believed even for a moment. The sender is dropped, not used.
+        _ = tokio::time::timeout(POLICY_WITHIN, policy_heard).await;
         self.nodes(api).await
     }
 

@@ -579,7 +579,14 @@ mod tests {
             .lines()
             .filter_map(|line| line.strip_prefix("| `")?.split('`').next())
             .collect();
-        let text = text(&mut Metrics::default(), &in_cluster(), true);
+        let mut metrics = Metrics::default();
+        let api = metrics.api.clone();
+        api.request("get", "ok");
+        api.written("ok");
+        api.heard("nodes", Duration::ZERO);
+        api.relisted("nodes");
+        api.event("written");
+        let text = text(&mut metrics, &in_cluster(), true);
         let written: std::collections::BTreeSet<String> = text
             .lines()
             .filter_map(|line| line.strip_prefix("# TYPE "))

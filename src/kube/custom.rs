@@ -7,7 +7,7 @@ use mesh_types::cluster::{ClusterEvent, Policy};
 use mesh_types::observation::ConfigPeer;
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use super::crd::{ExternalPeer, MeshPolicy, POLICY_NAME};
 use super::node::Meta;
@@ -67,11 +67,21 @@ impl Objects {
     }
 }
 
-/// Tells the core of the policy.
-pub async fn policy(mut seen: mpsc::Receiver<Seen<Custom>>, tell: Teller) -> Result<(), Stopped> {
+/// Tells the core of the policy. `first` hears once something is known of it, be it that it cannot be read.
+pub async fn policy(
+    mut seen: mpsc::Receiver<Seen<Custom>>,
+    tell: Teller,
+    first: oneshot::Sender<()>,
+) -> Result<(), Stopped> {
     let mut objects = Objects::default();
     let mut told = None;
+    let mut first = Some(first);
     while let Some(seen) = seen.recv().await {
+        if seen == Seen::Well {
+            continue;
+        }
+        // Dropped at the end of this round, after the core was told.
+        let _heard = first.take();
         if !objects.handle(seen) {
             continue;
         }

@@ -28,6 +28,10 @@ const ABSENT_EVERY: Duration = Duration::from_secs(60);
 /// A server that starts does not know its own kinds yet.
 const ABSENT_AGAIN: Duration = Duration::from_secs(20);
 
+/// How long the first listing is put off by chance: for each object known from an earlier life, and at most.
+const START_EACH: Duration = Duration::from_millis(2);
+const START_MOST: Duration = Duration::from_secs(10);
+
 /// What has metadata.
 pub trait Object: Clone + fmt::Debug + DeserializeOwned + Send + 'static {
     /// It.
@@ -84,7 +88,6 @@ pub fn follow<T: Object>(api: Api, what: Kindred) -> mpsc::Receiver<Seen<T>> {
         backoff: Backoff::default(),
         absent: 0,
         troubled: None,
-        listed: false,
     };
     tokio::spawn(async move {
         // Ends with the agent only.
@@ -102,7 +105,6 @@ struct Follower<T> {
     backoff: Backoff,
     absent: u32,
     troubled: Option<Kind>,
-    listed: bool,
 }
 
 /// Nobody listens any more.
@@ -118,6 +120,10 @@ enum End {
 
 impl<T: Object> Follower<T> {
     async fn run(&mut self) -> Result<(), Done> {
+        // After a power cut all agents of a large cluster begin at once.
+        let count = u32::try_from(self.known.len()).unwrap_or(u32::MAX);
+        self.rest(by_chance((START_EACH * count).min(START_MOST)))
+            .await?;
         loop {
             let mut revision = self.list().await?;
             self.fresh = Fresh::Since(revision.clone());
@@ -143,7 +149,6 @@ impl<T: Object> Follower<T> {
                     }
                     self.known = uids;
                     self.absent = 0;
-                    self.listed = true;
                     self.well().await?;
                     self.tell(Seen::Listed(items)).await?;
                     return Ok(metadata.resource_version);
@@ -153,7 +158,7 @@ impl<T: Object> Follower<T> {
                     self.trouble(failure).await?;
                     self.pause().await?;
                 }
-                Err(failure) if failure.kind == Kind::NotFound => self.missing().await?,
+                Err(failure) if failure.kind == Kind::NotFound => self.missing(failure).await?,
                 Err(failure) => {
                     self.trouble(failure).await?;
                     self.pause().await?;
@@ -253,10 +258,13 @@ impl<T: Object> Follower<T> {
 
     /// The server does not know the kind: CustomResourceDefinitions may come later, and a server that starts may not
     /// have read its own yet.
-    async fn missing(&mut self) -> Result<(), Done> {
+    async fn missing(&mut self, failure: Failure) -> Result<(), Done> {
         self.absent += 1;
         let wait = match self.absent {
-            1 => ABSENT_AGAIN,
+            1 => {
+                self.tell(Seen::Trouble(failure)).await?;
+                ABSENT_AGAIN
+            }
             2 => {
                 self.known.clear();
                 info!(
@@ -268,10 +276,6 @@ impl<T: Object> Follower<T> {
             }
             _ => ABSENT_EVERY,
         };
-        // Before the first listing nothing is known that haste could take away.
-        if self.absent == 1 && !self.listed && self.known.is_empty() {
-            return Ok(());
-        }
         self.rest(wait / 2 + by_chance(wait / 2)).await
     }
 
@@ -307,3 +311,6 @@ impl<T: Object> Follower<T> {
         self.seen.send(seen).await.map_err(|_| Done)
     }
 }
+
+#[cfg(test)]
+mod tests;
