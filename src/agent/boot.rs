@@ -237,7 +237,8 @@ impl Agent {
             .ok();
         let alternate_port = alternate.as_ref().map(Port::port);
         let core = core_config(&config, &saved, mode, backend, (port, alternate_port));
-        let known = std::collections::BTreeSet::new();
+        let known = saved.cluster.iter().flat_map(|cluster| &cluster.nodes);
+        let known = known.map(|node| node.uid.clone()).collect();
         let now = clock.now();
         info!(name = %config.name, key = %identity.key.public(), port, backend = backend.kind(), "Agent starts");
         let overlay = Overlay::new(identity, core, saved, state::random()?, now);
