@@ -3,7 +3,6 @@
 
 use std::time::{Duration, Instant};
 
-use mesh_types::consts::PROTOCOL;
 use mesh_types::record::{Announcement, Features, Signed};
 use mesh_types::report::Backend;
 use mesh_types::{DomainId, Now};
@@ -72,6 +71,7 @@ impl Overlay {
         }
         let signed = self.sign_announcement(wanted, now);
         self.announcer.current = Some(signed);
+        self.announced(now);
         self.push_announcement(now);
     }
 
@@ -90,8 +90,10 @@ impl Overlay {
     /// A valid announcement of this very node was shown. Above our own seq it comes from before a loss of
     /// our state: go on above it.
     pub(crate) fn own_record_seen(&mut self, seq: u64, now: Now) {
-        if Some(seq) > self.announcer.seq() {
-            self.state.seq = self.state.seq.max(seq);
+        // Whatever is said first goes above it anyway.
+        let lower = self.announcer.seq().is_some_and(|own| own < seq);
+        self.state.seq = self.state.seq.max(seq);
+        if lower {
             self.announce_now(now);
         }
     }
@@ -108,7 +110,7 @@ impl Overlay {
         if self.relays.is_some() {
             features = features.with(Features::MAY_RELAY);
         }
-        Announcement {
+        self.as_node(Announcement {
             domain,
             identity: self.own.identity,
             key: self.identity.key.public(),
@@ -118,12 +120,12 @@ impl Overlay {
             relays: self.traversal.home_relays(),
             region: self.config.region.as_deref().map(label),
             features,
-            protocol_min: PROTOCOL.0,
-            protocol_max: PROTOCOL.1,
+            protocol_min: self.config.protocol.0,
+            protocol_max: self.config.protocol.1,
             seq: 0,
             name: Some(label(&self.config.name)),
             node_uid: None,
-        }
+        })
     }
 }
 

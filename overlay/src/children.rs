@@ -23,6 +23,7 @@ const ADOPTION: Duration = Duration::from_millis(150);
 
 impl Overlay {
     pub(crate) fn handle_directory(&mut self, event: &peer_discovery::Event, now: Now) {
+        self.cluster.claims_changed = true;
         match *event {
             peer_discovery::Event::Changed(id) => self.peer_changed(id, now),
             peer_discovery::Event::Removed(id) => {
@@ -358,6 +359,7 @@ impl Overlay {
                     .config
                     .routes
                     .iter()
+                    .chain(self.own_pod_cidrs())
                     .any(|net| net.contains(&address.ip))
         };
         let mut addresses = self.host.addresses.clone();

@@ -63,6 +63,8 @@ pub struct Config {
     pub birthday_search: bool,
     /// TURN servers that this node may use.
     pub turn: Vec<TurnServer>,
+    /// Lowest and highest protocol version spoken: [`mesh_types::consts::PROTOCOL`], but for tests of a rollout.
+    pub protocol: (u8, u8),
     /// The cluster that says who is in the mesh, where there is one.
     pub kubernetes: Option<Kubernetes>,
 }

@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use ipnet::IpNet;
 use mesh_types::address::{is_global, overlay_ipv6};
-use mesh_types::consts::{CONTROL_PORT, MESSAGE_MAX, PROTOCOL};
+use mesh_types::consts::{CONTROL_PORT, MESSAGE_MAX};
 use mesh_types::message::{Ack, Echo, Forward, Hello, MessageError};
 use mesh_types::record::Features;
 use mesh_types::{Candidate, CandidateKind, Filtering, Idx, Mapping, Message, NatReport, Now};
@@ -96,7 +96,7 @@ impl Overlay {
         let Some(record) = self.peers.get_mut(from) else {
             return;
         };
-        record.protocol = (hello.min, hello.max);
+        record.protocol = Some((hello.min, hello.max));
         self.greet_due(now);
     }
 
@@ -376,20 +376,31 @@ impl Overlay {
             let vouched = |ip: &Ipv4Addr| peer.allowed_ips.contains(&IpNet::from(IpAddr::V4(*ip)));
             return entry.allowed_ips.iter().find_map(single).filter(vouched);
         }
+        let member = match &peer.id {
+            PeerId::Node(node) => self.directory.member(node),
+            PeerId::Key(_) => None,
+        };
+        let member = member.and_then(|member| member.ipv4);
+        if let Source::Kubernetes { .. } = peer.source
+            && let Some(ip) = member
+        {
+            let mut ranges = peer.allowed_ips.iter();
+            return ranges
+                .any(|net| net.contains(&IpAddr::V4(ip)))
+                .then_some(ip);
+        }
         let mut singles = peer.allowed_ips.iter().filter_map(single);
         let first = singles.next()?;
         if singles.next().is_none() {
             return Some(first);
         }
-        match &peer.id {
-            PeerId::Node(node) => self.directory.member(node)?.ipv4,
-            PeerId::Key(_) => None,
-        }
+        member
     }
 
     /// Is there a protocol version that both speak?
     pub(crate) fn compatible(&self, id: &PeerId) -> bool {
-        let overlap = |(min, max): (u8, u8)| min <= PROTOCOL.1 && max >= PROTOCOL.0;
+        let own = self.config.protocol;
+        let overlap = |(min, max): (u8, u8)| min <= own.1 && max >= own.0;
         let announced = self
             .directory
             .peer(id)
@@ -398,7 +409,7 @@ impl Overlay {
             && self
                 .peers
                 .get(id)
-                .is_some_and(|record| overlap(record.protocol))
+                .is_some_and(|record| record.protocol.is_none_or(overlap))
     }
 
     /// Do messages reach this peer, as far as anybody can tell?
@@ -437,7 +448,7 @@ impl Overlay {
             .map(|(id, greeting, _)| (id, greeting))
             .collect();
         for (id, greeting) in ready {
-            let (min, max) = PROTOCOL;
+            let (min, max) = self.config.protocol;
             self.send_message(&id, &Hello { min, max }.into());
             if greeting.records && greeting.said.is_none() {
                 self.send_announcement(&id, 1, now);

@@ -1,5 +1,7 @@
 //! What is wrong or worth knowing, from real state: each finding says what, how we know, and what to do.
 
+mod cluster;
+
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -93,6 +95,7 @@ impl Overlay {
         self.record_findings(&mut out, now);
         self.own_findings(&mut out);
         self.turn_findings(&mut out);
+        self.cluster_findings(&mut out);
         out.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
         out
     }
@@ -326,7 +329,7 @@ impl Overlay {
     }
 
     fn own_findings(&self, out: &mut Vec<Finding>) {
-        if self.own_ipv4().is_none() {
+        if self.own_ipv4().is_none() && self.config.kubernetes.is_none() {
             out.push(finding(
                 "no-ipv4-address",
                 Severity::Warning,

@@ -42,10 +42,6 @@ mod netcheck;
 mod overlay;
 mod peer;
 mod plan;
-#[expect(
-    dead_code,
-    reason = "writes begin once records can be encoded as annotations"
-)]
 mod publish;
 mod relay;
 mod rotation;

@@ -115,7 +115,7 @@ impl Overlay {
                 own,
                 own_key: identity.key.public(),
                 authorities: crate::state::authorities(&identity, &config, &state),
-                cluster: None,
+                cluster: crate::state::cluster(&config),
             },
             now,
         );
@@ -146,7 +146,7 @@ impl Overlay {
             renewal: Renewal::default(),
             revocations: Vec::new(),
             pending: Pending::default(),
-            cluster: Cluster::new(now),
+            cluster: Cluster::new(now.mono),
             host: HostReport::default(),
             port_mapping: None,
             host_known: false,
@@ -293,6 +293,7 @@ impl Overlay {
     /// Time has come.
     pub fn handle_timeout(&mut self, now: Now) {
         self.directory.handle_timeout(now);
+        self.publish_due(now);
         self.traversal.handle_timeout(now);
         self.drain(now);
         self.peers_due(now);
@@ -320,6 +321,7 @@ impl Overlay {
             (peers, "peers"),
             (self.rotation.deadline(), "key rotation"),
             (self.announcer.due, "announcement"),
+            (self.cluster.publisher.poll_timeout(), "write to the Node"),
             (self.gossip.deadline(), "gossip"),
             (self.joining.deadline(), "join"),
             (self.petitions.at, "petition"),
@@ -365,6 +367,7 @@ impl Overlay {
             self.tell_excluded();
             self.drain(now);
         }
+        self.tell_refused();
         self.refresh_plan(now);
     }
 

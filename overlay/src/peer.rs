@@ -147,7 +147,7 @@ pub(crate) struct PeerRecord {
     /// Its last message came by IPv4.
     pub(crate) speaks_ipv4: bool,
     /// Protocol versions it says it speaks.
-    pub(crate) protocol: (u8, u8),
+    pub(crate) protocol: Option<(u8, u8)>,
     /// State and since when.
     pub(crate) state: PeerState,
     /// See [`PeerRecord::state`].
@@ -186,7 +186,7 @@ impl PeerRecord {
             active_at: None,
             heard: None,
             speaks_ipv4: false,
-            protocol: mesh_types::consts::PROTOCOL,
+            protocol: None,
             state: PeerState::Connecting,
             since: now,
             messages: Budget::new(MESSAGES_PER_SECOND),

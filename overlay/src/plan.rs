@@ -4,7 +4,9 @@
 //! Every prefix a peer carries is a unicast route with the own overlay address as its source, and a
 //! blackhole twin at a worse metric: while the device is gone its packets are dropped, never sent in clear.
 //! The mesh's own ranges are blackholed as a whole. What this node carries itself is thrown back to the
-//! other tables, unless a peer (a phone, say) carries exactly that.
+//! other tables, unless a peer (a phone, say) carries exactly that. What a cluster adds stands in `cluster`.
+
+mod cluster;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -26,6 +28,7 @@ use tracing::debug;
 
 use crate::overlay::Overlay;
 use crate::peer::PeerRecord;
+pub(crate) use cluster::{LeftOut, LeftOuts};
 
 /// Where WireGuard sends what a peer must not get for now: nobody listens there (discard, RFC 863).
 pub(crate) const NOWHERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9);
@@ -93,6 +96,7 @@ impl Overlay {
             mark,
             mask,
         };
+        let left_out = self.all_left_out();
         let any_active = self.peers.values().any(|record| record.active(now.mono));
         HostPlan {
             generation: 0,
@@ -106,14 +110,14 @@ impl Overlay {
                 previous_key: self.rotation.previous().cloned(),
                 listen_port: self.listen_port(),
                 fwmark: mark,
-                peers: self.tunnel_peers(ipv6, now),
+                peers: self.tunnel_peers(ipv6, &left_out, now),
                 report_every: match self.config.backend {
                     Backend::Userspace if any_active => REPORT_ENGINE,
                     Backend::Kernel if any_active => REPORT_ACTIVE,
                     Backend::Userspace | Backend::Kernel => REPORT_QUIET,
                 },
             },
-            routes: self.routes(ipv6),
+            routes: self.routes(ipv6, &left_out),
             rules: [Some(rule(false)), ipv6.then(|| rule(true))]
                 .into_iter()
                 .flatten()
@@ -131,9 +135,9 @@ impl Overlay {
             narrow: if ipv6 { self.narrow() } else { BTreeMap::new() },
             turn_links: self.traversal.turn_links(),
             proxies: self.traversal.proxies(),
-            filters: BTreeMap::new(),
-            keep_source: BTreeSet::new(),
-            mark_input: false,
+            filters: self.filters(),
+            keep_source: self.keep_source(&left_out),
+            mark_input: self.mark_input(&left_out),
         }
     }
 
@@ -148,7 +152,12 @@ impl Overlay {
             .collect()
     }
 
-    fn tunnel_peers(&self, ipv6: bool, now: Now) -> BTreeMap<WgKey, TunnelPeer> {
+    fn tunnel_peers(
+        &self,
+        ipv6: bool,
+        left_out: &LeftOuts,
+        now: Now,
+    ) -> BTreeMap<WgKey, TunnelPeer> {
         let mut out = BTreeMap::new();
         for (id, peer) in self.directory.peers() {
             let Some(record) = self.peers.get(id) else {
@@ -175,10 +184,15 @@ impl Overlay {
             } else {
                 self.reach(id, peer, record, now)
             };
+            // Of a near peer's pods some packets may come this way all the same; of a neighbour's address none may.
+            let taken = |net: &IpNet| {
+                let left_out = left_out.get(&(*id, *net));
+                left_out.is_none_or(|why| *why == LeftOut::Region)
+            };
             let allowed_ips = peer
                 .allowed_ips
                 .iter()
-                .filter(|net| ipv6 || net.addr().is_ipv4())
+                .filter(|net| (ipv6 || net.addr().is_ipv4()) && taken(net))
                 .copied()
                 .collect();
             out.insert(
@@ -250,7 +264,7 @@ impl Overlay {
         first.map(|candidate| candidate.address)
     }
 
-    fn routes(&self, ipv6: bool) -> BTreeSet<Route> {
+    fn routes(&self, ipv6: bool, left_out: &LeftOuts) -> BTreeSet<Route> {
         let source4 = self.own_ipv4().map(IpAddr::V4);
         let source6 = ipv6.then(|| IpAddr::V6(self.own_ipv6()));
         let mut out = BTreeSet::new();
@@ -260,6 +274,9 @@ impl Overlay {
                 continue;
             }
             for prefix in &peer.allowed_ips {
+                if left_out.contains_key(&(*id, *prefix)) {
+                    continue;
+                }
                 let source = if prefix.addr().is_ipv4() {
                     source4
                 } else {
@@ -293,6 +310,7 @@ impl Overlay {
                 });
             }
         }
+        self.cluster_routes(left_out, &mut out);
         out.retain(|route| ipv6 || route.prefix.addr().is_ipv4());
         out
     }
@@ -333,7 +351,10 @@ impl Overlay {
             .addresses
             .iter()
             .map(|net| host_prefix(net.addr()));
-        let ipv4 = self.own_ipv4().map(|ip| host_prefix(IpAddr::V4(ip)));
+        // In `nodes` mode it may be the address of another device already.
+        let ipv4 = self.own_ipv4().map(IpAddr::V4);
+        let ipv4 = ipv4.filter(|ip| self.config.kubernetes.is_none() || !self.is_on_host(*ip));
+        let ipv4 = ipv4.map(host_prefix);
         let ipv6 = host_prefix(IpAddr::V6(self.own_ipv6()));
         configured.chain(ipv4).chain([ipv6]).collect()
     }

@@ -108,7 +108,6 @@ pub(crate) struct Publisher {
     full_at: Instant,
     /// The write that failed has its token.
     paid: bool,
-    written: u64,
 }
 
 impl Publisher {
@@ -124,7 +123,6 @@ impl Publisher {
             failure: None,
             full_at: now,
             paid: false,
-            written: 0,
         }
     }
 
@@ -172,7 +170,6 @@ impl Publisher {
                 self.failure = None;
                 self.retry_at = None;
                 self.paid = false;
-                self.written += 1;
                 if let Some((uid, carried)) = &mut self.node
                     && *uid == flight.uid
                 {
@@ -262,11 +259,6 @@ impl Publisher {
     /// After a write was acknowledged, the Node carries what this node never said.
     pub(crate) fn is_contested(&self) -> bool {
         self.acknowledged.is_some() && matches!(self.node, Some((_, Carried::Foreign)))
-    }
-
-    /// Writes that were acknowledged.
-    pub(crate) fn written(&self) -> u64 {
-        self.written
     }
 
     fn weigh(&mut self, now: Instant, random: &mut impl Rng) {

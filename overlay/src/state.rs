@@ -8,6 +8,8 @@ use mesh_types::plan::{DevicePlan, TunnelPlan};
 use mesh_types::state::LastEndpoint;
 use mesh_types::{AuthorityKey, DomainId, HostPlan, NodeKey, Now, Observation, Source, State};
 
+use peer_discovery::ClusterConfig;
+
 use crate::overlay::Overlay;
 use crate::{Config, Identity};
 
@@ -29,6 +31,7 @@ impl Overlay {
             tombstones: self.directory.tombstones().cloned().collect(),
             pins: self.directory.pins().collect(),
             endpoints: reached.take(ENDPOINTS_MAX).collect(),
+            cluster: self.directory.saved_cluster(),
             listen_port: Some(self.listen_port()),
             only_turn: self
                 .traversal
@@ -40,6 +43,10 @@ impl Overlay {
 
     /// Takes over what the disk holds; every record is worth its signature only.
     pub(crate) fn load(&mut self, now: Now) {
+        // Whom the cluster vouches for comes before what they say of themselves.
+        if let Some(saved) = self.state.cluster.take() {
+            self.restore_cluster(saved, now);
+        }
         let facts = std::mem::take(&mut self.state.pins)
             .into_iter()
             .map(Fact::Pinned)
@@ -75,7 +82,10 @@ impl Overlay {
         let list = authorities(&self.identity, &self.config, &self.state);
         self.directory.set_authorities(list, now);
         let own = NodeKey {
-            domain: domain(&self.identity, &self.config, &self.state),
+            domain: self
+                .cluster
+                .domain
+                .unwrap_or_else(|| domain(&self.identity, &self.config, &self.state)),
             identity: self.own.identity,
         };
         if own != self.own {
@@ -88,9 +98,16 @@ impl Overlay {
     }
 }
 
-/// The domain: of the mesh this machine joined or made, else of the first authority in the file, else of
-/// static files.
+/// The domain: of the cluster, where the disk names one, else of the mesh this machine joined or made, else of the
+/// first authority in the file, else of static files.
 pub(crate) fn domain(identity: &Identity, config: &Config, state: &State) -> DomainId {
+    let cluster = state
+        .cluster
+        .as_ref()
+        .filter(|_| config.kubernetes.is_some());
+    if let Some(saved) = cluster {
+        return saved.domain;
+    }
     DomainId::standalone(authorities(identity, config, state).first())
 }
 
@@ -109,6 +126,14 @@ pub(crate) fn authorities(
         }
     }
     out
+}
+
+/// The node's place in a cluster, as the directory needs it.
+pub(crate) fn cluster(config: &Config) -> Option<ClusterConfig> {
+    config.kubernetes.as_ref().map(|kubernetes| ClusterConfig {
+        node: kubernetes.node.clone(),
+        pod_network: kubernetes.pod_network,
+    })
 }
 
 /// A plan that holds nothing yet.

@@ -40,14 +40,20 @@ impl Overlay {
     fn node_view(&self) -> NodeSnapshot {
         let membership = self.directory.own_membership();
         NodeSnapshot {
-            name: membership.map_or_else(|| self.config.name.clone(), |member| member.name.clone()),
+            name: membership.map_or_else(
+                || match &self.config.kubernetes {
+                    Some(kubernetes) if !kubernetes.external => kubernetes.node.clone(),
+                    Some(_) | None => self.config.name.clone(),
+                },
+                |member| member.name.clone(),
+            ),
             public_key: self.identity.key.public(),
             identity: self.own.identity,
             domain: self.own.domain,
             backend: self.config.backend,
             interface: self.config.interface.clone(),
             listen_port: self.listen_port(),
-            region: self.config.region.clone(),
+            region: self.own_region(),
             addresses: self.plan.device.addresses.iter().copied().collect(),
             nat: self.traversal.nat(),
             endpoints: self.traversal.endpoints().to_vec(),

@@ -166,6 +166,7 @@ fn core_config(
         node_rate: config.relay_node_rate,
         birthday_search: config.birthday_search,
         turn: config.turn.clone(),
+        protocol: consts::PROTOCOL,
         kubernetes: config
             .kubernetes
             .as_ref()

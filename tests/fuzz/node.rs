@@ -87,6 +87,7 @@ fn node(state: State, clock: Clock) -> Overlay {
         node_rate: 0,
         birthday_search: true,
         turn: Vec::new(),
+        protocol: mesh_types::consts::PROTOCOL,
         kubernetes: None,
     };
     let mut node = Overlay::new(identity, config, state, [9; 32], clock.at(0));

@@ -4,6 +4,7 @@ mod approve;
 mod connect;
 mod doctor;
 mod join;
+mod kubernetes;
 mod members;
 mod net;
 mod plan;

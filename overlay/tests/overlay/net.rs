@@ -61,6 +61,7 @@ pub fn config(n: u8) -> Config {
         node_rate: 200_000_000,
         birthday_search: true,
         turn: Vec::new(),
+        protocol: mesh_types::consts::PROTOCOL,
         kubernetes: None,
     }
 }

@@ -181,6 +181,7 @@ impl World {
             node_rate: RELAY_PAIR_RATE * RELAY_NODE_PAIRS,
             birthday_search: true,
             turn: Vec::new(),
+            protocol: mesh_types::consts::PROTOCOL,
             kubernetes: None,
         };
         let pod = IpAddr::V4(Ipv4Addr::new(10, 244, number, 7));

@@ -1,0 +1,241 @@
+//! What a Kubernetes cluster adds to the plan: what belongs to the CNI or to nobody, and what must stay reachable.
+//!
+//! Ranges that pods have their addresses from are dropped as a whole, so that nothing for a node that is gone leaves in
+//! clear. A range inside of them that is not the mesh's is thrown back to the other tables: the own pods, networks
+//! that this host is connected to, pods that the CNI connects inside a region, and what is protected, before all the way
+//! to the API server.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use mesh_types::address::mesh_prefix;
+use mesh_types::cluster::{Allowed, Node, PodNetwork};
+use mesh_types::consts::{CONTROL_PORT, ROUTE_METRIC};
+use mesh_types::plan::{Route, RouteKind, host_prefix};
+use mesh_types::{PeerId, Source};
+use peer_discovery::Peer;
+
+use super::blackhole;
+use crate::overlay::Overlay;
+use crate::peer::PeerRecord;
+
+/// Why a prefix that a peer may carry does not lead into the tunnel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum LeftOut {
+    /// Nobody may carry it.
+    Protected,
+    /// The CNI connects the pods of one region.
+    Region,
+    /// It lies in a network that this host is connected to, and the peer does not.
+    Neighbour,
+    /// The peer is reached there, and strict reverse path filters would drop what it answers.
+    RpFilter,
+}
+
+/// Prefixes of peers that stay out of the tunnel.
+pub(crate) type LeftOuts = BTreeMap<(PeerId, IpNet), LeftOut>;
+
+impl Overlay {
+    /// Prefixes of peers that do not lead into the tunnel.
+    pub(crate) fn all_left_out(&self) -> LeftOuts {
+        let mut out = BTreeMap::new();
+        if self.config.kubernetes.is_none() {
+            return out;
+        }
+        let nodes = self.directory.cluster_nodes();
+        let nodes: BTreeMap<&str, &Node> = nodes.map(|node| (node.name.as_str(), node)).collect();
+        for (id, peer) in self.directory.peers() {
+            let Some(record) = self.peers.get(id) else {
+                continue;
+            };
+            let node = match peer.source {
+                Source::Kubernetes { .. } => nodes.get(peer.name.as_str()).copied(),
+                Source::Config | Source::Signed { .. } | Source::Gossip | Source::Disk => None,
+            };
+            for prefix in &peer.allowed_ips {
+                if let Some(why) = self.left_out(id, (peer, record, node), prefix) {
+                    out.insert((*id, *prefix), why);
+                }
+            }
+        }
+        out
+    }
+
+    fn left_out(
+        &self,
+        id: &PeerId,
+        (peer, record, node): (&Peer, &PeerRecord, Option<&Node>),
+        prefix: &IpNet,
+    ) -> Option<LeftOut> {
+        let kubernetes = self.config.kubernetes.as_ref()?;
+        let mut protected = self.cluster.protected.iter();
+        if protected.any(|held| held.contains(prefix)) {
+            return Some(LeftOut::Protected);
+        }
+        let node = node?;
+        let pods = || node.pod_cidrs.iter().any(|net| net.trunc() == *prefix);
+        if kubernetes.pod_network == PodNetwork::Existing && self.is_near(peer) && pods() {
+            return Some(LeftOut::Region);
+        }
+        let address = node_address(node, prefix)?;
+        let path = self.traversal.path(id).map(|path| path.remote.ip());
+        let last = record.last_endpoint.map(|last| last.ip());
+        let connected = self.connected_networks().any(|net| {
+            let there = |ip: Option<IpAddr>| ip.is_some_and(|ip| net.contains(&ip));
+            net.contains(&address) && !there(path) && !there(last)
+        });
+        if connected {
+            return Some(LeftOut::Neighbour);
+        }
+        let met = self.is_met_at(id, peer, address);
+        (met && address.is_ipv4() && !self.host.strict_rp_filter.is_empty())
+            .then_some(LeftOut::RpFilter)
+    }
+
+    /// Is a peer's own underlay address routed into the tunnel?
+    pub(super) fn mark_input(&self, left_out: &LeftOuts) -> bool {
+        self.config.kubernetes.is_some()
+            && self.directory.peers().any(|(id, peer)| {
+                peer.allowed_ips.iter().any(|net| {
+                    let single = net.prefix_len() == net.max_prefix_len();
+                    single
+                        && self.is_met_at(id, peer, net.addr())
+                        && !left_out.contains_key(&(*id, *net))
+                })
+            })
+    }
+
+    /// Ranges that are dropped as a whole.
+    pub(super) fn pod_ranges(&self) -> BTreeSet<IpNet> {
+        let Some(kubernetes) = &self.config.kubernetes else {
+            return BTreeSet::new();
+        };
+        if !kubernetes.pod_network.carries_pods() {
+            return BTreeSet::new();
+        }
+        let policy = self.directory.policy().map(|policy| &policy.pod_cidrs);
+        let all = kubernetes
+            .cluster_cidrs
+            .iter()
+            .chain(policy.into_iter().flatten());
+        all.map(IpNet::trunc).collect()
+    }
+
+    /// Adds what the cluster asks for to the peers' routes.
+    pub(super) fn cluster_routes(&self, left_out: &LeftOuts, out: &mut BTreeSet<Route>) {
+        if self.config.kubernetes.is_none() {
+            return;
+        }
+        let dropped = self.pod_ranges();
+        let mut spared: BTreeSet<IpNet> = self.own_pod_cidrs().iter().map(IpNet::trunc).collect();
+        let covered = |net: &IpNet| dropped.iter().any(|range| range.contains(net));
+        // What a peer carries exactly is the peer's, though some device claims to lead there.
+        let carried = |net: &IpNet| out.iter().any(|route| route.prefix == *net);
+        let connected = self.connected_networks();
+        spared.extend(connected.filter(|net| covered(net) && !carried(net)));
+        let near = left_out.iter().filter(|(_, why)| **why == LeftOut::Region);
+        spared.extend(near.map(|((_, net), _)| *net).filter(covered));
+        out.extend(dropped.iter().copied().map(blackhole));
+        let protected = &self.cluster.protected;
+        out.retain(|route| !protected.iter().any(|held| held.contains(&route.prefix)));
+        let around = |held: &&IpNet| out.iter().any(|route| route.prefix.contains(*held));
+        spared.extend(protected.iter().filter(around).map(IpNet::trunc));
+        out.retain(|route| !spared.contains(&route.prefix));
+        out.extend(spared.into_iter().map(|prefix| Route {
+            prefix,
+            metric: ROUTE_METRIC,
+            kind: RouteKind::Throw,
+        }));
+    }
+
+    /// Between which ranges source addresses are kept: all that pods and nodes of the mesh have.
+    pub(super) fn keep_source(&self, left_out: &LeftOuts) -> BTreeSet<IpNet> {
+        let carries = |kubernetes: &crate::Kubernetes| kubernetes.pod_network.carries_pods();
+        if !self.config.kubernetes.as_ref().is_some_and(carries) {
+            return BTreeSet::new();
+        }
+        let mut all: Vec<IpNet> = self.pod_ranges().into_iter().collect();
+        all.push(IpNet::V6(mesh_prefix(&self.own.domain)));
+        all.extend(self.own_pod_cidrs());
+        all.extend(self.own_addresses());
+        for (id, peer) in self.directory.peers() {
+            let inside = |net: &&IpNet| !left_out.contains_key(&(*id, **net));
+            all.extend(peer.allowed_ips.iter().filter(inside));
+        }
+        IpNet::aggregate(&all).into_iter().collect()
+    }
+
+    /// What the policy lets peers send to; agents may always speak with each other.
+    pub(super) fn filters(&self) -> BTreeMap<IpNet, BTreeSet<Allowed>> {
+        let mut out = BTreeMap::new();
+        let rules = self.directory.policy().map(|policy| &policy.filters);
+        let Some(rules) = rules.filter(|rules| !rules.is_empty()) else {
+            return out;
+        };
+        let agent: Vec<Allowed> = self
+            .own_addresses()
+            .into_iter()
+            .map(|destination| Allowed {
+                destination,
+                ports: Some((CONTROL_PORT, CONTROL_PORT)),
+            })
+            .collect();
+        for (_, peer) in self.directory.peers() {
+            let mut named = rules.iter().filter(|rule| {
+                let region = peer.region.as_ref();
+                rule.peers.contains(&peer.name)
+                    || region.is_some_and(|region| rule.regions.contains(region))
+            });
+            let Some(first) = named.next() else {
+                continue;
+            };
+            let to = std::iter::once(first)
+                .chain(named)
+                .flat_map(|rule| &rule.to);
+            let to: BTreeSet<Allowed> = to.chain(&agent).copied().collect();
+            out.extend(peer.allowed_ips.iter().map(|net| (*net, to.clone())));
+        }
+        out
+    }
+
+    /// Networks that this host is connected to, by other devices than the overlay's.
+    fn connected_networks(&self) -> impl Iterator<Item = IpNet> + '_ {
+        let addresses = self.host.addresses.iter();
+        let outside = addresses.filter(|address| address.interface != self.config.interface);
+        outside.filter_map(|address| {
+            let net = IpNet::new(address.ip, address.prefix_len).ok()?.trunc();
+            (net.prefix_len() < net.max_prefix_len() && !is_link_local(address.ip)).then_some(net)
+        })
+    }
+
+    /// Is the peer in the own region?
+    fn is_near(&self, peer: &Peer) -> bool {
+        peer.region.is_some() && peer.region == self.own_region()
+    }
+
+    /// Do packets of the tunnel go to that address of a peer, or may they?
+    fn is_met_at(&self, id: &PeerId, peer: &Peer, address: IpAddr) -> bool {
+        let path = self.traversal.path(id).map(|path| path.remote.ip());
+        path == Some(address) || peer.endpoints.iter().any(|at| at.address.ip() == address)
+    }
+
+    /// Does another device of this host have it?
+    pub(super) fn is_on_host(&self, address: IpAddr) -> bool {
+        let mut addresses = self.host.addresses.iter();
+        addresses.any(|held| held.ip == address && held.interface != self.config.interface)
+    }
+}
+
+/// The address of a Node that a prefix is, where it is one.
+fn node_address(node: &Node, prefix: &IpNet) -> Option<IpAddr> {
+    let mut addresses = node.internal_ips.iter().map(IpAddr::to_canonical);
+    addresses.find(|ip| host_prefix(*ip) == *prefix)
+}
+
+fn is_link_local(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => ip.is_link_local() || ip.is_loopback(),
+        IpAddr::V6(ip) => ip.is_unicast_link_local() || ip.is_loopback(),
+    }
+}
