@@ -1,8 +1,10 @@
 //! One pass that makes the kernel equal to a plan.
 //!
 //! The order keeps packets of the mesh from leaving in clear, whatever fails halfway: settings and new
-//! addresses first, for routes name them as their source; then routes, those that drop before those that
-//! carry; then the rules that lead to them; stale addresses go last, when no route names them any more.
+//! addresses before routes, which name them as their source; then routes, those that drop before those that
+//! carry; then the rules that lead to them; stale addresses go last, when no route names them any more. Packet
+//! filters come before all of it: a peer that is filtered is so from its first packet on, and a connection
+//! keeps the source address it began with.
 
 use std::collections::BTreeSet;
 
@@ -40,7 +42,7 @@ pub(crate) async fn converge(
         .iter()
         .filter(|route| usable(&route.prefix))
         .collect();
-    let mut failures = Vec::new();
+    let mut failures = filters(tables, plan);
 
     let device = match link::find(routing, &plan.device.name).await {
         Ok(device) => device,
@@ -76,7 +78,6 @@ pub(crate) async fn converge(
     if let Some(link) = &device {
         failures.extend(address::remove_stale(routing, link, &planned, &held).await);
     }
-    failures.extend(filters(tables, plan).err());
     let relayed = relaying.converge(
         tables,
         &plan.relay_pairs,
@@ -86,47 +87,50 @@ pub(crate) async fn converge(
     failures.extend(relayed.err());
     let narrow = underlay.converge(routing, &plan.narrow, plan.tunnel.fwmark);
     failures.extend(narrow.await.err());
-    failures.extend(not_carried(plan));
     failures
 }
 
-fn filters(tables: &mut Result<Tables, HostError>, plan: &HostPlan) -> Result<(), HostError> {
+/// Each in a step of its own: what one kernel does not know shall not cost the others.
+fn filters(tables: &mut Result<Tables, HostError>, plan: &HostPlan) -> Vec<HostError> {
+    let wanted = plan.mss_clamp
+        || plan.forward_accept
+        || plan.mark_input
+        || !plan.keep_source.is_empty()
+        || !plan.filters.is_empty();
     let tables = match tables {
         Ok(tables) => tables,
-        Err(_) if !plan.mss_clamp && !plan.forward_accept => return Ok(()),
+        Err(_) if !wanted => return Vec::new(),
         Err(error) => {
-            return Err(HostError::Refused {
+            return vec![HostError::Refused {
                 tried: "write packet filter rules".to_owned(),
                 answer: error.to_string(),
-            });
+            }];
         }
     };
-    let name = &plan.device.name;
-    if plan.mss_clamp {
-        tables.apply(&["mss"], &[nft::mss_chain(name)])?;
+    let device = &plan.device.name;
+    let clamp: &[nft::Chain] = if plan.mss_clamp {
+        &[nft::mss_chain(device)]
     } else {
-        tables.apply(&["mss"], &[])?;
-    }
+        &[]
+    };
     let relays = plan.forward_accept && !plan.relay_pairs.is_empty();
     let through = nft::Through {
-        device: name,
+        device,
         of_device: plan.forward_accept,
         relayed: relays.then_some(plan.tunnel.fwmark),
     };
-    match nft::forward_accept(tables, through) {
-        // Only what an earlier run might have left was looked for.
-        Err(_) if !plan.forward_accept => Ok(()),
-        result => result,
-    }
-}
-
-/// A part of a plan that nothing here carries out. Saying nothing would let a filter look as if it held. Adoptions
-/// and aliases are the tunnel's, and relayed pairs that the kernel cannot carry are userspace's.
-fn not_carried(plan: &HostPlan) -> Option<HostError> {
-    (!plan.filters.is_empty()).then(|| HostError::Refused {
-        tried: "filter what peers may send".to_owned(),
-        answer: "this version does not do that".to_owned(),
-    })
+    let results = [
+        nft::filter(tables, device, &plan.filters).map(drop),
+        nft::keep_source(tables, &plan.keep_source).map(drop),
+        nft::mark_input(tables, plan).map(drop),
+        tables.apply(&["mss"], clamp).map(drop),
+        match nft::forward_accept(tables, through) {
+            // Only what an earlier run might have left was looked for.
+            Err(_) if !plan.forward_accept => Ok(()),
+            result => result,
+        },
+    ];
+    results.into_iter().filter_map(Result::err).collect()
 }
 
 /// The ranges of a plan, for the report.

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use mesh_types::HostPlan;
+use mesh_types::cluster::Allowed;
 use mesh_types::plan::{Route, RouteKind, TunnelPeer};
 
 /// Lines of text, one for each thing the host would hold. No secrets.
@@ -56,6 +57,25 @@ fn write(text: &mut String, plan: &HostPlan) -> std::fmt::Result {
             text,
             "nftables accept forwarded packets of {} in the host's own filters",
             device.name
+        )?;
+    }
+    for range in &plan.keep_source {
+        writeln!(text, "nftables keep sources in {range} towards the mesh")?;
+    }
+    for (range, to) in &plan.filters {
+        let to: Vec<String> = to.iter().map(allowed_words).collect();
+        let to = if to.is_empty() {
+            "nowhere".to_owned()
+        } else {
+            to.join(", ")
+        };
+        writeln!(text, "nftables let what comes from {range} go to {to}")?;
+    }
+    if plan.mark_input {
+        writeln!(
+            text,
+            "nftables mark what comes to our ports {:#x}",
+            tunnel.fwmark
         )?;
     }
     for adoption in &plan.adoptions {
@@ -122,6 +142,15 @@ fn peer_words(peer: &TunnelPeer) -> String {
         let _ = write!(words, " allowed-ips {}", ranges.join(","));
     }
     words
+}
+
+fn allowed_words(to: &Allowed) -> String {
+    let destination = to.destination;
+    match to.ports {
+        None => destination.to_string(),
+        Some((first, last)) if first == last => format!("{destination} port {first}"),
+        Some((first, last)) => format!("{destination} ports {first}-{last}"),
+    }
 }
 
 fn route_words(route: &Route, device: &str) -> String {
@@ -214,9 +243,26 @@ mod tests {
             narrow: [([192, 0, 2, 7].into(), 1292)].into(),
             turn_links: BTreeSet::new(),
             proxies: BTreeSet::new(),
-            filters: BTreeMap::new(),
-            keep_source: BTreeSet::new(),
-            mark_input: false,
+            filters: [
+                (
+                    "10.77.0.2/32".parse().unwrap(),
+                    [
+                        Allowed {
+                            destination: "10.201.1.0/24".parse().unwrap(),
+                            ports: Some((80, 90)),
+                        },
+                        Allowed {
+                            destination: "10.201.1.9/32".parse().unwrap(),
+                            ports: None,
+                        },
+                    ]
+                    .into(),
+                ),
+                ("fd77::2/128".parse().unwrap(), BTreeSet::new()),
+            ]
+            .into(),
+            keep_source: ["10.201.0.0/16".parse().unwrap()].into(),
+            mark_input: true,
         };
 
         let text = describe(&plan);
@@ -230,6 +276,10 @@ mod tests {
             "rule ipv4 not fwmark 0x2000/0x2000 lookup 22512 priority 5300",
             "nftables clamp the MSS",
             "datagrams to 192.0.2.7 in fragments of 1292 bytes",
+            "keep sources in 10.201.0.0/16 towards the mesh",
+            "from 10.77.0.2/32 go to 10.201.1.0/24 ports 80-90, 10.201.1.9/32\n",
+            "from fd77::2/128 go to nowhere",
+            "mark what comes to our ports 0x2000",
         ] {
             assert!(text.contains(line), "{line} is missing in:\n{text}");
         }

@@ -9,6 +9,7 @@ use netlink_packet_core::{
     NetlinkSerializable,
 };
 use netlink_sys::{AsyncSocket as _, Socket, SocketAddr};
+use nix::sys::socket::{setsockopt, sockopt};
 
 use crate::HostError;
 
@@ -45,6 +46,11 @@ impl Channel {
             port,
             sequence: 0,
         })
+    }
+
+    /// Raises the number of bytes that may be sent at once.
+    pub(crate) fn send_up_to(&self, bytes: usize) -> io::Result<()> {
+        setsockopt(&self.socket, sockopt::SndBufForce, &bytes).map_err(io::Error::from)
     }
 
     /// The socket alone, for what the kernel tells unasked.

@@ -8,10 +8,15 @@
 mod adoption;
 mod demux;
 mod expression;
+mod filter;
 mod forward;
+mod keep_source;
 mod map;
+mod mark_input;
 mod mss;
+mod range;
 mod relay;
+mod span;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -34,13 +39,18 @@ use crate::HostError;
 use crate::netlink::Channel;
 
 pub use demux::Demux;
+pub(crate) use filter::filter;
 pub(crate) use forward::{Through, dropping_chains, forward_accept};
-use map::Map;
+pub(crate) use keep_source::keep_source;
+use map::{Batch, Elements, Map};
+pub(crate) use mark_input::mark_input;
 pub(crate) use mss::mss_chain;
 pub(crate) use relay::{Link, carry, traffic};
 
-/// Bytes of messages after which a batch ends: half of a socket's usual buffer, which also counts overhead.
-const BATCH: usize = 100 * 1024;
+/// What the kernel takes in one step, bytes. Memory is taken only while a batch is sent.
+const SEND_BUFFER: usize = 16 * 1024 * 1024;
+/// Half of a socket's usual buffer, which also counts overhead, where another cannot be had.
+const USUAL_SEND_BUFFER: usize = 100 * 1024;
 /// `NFNL_SUBSYS_NFTABLES`: what the batch is for.
 const SUBSYSTEM: u16 = 10;
 /// `NF_ACCEPT` as a chain's policy.
@@ -48,10 +58,18 @@ const ACCEPT: u32 = 1;
 /// `NFTNL_UDATA_RULE_COMMENT`.
 const COMMENT: u8 = 0;
 
+/// What a base chain may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Filter,
+    Nat,
+}
+
 /// A base chain of ours.
 #[derive(Debug, Clone)]
 pub(crate) struct Chain {
     pub(crate) name: &'static str,
+    pub(crate) kind: Kind,
     pub(crate) hook: InetHookNumber,
     pub(crate) priority: i32,
     pub(crate) rules: Vec<Rule>,
@@ -127,6 +145,8 @@ impl From<&Chain> for Shape {
 #[derive(Debug)]
 pub(crate) struct Tables {
     channel: Channel,
+    /// Bytes of messages after which a batch ends.
+    batch_size: usize,
     /// Batches that change something, since it was opened.
     pub(crate) changes: u64,
 }
@@ -135,8 +155,14 @@ impl Tables {
     pub(crate) fn open() -> Result<Self, HostError> {
         let channel = Channel::open(NETLINK_NETFILTER)
             .map_err(|error| HostError::from_io("open a netfilter netlink connection", &error))?;
+        // The privilege over this namespace alone is not enough to have more than usual.
+        let batch_size = match channel.send_up_to(SEND_BUFFER) {
+            Ok(()) => SEND_BUFFER / 2,
+            Err(_) => USUAL_SEND_BUFFER,
+        };
         Ok(Self {
             channel,
+            batch_size,
             changes: 0,
         })
     }
@@ -159,18 +185,52 @@ impl Tables {
         wanted: &[Chain],
         maps: &[Map],
     ) -> Result<bool, HostError> {
-        let unread = |error: io::Error| {
-            HostError::from_io(format!("read the nftables table {NFT_TABLE}"), &error)
-        };
-        let held = self.shapes().map_err(unread)?;
-        let Some(held) = held else {
-            return if wanted.is_empty() {
-                Ok(false)
+        let step = self
+            .step(owned, wanted, maps)
+            .map_err(|error| unread(&error))?;
+        self.write(step.batch, &format!("write the nftables table {NFT_TABLE}"))
+    }
+
+    /// The same, and their elements too: all of it in one step. `tried` names it in the error.
+    fn apply_filled(
+        &mut self,
+        tried: &str,
+        owned: &[&str],
+        wanted: &[Chain],
+        filled: &[(Map, Elements)],
+    ) -> Result<bool, HostError> {
+        let maps: Vec<Map> = filled.iter().map(|(map, _)| *map).collect();
+        let Step { mut batch, afresh } = self
+            .step(owned, wanted, &maps)
+            .map_err(|error| unread(&error))?;
+        if !wanted.is_empty() {
+            for (map, wanted) in filled {
+                let held = if afresh {
+                    Elements::new()
+                } else {
+                    self.elements(map).map_err(|error| unread(&error))?
+                };
+                map::withdraw(&mut batch, map, &map::without(&held, wanted));
+                map::insert(&mut batch, map, &map::without(wanted, &held));
+            }
+        }
+        self.write(batch, tried)
+    }
+
+    /// What has to be sent for chains and maps to be as wanted.
+    fn step(&mut self, owned: &[&str], wanted: &[Chain], maps: &[Map]) -> io::Result<Step> {
+        let Some(held) = self.shapes()? else {
+            let batch = if wanted.is_empty() {
+                Batch::new()
             } else {
-                self.write(&BTreeMap::new(), wanted, maps, &Change::default())
+                rewrite(&BTreeMap::new(), wanted, maps, &Change::default())
             };
+            return Ok(Step {
+                batch,
+                afresh: true,
+            });
         };
-        let held_maps = self.maps_of(maps).map_err(unread)?;
+        let held_maps = self.maps_of(maps)?;
         // An earlier version may have had other maps of that name. Only a map that no rule names can go.
         let afresh = held_maps.values().any(|right| !right);
         let different: Vec<&Chain> = wanted
@@ -198,11 +258,25 @@ impl Tables {
             .collect();
         let same = different.is_empty() && stale.is_empty() && gone.is_empty();
         if same && missing.is_empty() && !(held.is_empty() && wanted.is_empty()) {
-            return Ok(false);
+            return Ok(Step {
+                batch: Batch::new(),
+                afresh,
+            });
         }
         let new: Vec<Chain> = different.into_iter().cloned().collect();
         let missing: Vec<Map> = missing.into_iter().copied().collect();
-        self.write(&held, &new, &missing, &Change { stale, gone })
+        let batch = rewrite(&held, &new, &missing, &Change { stale, gone });
+        Ok(Step { batch, afresh })
+    }
+
+    /// Sends it, if there is anything; says whether there was.
+    fn write(&mut self, batch: Batch, tried: &str) -> Result<bool, HostError> {
+        if batch.is_empty() {
+            return Ok(false);
+        }
+        self.batches(batch)
+            .map_err(|error| HostError::from_io(tried, &error))?;
+        Ok(true)
     }
 
     /// Deletes our table with all that is in it. Returns whether there was one.
@@ -216,51 +290,6 @@ impl Tables {
         }
         self.batch(vec![(NfTablesMessage::DeleteTable(table()), 0)])
             .map_err(|error| HostError::from_io(tried, &error))?;
-        Ok(true)
-    }
-
-    fn write(
-        &mut self,
-        held: &BTreeMap<String, Shape>,
-        new: &[Chain],
-        maps: &[Map],
-        Change { stale, gone }: &Change<'_>,
-    ) -> Result<bool, HostError> {
-        let mut batch = Vec::new();
-        if new.is_empty() && held.keys().all(|name| stale.contains(&name.as_str())) {
-            batch.push((NfTablesMessage::DeleteTable(table()), 0));
-        } else {
-            batch.push((NfTablesMessage::NewTable(table()), NLM_F_CREATE));
-            for name in stale {
-                let rules = RuleMessage {
-                    attributes: vec![
-                        RuleAttribute::Table(NFT_TABLE.to_owned()),
-                        RuleAttribute::Chain((*name).to_owned()),
-                    ],
-                };
-                batch.push((NfTablesMessage::DeleteRule(rules), 0));
-                batch.push((NfTablesMessage::DeleteChain(chain_name(name)), 0));
-            }
-            for name in gone {
-                map::delete(&mut batch, name);
-            }
-            for (id, map) in (1..).zip(maps) {
-                map::create(&mut batch, map, id);
-            }
-            for chain in new {
-                batch.push((NfTablesMessage::NewChain(base_chain(chain)), NLM_F_CREATE));
-                for rule in &chain.rules {
-                    let message = rule.message(NFT_TABLE, chain.name);
-                    batch.push((
-                        NfTablesMessage::NewRule(message),
-                        NLM_F_CREATE | NLM_F_APPEND,
-                    ));
-                }
-            }
-        }
-        self.batch(batch).map_err(|error| {
-            HostError::from_io(format!("write the nftables table {NFT_TABLE}"), &error)
-        })?;
         Ok(true)
     }
 
@@ -362,7 +391,7 @@ impl Tables {
         for message in messages {
             bytes += message.0.buffer_len();
             batch.push(message);
-            if bytes >= BATCH {
+            if bytes >= self.batch_size {
                 self.batch(std::mem::take(&mut batch))?;
                 bytes = 0;
             }
@@ -399,6 +428,59 @@ impl Tables {
         self.changes += 1;
         self.channel.exchange(batch).map(drop)
     }
+}
+
+/// What has to be sent.
+struct Step {
+    batch: Batch,
+    /// Are the maps made anew, and so empty, whatever they held?
+    afresh: bool,
+}
+
+/// Everything that makes the chains new, takes the stale ones away, and the table with the last of them.
+fn rewrite(
+    held: &BTreeMap<String, Shape>,
+    new: &[Chain],
+    maps: &[Map],
+    Change { stale, gone }: &Change<'_>,
+) -> Batch {
+    let mut batch = Vec::new();
+    if new.is_empty() && held.keys().all(|name| stale.contains(&name.as_str())) {
+        batch.push((NfTablesMessage::DeleteTable(table()), 0));
+    } else {
+        batch.push((NfTablesMessage::NewTable(table()), NLM_F_CREATE));
+        for name in stale {
+            let rules = RuleMessage {
+                attributes: vec![
+                    RuleAttribute::Table(NFT_TABLE.to_owned()),
+                    RuleAttribute::Chain((*name).to_owned()),
+                ],
+            };
+            batch.push((NfTablesMessage::DeleteRule(rules), 0));
+            batch.push((NfTablesMessage::DeleteChain(chain_name(name)), 0));
+        }
+        for name in gone {
+            map::delete(&mut batch, name);
+        }
+        for (id, map) in (1..).zip(maps) {
+            map::create(&mut batch, map, id);
+        }
+        for chain in new {
+            batch.push((NfTablesMessage::NewChain(base_chain(chain)), NLM_F_CREATE));
+            for rule in &chain.rules {
+                let message = rule.message(NFT_TABLE, chain.name);
+                batch.push((
+                    NfTablesMessage::NewRule(message),
+                    NLM_F_CREATE | NLM_F_APPEND,
+                ));
+            }
+        }
+    }
+    batch
+}
+
+fn unread(error: &io::Error) -> HostError {
+    HostError::from_io(format!("read the nftables table {NFT_TABLE}"), error)
 }
 
 /// What goes before anything new comes.
@@ -499,7 +581,13 @@ fn base_chain(chain: &Chain) -> ChainMessage {
             Hook::Priority(chain.priority.cast_unsigned()),
         ]),
         ChainAttribute::Policy(ACCEPT),
-        ChainAttribute::Type("filter".to_owned()),
+        ChainAttribute::Type(
+            match chain.kind {
+                Kind::Filter => "filter",
+                Kind::Nat => "nat",
+            }
+            .to_owned(),
+        ),
     ]);
     message
 }

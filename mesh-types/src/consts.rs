@@ -37,6 +37,17 @@ pub const NFT_MSS_PRIORITY: i32 = -150;
 pub const NFT_RELAY_IN_PRIORITY: i32 = -300;
 /// nftables priority of the relay chain at postrouting: after every common source NAT (100).
 pub const NFT_RELAY_OUT_PRIORITY: i32 = 310;
+/// nftables priority of the chains that filter what peers send, at input and forward: filter, when kube-proxy has
+/// already put pods in place of Services.
+pub const NFT_FILTER_PRIORITY: i32 = 0;
+/// nftables priority of the chain that keeps source addresses: before every common source NAT (100), which then finds
+/// that of the connection decided.
+pub const NFT_KEEP_SOURCE_PRIORITY: i32 = 90;
+/// nftables priorities of the chains that mark what arrives for us at prerouting: before the reverse path filters of
+/// others at raw (-300; firewalld's is at -290), and again at mangle, where others may have set marks anew.
+pub const NFT_MARK_INPUT_PRIORITIES: [i32; 2] = [-310, -150];
+/// kube-proxy's mark on what it will masquerade (`--iptables-masquerade-bit` 14).
+pub const KUBE_MASQUERADE_MARK: u32 = 0x4000;
 /// Name of the overlay device unless configured.
 pub const INTERFACE: &str = "farspan0";
 /// Largest control message inside the tunnel or an established session, bytes.

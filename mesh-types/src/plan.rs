@@ -46,13 +46,15 @@ pub struct HostPlan {
     /// Peers reached through a TURN server, by loopback address.
     pub proxies: BTreeSet<Proxy>,
     /// Coarse packet filters: what comes out of the tunnel from within one of these ranges may go only where it says,
-    /// forwarded or not. Ranges that are not named are not filtered.
+    /// forwarded or not, beside answers to what did not begin there. Of ranges that lie in each other the longest prefix
+    /// counts, and only it. Ranges that are not named are not filtered.
     pub filters: BTreeMap<IpNet, BTreeSet<Allowed>>,
     /// Between these ranges source addresses are kept, whatever masquerading the host does (kube-proxy, the CNI); empty:
     /// nothing is said to the host's NAT. Packets that kube-proxy has marked 0x4000 stay masqueraded.
     pub keep_source: BTreeSet<IpNet>,
-    /// Peers' own underlay addresses are routed into the tunnel: what arrives at the listen port is marked before the
-    /// route back is looked up, so that reverse path filters find the uplink (needs `src_valid_mark`).
+    /// Peers' own underlay addresses are routed into the tunnel: what arrives at the listen port, a lent one or a relay's
+    /// is marked before the route back is looked up, so that reverse path filters find the uplink (needs
+    /// `src_valid_mark`).
     pub mark_input: bool,
 }
 

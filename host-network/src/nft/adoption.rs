@@ -20,7 +20,7 @@ use super::expression::{
     other_bytes_at, protocol, set_part, set_port,
 };
 use super::map::{Elements, Entry, Map, Value, lone_port, put_address, put_port};
-use super::{Chain, Rule, Tables};
+use super::{Chain, Kind, Rule, Tables};
 use crate::HostError;
 
 const ADOPT_CHAINS: &[&str] = &["adopt_in", "adopt_out"];
@@ -199,12 +199,14 @@ fn adopt_chains(port: u16) -> [Chain; 2] {
     [
         Chain {
             name: "adopt_in",
+            kind: Kind::Filter,
             hook: InetHookNumber::LocalIn,
             priority: NFT_DEMUX_IN_PRIORITY,
             rules: FAMILIES.map(inward).into(),
         },
         Chain {
             name: "adopt_out",
+            kind: Kind::Filter,
             hook: InetHookNumber::LocalOut,
             priority: NFT_DEMUX_OUT_PRIORITY,
             rules: FAMILIES.map(outward).into(),
@@ -252,6 +254,7 @@ fn alias_chain(port: u16) -> Chain {
     };
     Chain {
         name: "alias_in",
+        kind: Kind::Filter,
         hook: InetHookNumber::LocalIn,
         priority: NFT_DEMUX_IN_PRIORITY,
         rules: FAMILIES

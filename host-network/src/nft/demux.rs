@@ -12,7 +12,7 @@ use super::expression::{
     DESTINATION_PORT, SOURCE_PORT, UDP, bytes_at, drop, limit_over, log, masked_bytes_at, protocol,
     set_port,
 };
-use super::{Chain, Rule, Tables, adoption};
+use super::{Chain, Kind, Rule, Tables, adoption};
 use crate::HostError;
 
 /// Names of the chains.
@@ -83,6 +83,7 @@ impl Demux {
         let comment = format!("farspan: initiations from {wireguard_port} are told to the agent");
         let chain = Chain {
             name: "initiations",
+            kind: Kind::Filter,
             hook: InetHookNumber::LocalOut,
             priority: NFT_DEMUX_OUT_PRIORITY - 1,
             rules: vec![Rule::new(comment, rule)],
@@ -122,6 +123,7 @@ fn chains(wireguard_port: u16, agent_port: u16) -> [Chain; 2] {
     [
         Chain {
             name: "demux_in",
+            kind: Kind::Filter,
             hook: InetHookNumber::LocalIn,
             priority: NFT_DEMUX_IN_PRIORITY,
             rules: vec![
@@ -139,6 +141,7 @@ fn chains(wireguard_port: u16, agent_port: u16) -> [Chain; 2] {
         },
         Chain {
             name: "demux_out",
+            kind: Kind::Filter,
             hook: InetHookNumber::LocalOut,
             priority: NFT_DEMUX_OUT_PRIORITY,
             rules: vec![Rule::new(

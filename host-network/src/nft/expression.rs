@@ -85,6 +85,13 @@ pub(crate) fn interface(key: MetaKey, name: &str) -> Vec<Expressions> {
     vec![load_meta(key), equal(value)]
 }
 
+/// `iifname != NAME` or `oifname != NAME`.
+pub(crate) fn other_interface(key: MetaKey, name: &str) -> Vec<Expressions> {
+    let mut value = name.as_bytes().to_vec();
+    value.resize(16, 0);
+    vec![load_meta(key), compare(Operator::NotEqual, value)]
+}
+
 /// The bytes at an offset of the transport header are these.
 pub(crate) fn bytes_at(offset: u32, value: &[u8]) -> Vec<Expressions> {
     vec![load(offset, value.len() as u32), equal(value.to_vec())]
@@ -193,6 +200,14 @@ impl Family {
         }
     }
 
+    /// `NFPROTO_IPV4` and `NFPROTO_IPV6`.
+    fn number(self) -> u8 {
+        match self {
+            Self::V4 => 2,
+            Self::V6 => 10,
+        }
+    }
+
     fn address_len(self) -> u32 {
         match self {
             Self::V4 => 4,
@@ -230,12 +245,7 @@ impl Part {
 
 /// `meta nfproto ipv4` or `ipv6`.
 pub(crate) fn family(family: Family) -> Vec<Expressions> {
-    // `NFPROTO_IPV4` and `NFPROTO_IPV6`.
-    let number = match family {
-        Family::V4 => 2,
-        Family::V6 => 10,
-    };
-    vec![load_meta(MetaKey::Nfproto), equal(vec![number])]
+    vec![load_meta(MetaKey::Nfproto), equal(vec![family.number()])]
 }
 
 /// Loads fields one after another, as the key of a map has them.
@@ -363,6 +373,51 @@ pub(crate) fn other_protocol(protocol: u8) -> Vec<Expressions> {
 pub(crate) fn marked(mark: u32) -> Vec<Expressions> {
     let bits = mark.to_ne_bytes();
     vec![load_meta(MetaKey::Mark), mask(&bits), equal(bits.to_vec())]
+}
+
+/// `meta mark and MARK == 0`.
+pub(crate) fn unmarked(mark: u32) -> Vec<Expressions> {
+    let bits = mark.to_ne_bytes();
+    vec![load_meta(MetaKey::Mark), mask(&bits), equal(vec![0; 4])]
+}
+
+/// `ct state established,related ct direction reply`: not sent by who began.
+pub(crate) fn answer() -> Vec<Expressions> {
+    /// `NFTA_CT_DREG`, `NFTA_CT_KEY`.
+    const TO: u16 = 1;
+    const KEY: u16 = 2;
+    /// `NFT_CT_STATE`, `NFT_CT_DIRECTION`.
+    const STATE: u32 = 0;
+    const DIRECTION: u32 = 1;
+    /// Bits of established and related.
+    const KNOWN: u32 = 2 | 4;
+    /// `IP_CT_DIR_REPLY`.
+    const REPLY: u8 = 1;
+    let load = |what| other("ct", vec![number(TO, REGISTER_NUMBER), number(KEY, what)]);
+    vec![
+        load(STATE),
+        mask(&KNOWN.to_ne_bytes()),
+        compare(Operator::NotEqual, vec![0; 4]),
+        load(DIRECTION),
+        equal(vec![REPLY]),
+    ]
+}
+
+/// `snat to` the address in a register.
+pub(crate) fn snat(family: Family, from: Place) -> Vec<Expressions> {
+    const TYPE: u16 = 1;
+    const FAMILY: u16 = 2;
+    const ADDRESS: u16 = 3;
+    /// `NFT_NAT_SNAT`.
+    const SOURCE: u32 = 0;
+    vec![other(
+        "nat",
+        vec![
+            number(TYPE, SOURCE),
+            number(FAMILY, family.number().into()),
+            number(ADDRESS, 8 + u32::from(from)),
+        ],
+    )]
 }
 
 /// `meta mark set meta mark or MARK`.

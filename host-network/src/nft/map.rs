@@ -1,7 +1,7 @@
 //! Sets and maps of our table: what changes from peer to peer stands in their elements, so that a change touches
 //! an element and never a rule.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 
@@ -13,8 +13,8 @@ use netlink_packet_netfilter::nftables::{
     SetElementList, SetElementMessage, SetFlags, SetMessage,
 };
 
-use super::Tables;
 use super::expression::{Family, Part};
+use super::{Tables, range};
 use crate::HostError;
 
 /// A set or map: which fields lead to what.
@@ -30,6 +30,8 @@ pub(crate) struct Map {
 pub(crate) enum Value {
     /// Nothing: a set.
     None,
+    /// The upper end: a set of ranges, which do not overlap.
+    Ranges,
     /// Fields to be written.
     Fields(&'static [Part]),
     /// A stateful object of this kind.
@@ -47,6 +49,8 @@ pub(crate) enum ObjectKind {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Entry {
     None,
+    /// The last key of a range that begins with the element's. With several fields: of each field.
+    UpTo(Vec<u8>),
     Fields(Vec<u8>),
     Object(String),
 }
@@ -92,10 +96,19 @@ pub(crate) fn put_address(bytes: &mut Vec<u8>, address: SocketAddr) {
 }
 
 impl Map {
+    /// Are keys of several fields?
+    fn is_concatenation(&self) -> bool {
+        self.key.len() > 1
+    }
+
     /// What the kernel is told of it, and what it says again: both lengths, flags and the kind of object.
     fn shape(&self) -> (u32, u32, u32, u32) {
         let (data, flags, object) = match self.value {
             Value::None => (0, SetFlags::empty(), 0),
+            Value::Ranges if self.is_concatenation() => {
+                (0, SetFlags::Interval | SetFlags::Concat, 0)
+            }
+            Value::Ranges => (0, SetFlags::Interval, 0),
             Value::Fields(fields) => (length(fields), SetFlags::Map, 0),
             Value::Object(kind) => (0, SetFlags::Object, kind as u32),
         };
@@ -113,7 +126,10 @@ impl Map {
             SetAttribute::KeyLen(key_len),
         ];
         match self.value {
-            Value::None => {}
+            Value::Ranges if self.is_concatenation() => {
+                attributes.push(SetAttribute::Description(vec![range::fields(self.key)]));
+            }
+            Value::None | Value::Ranges => {}
             Value::Fields(fields) => attributes.extend([
                 SetAttribute::DataType(kinds(fields)),
                 SetAttribute::DataLen(data_len),
@@ -126,11 +142,16 @@ impl Map {
     fn elements(&self, elements: &[(&Vec<u8>, &Entry)]) -> SetElementMessage {
         let list = elements
             .iter()
-            .map(|(key, entry)| {
+            .flat_map(|(key, entry)| {
                 let value = |bytes: &Vec<u8>| DataAttribute::Value(bytes.clone());
                 let mut attributes = vec![SetElementAttribute::Key(value(key))];
+                let mut end = None;
                 match entry {
                     Entry::None => {}
+                    Entry::UpTo(last) if self.is_concatenation() => {
+                        attributes.push(range::last(last));
+                    }
+                    Entry::UpTo(last) => end = range::end(last),
                     Entry::Fields(fields) => {
                         attributes.push(SetElementAttribute::Data(value(fields)));
                     }
@@ -138,8 +159,9 @@ impl Map {
                         attributes.push(SetElementAttribute::ObjectRefrence(name.clone()));
                     }
                 }
-                ListAttribute::Element(attributes)
+                [Some(attributes), end].into_iter().flatten()
             })
+            .map(ListAttribute::Element)
             .collect();
         SetElementMessage {
             attributes: vec![
@@ -317,7 +339,7 @@ impl Tables {
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(Elements::new()),
             answers => answers?,
         };
-        let mut elements = Elements::new();
+        let (mut elements, mut ends) = (Elements::new(), BTreeSet::new());
         for (_, message) in answers {
             let NfTablesMessage::NewSetElement(message) = message else {
                 continue;
@@ -326,11 +348,20 @@ impl Tables {
                 let SetElementList::Elements(list) = attribute else {
                     continue;
                 };
-                elements.extend(list.into_iter().filter_map(|item| match item {
-                    ListAttribute::Element(attributes) => element(attributes),
-                    _ => None,
-                }));
+                for item in list {
+                    let ListAttribute::Element(attributes) = item else {
+                        continue;
+                    };
+                    if range::is_end(&attributes) {
+                        ends.extend(element(attributes).map(|(key, _)| key));
+                    } else {
+                        elements.extend(element(attributes));
+                    }
+                }
             }
+        }
+        if map.value == Value::Ranges && !map.is_concatenation() {
+            range::close(&mut elements, &ends);
         }
         Ok(elements)
     }
@@ -394,6 +425,7 @@ fn element(attributes: Vec<SetElementAttribute>) -> Option<(Vec<u8>, Entry)> {
             SetElementAttribute::Key(DataAttribute::Value(bytes)) => key = Some(bytes),
             SetElementAttribute::Data(DataAttribute::Value(bytes)) => entry = Entry::Fields(bytes),
             SetElementAttribute::ObjectRefrence(name) => entry = Entry::Object(name),
+            SetElementAttribute::KeyEnd(values) => entry = range::up_to(&values),
             _ => {}
         }
     }

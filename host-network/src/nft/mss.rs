@@ -5,7 +5,7 @@ use mesh_types::consts::NFT_MSS_PRIORITY;
 use netlink_packet_netfilter::nftables::{InetHookNumber, MetaKey};
 
 use super::expression::{TCP, clamp_mss, interface, protocol, syn};
-use super::{Chain, Rule};
+use super::{Chain, Kind, Rule};
 
 /// Clamps forwarded TCP that enters or leaves by the device. By name: the device may come and go.
 pub(crate) fn mss_chain(device: &str) -> Chain {
@@ -17,6 +17,7 @@ pub(crate) fn mss_chain(device: &str) -> Chain {
     };
     Chain {
         name: "mss",
+        kind: Kind::Filter,
         hook: InetHookNumber::Forward,
         priority: NFT_MSS_PRIORITY,
         rules: vec![rule(MetaKey::Iifname, "from"), rule(MetaKey::Oifname, "to")],

@@ -23,7 +23,7 @@ use super::map::{
     self, Batch, Elements, Entry, Map, Object, ObjectKind, Value, lone_port, put_address, put_ip,
     put_port,
 };
-use super::{Chain, Rule, Tables};
+use super::{Chain, Kind, Rule, Tables};
 use crate::HostError;
 
 use Family::{V4, V6};
@@ -468,12 +468,14 @@ fn chains(mark: u32) -> [Chain; 2] {
     [
         Chain {
             name: "relay_in",
+            kind: Kind::Filter,
             hook: InetHookNumber::PreRouting,
             priority: NFT_RELAY_IN_PRIORITY,
             rules: inward,
         },
         Chain {
             name: "relay_out",
+            kind: Kind::Filter,
             hook: InetHookNumber::PostRouting,
             priority: NFT_RELAY_OUT_PRIORITY,
             rules: outward,
