@@ -1,5 +1,6 @@
 //! Plans become kernel state, stay so, and go without a trace.
 
+use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -253,6 +254,9 @@ fn removing_leaves_the_host_as_it_was() {
         let mut host = Host::new(INTERFACE).await.unwrap();
         let mut plan = plan();
         plan.forward_accept = true;
+        plan.mark_input = true;
+        plan.keep_source = [net("10.201.0.0/16"), net("fd77::/16")].into();
+        plan.filters = [(net("10.201.2.0/24"), BTreeSet::new())].into();
         assert_eq!(host.converge(&plan).await.failures, Vec::<String>::new());
         assert_ne!(everything(), before);
 
