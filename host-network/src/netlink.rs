@@ -5,8 +5,8 @@ use std::io;
 
 use futures::{Stream, StreamExt as _};
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkDeserializable, NetlinkMessage, NetlinkPayload,
-    NetlinkSerializable,
+    NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NetlinkMessage,
+    NetlinkPayload, NetlinkSerializable,
 };
 use netlink_sys::{AsyncSocket as _, Socket, SocketAddr};
 use nix::sys::socket::{setsockopt, sockopt};
@@ -117,6 +117,54 @@ impl Channel {
             }
         }
         answers.finish()
+    }
+}
+
+/// A message as it is.
+#[derive(Debug, Clone)]
+pub(crate) struct Raw {
+    kind: u16,
+    pub(crate) body: Vec<u8>,
+}
+
+impl Raw {
+    /// A request, to be answered by messages as they are.
+    pub(crate) fn of(request: &impl NetlinkSerializable) -> Self {
+        let mut body = vec![0; request.buffer_len()];
+        request.serialize(&mut body);
+        let kind = request.message_type();
+        Self { kind, body }
+    }
+}
+
+impl NetlinkSerializable for Raw {
+    fn message_type(&self) -> u16 {
+        self.kind
+    }
+
+    fn buffer_len(&self) -> usize {
+        self.body.len()
+    }
+
+    fn serialize(&self, buffer: &mut [u8]) {
+        buffer.copy_from_slice(&self.body);
+    }
+}
+
+impl NetlinkDeserializable for Raw {
+    type Error = std::convert::Infallible;
+
+    fn deserialize(header: &NetlinkHeader, payload: &[u8]) -> Result<Self, Self::Error> {
+        Ok(Self {
+            kind: header.message_type,
+            body: payload.to_vec(),
+        })
+    }
+}
+
+impl From<Raw> for NetlinkPayload<Raw> {
+    fn from(raw: Raw) -> Self {
+        Self::InnerMessage(raw)
     }
 }
 

@@ -7,6 +7,7 @@
 
 mod adoption;
 mod demux;
+mod element;
 mod expression;
 mod filter;
 mod forward;

@@ -1,21 +1,22 @@
 //! Sets and maps of our table: what changes from peer to peer stands in their elements, so that a change touches
 //! an element and never a rule.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 
 use mesh_types::consts::NFT_TABLE;
 use netlink_packet_core::{DefaultNla, NLA_F_NESTED, NLM_F_CREATE};
-use netlink_packet_netfilter::NetfilterProtoFamily;
 use netlink_packet_netfilter::nftables::{
     DataAttribute, ListAttribute, NfTablesMessage, SetAttribute, SetElementAttribute,
     SetElementList, SetElementMessage, SetFlags, SetMessage,
 };
+use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterProtoFamily};
 
 use super::expression::{Family, Part};
-use super::{Tables, range};
+use super::{Tables, element, range};
 use crate::HostError;
+use crate::netlink::Raw;
 
 /// A set or map: which fields lead to what.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,7 +98,7 @@ pub(crate) fn put_address(bytes: &mut Vec<u8>, address: SocketAddr) {
 
 impl Map {
     /// Are keys of several fields?
-    fn is_concatenation(&self) -> bool {
+    pub(super) fn is_concatenation(&self) -> bool {
         self.key.len() > 1
     }
 
@@ -335,35 +336,12 @@ impl Tables {
                 SetElementList::Set(map.name.to_owned()),
             ],
         });
-        let answers = match self.dump(NetfilterProtoFamily::Inet, request) {
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(Elements::new()),
-            answers => answers?,
-        };
-        let (mut elements, mut ends) = (Elements::new(), BTreeSet::new());
-        for (_, message) in answers {
-            let NfTablesMessage::NewSetElement(message) = message else {
-                continue;
-            };
-            for attribute in message.attributes {
-                let SetElementList::Elements(list) = attribute else {
-                    continue;
-                };
-                for item in list {
-                    let ListAttribute::Element(attributes) = item else {
-                        continue;
-                    };
-                    if range::is_end(&attributes) {
-                        ends.extend(element(attributes).map(|(key, _)| key));
-                    } else {
-                        elements.extend(element(attributes));
-                    }
-                }
-            }
+        let header = NetfilterHeader::new(NetfilterProtoFamily::Inet, 0, 0);
+        let request = Raw::of(&NetfilterMessage::new(header, request));
+        match self.channel.dump(&request) {
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(Elements::new()),
+            answers => Ok(element::read(map, &answers?)),
         }
-        if map.value == Value::Ranges && !map.is_concatenation() {
-            range::close(&mut elements, &ends);
-        }
-        Ok(elements)
     }
 
     /// Makes the elements of a map equal to `wanted`, in one step; says whether anything had to be changed.
@@ -411,54 +389,9 @@ impl Tables {
             if string(OBJECT_TABLE).as_deref() == Some(NFT_TABLE)
                 && let (Some(name), Some(data)) = (string(OBJECT_NAME), value(OBJECT_DATA))
             {
-                objects.insert(name, attributes_of(&data));
+                objects.insert(name, element::attributes_of(&data));
             }
         }
         Ok(objects)
-    }
-}
-
-fn element(attributes: Vec<SetElementAttribute>) -> Option<(Vec<u8>, Entry)> {
-    let (mut key, mut entry) = (None, Entry::None);
-    for attribute in attributes {
-        match attribute {
-            SetElementAttribute::Key(DataAttribute::Value(bytes)) => key = Some(bytes),
-            SetElementAttribute::Data(DataAttribute::Value(bytes)) => entry = Entry::Fields(bytes),
-            SetElementAttribute::ObjectRefrence(name) => entry = Entry::Object(name),
-            SetElementAttribute::KeyEnd(values) => entry = range::up_to(&values),
-            _ => {}
-        }
-    }
-    Some((key?, entry))
-}
-
-/// The attributes in a nested one: kind and value. What is cut short is left out.
-fn attributes_of(mut bytes: &[u8]) -> Attributes {
-    let mut found = Vec::new();
-    while let Some(&[a, b, c, d]) = bytes.first_chunk() {
-        let length = usize::from(u16::from_ne_bytes([a, b]));
-        let Some(value) = bytes.get(4..length) else {
-            break;
-        };
-        let kind = u16::from_ne_bytes([c, d]) & !NLA_F_NESTED;
-        found.push((kind, value.to_vec()));
-        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or(&[]);
-    }
-    found
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn nested_attributes_are_read_and_what_is_cut_short_is_left_out() {
-        let whole = [8, 0, 1, 0, 1, 2, 3, 4, 6, 0, 2, 0x80, 5, 6, 0, 0];
-        let both = vec![(1, vec![1, 2, 3, 4]), (2, vec![5, 6])];
-        assert_eq!(attributes_of(&whole), both);
-        for end in 0..whole.len() {
-            assert!(attributes_of(&whole[..end]).len() <= both.len());
-        }
-        assert_eq!(attributes_of(&[0; 8]), [], "a length of zero does not loop");
     }
 }

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeSet;
 
-use netlink_packet_core::{DefaultNla, Emitable as _, NLA_F_NESTED, Nla as _};
+use netlink_packet_core::{DefaultNla, Emitable as _, NLA_F_NESTED};
 use netlink_packet_netfilter::nftables::{
     DataAttribute, SetDescription, SetElementAttribute, SetElementFlags,
 };
@@ -35,30 +35,12 @@ pub(super) fn last(key: &[u8]) -> SetElementAttribute {
     SetElementAttribute::KeyEnd(vec![DefaultNla::new(VALUE, key.to_vec())])
 }
 
-/// Reads it.
-pub(super) fn up_to(values: &[DefaultNla]) -> Entry {
-    let value = values.iter().find(|it| it.kind() & !NLA_F_NESTED == VALUE);
-    value.map_or(Entry::None, |value| {
-        let mut bytes = vec![0; value.value_len()];
-        value.emit_value(&mut bytes);
-        Entry::UpTo(bytes)
-    })
-}
-
 /// The element after a range of one field; `None` at the top.
 pub(super) fn end(last: &[u8]) -> Option<Vec<SetElementAttribute>> {
     Some(vec![
         SetElementAttribute::Key(DataAttribute::Value(after(last)?)),
         SetElementAttribute::Flags(SetElementFlags::IntervalEnd),
     ])
-}
-
-/// Is it such an element?
-pub(super) fn is_end(attributes: &[SetElementAttribute]) -> bool {
-    attributes.iter().any(|attribute| {
-        matches!(attribute, SetElementAttribute::Flags(flags)
-            if flags.contains(SetElementFlags::IntervalEnd))
-    })
 }
 
 /// Gives each first key its last one.

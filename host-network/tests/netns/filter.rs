@@ -300,9 +300,8 @@ fn a_thousand_filters_of_either_family_are_one_step() {
 
         bed.converge(&many).await;
 
-        let took = clock() - start;
+        let written = clock() - start;
         assert_eq!(bed.host.requests(), requests + 1);
-        assert!(took < Duration::from_secs(10), "{took:?}");
         for family in [0, 1] {
             assert!(arrives(&bed, FAR[family], POD[family], 80));
             assert!(!arrives(&bed, FAR[family], POD[family], 82));
@@ -310,10 +309,10 @@ fn a_thousand_filters_of_either_family_are_one_step() {
         let start = clock();
         bed.converge(&many).await;
         assert_eq!(bed.host.requests(), requests + 1, "and read back as it is");
-        println!(
-            "2,002 filters: {took:?}, and {:?} to compare",
-            clock() - start
-        );
+        let compared = clock() - start;
+        println!("2,002 filters: written in {written:?}, compared in {compared:?}");
+        let most = Duration::from_secs(10);
+        assert!(written < most && compared < most);
         bed.converge(&plan()).await;
         assert!(!run("nft list table inet farspan").contains("allowed"));
     });
