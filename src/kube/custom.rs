@@ -9,6 +9,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 use tokio::sync::{mpsc, oneshot};
 
+use super::client::Kind;
 use super::crd::{ExternalPeer, MeshPolicy, POLICY_NAME};
 use super::node::Meta;
 use super::watch::{Object, Seen};
@@ -67,7 +68,7 @@ impl Objects {
     }
 }
 
-/// Tells the core of the policy. `first` hears once something is known of it, be it that it cannot be read.
+/// Tells the core of the policy. `first` hears once something is known of it, be it that there is no such kind.
 pub async fn policy(
     mut seen: mpsc::Receiver<Seen<Custom>>,
     tell: Teller,
@@ -77,11 +78,13 @@ pub async fn policy(
     let mut told = None;
     let mut first = Some(first);
     while let Some(seen) = seen.recv().await {
-        if seen == Seen::Well {
-            continue;
-        }
         // Dropped at the end of this round, after the core was told.
-        let _heard = first.take();
+        let known = match &seen {
+            Seen::Listed(_) | Seen::Applied(_) | Seen::Deleted(_) | Seen::Absent => true,
+            Seen::Trouble(failure) => failure.kind == Kind::NotFound,
+            Seen::Well => false,
+        };
+        let _heard = first.take_if(|_| known);
         if !objects.handle(seen) {
             continue;
         }
