@@ -52,6 +52,20 @@ impl Membership {
         events: mpsc::Sender<Event>,
     ) -> Self {
         let own = mode == PodNetwork::Own && !config.external;
+        if !own && !config.external {
+            // Left by an agent of another mode; the network that is there now must have the pods.
+            match cni::remove(&config.cni_conf_dir) {
+                Ok(true) => info!(
+                    file = cni::FILE,
+                    mode = mode.kind(),
+                    "CNI configuration of mode own removed"
+                ),
+                Ok(false) => {}
+                Err(error) => {
+                    warn!(file = cni::FILE, %error, "Failed to remove the CNI configuration of mode own")
+                }
+            }
+        }
         Self {
             tasks: Cluster::start(config, mode, known, metrics, events),
             cni: own.then(|| {

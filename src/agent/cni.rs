@@ -201,11 +201,7 @@ impl Cni {
     /// Removes our file; true where there was one.
     pub fn remove(&mut self) -> io::Result<bool> {
         self.written = false;
-        match fs::remove_file(self.conf_dir.join(FILE)) {
-            Ok(()) => Ok(true),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(error) => Err(error),
-        }
+        remove(&self.conf_dir)
     }
 
     fn tell(&mut self, code: &'static str, severity: Severity, message: String, remedy: &str) {
@@ -231,6 +227,15 @@ impl Cni {
             .inspect_err(|_| _ = fs::remove_file(&temporary))?;
         info!(file = %path.display(), "CNI configuration written");
         Ok(())
+    }
+}
+
+/// Removes our file; true where there was one.
+pub fn remove(conf_dir: &Path) -> io::Result<bool> {
+    match fs::remove_file(conf_dir.join(FILE)) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
     }
 }
 
