@@ -1,6 +1,6 @@
 //! Flags of the agent: what the systemd unit and the DaemonSet give it.
 
-use std::net::{Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
@@ -135,47 +135,6 @@ mod tests {
         }
         for wrong in ["", "9586", "127.0.0.1", "localhost:9586", "127.0.0.1:99999"] {
             assert!(listen_address(wrong).is_err(), "{wrong}");
-        }
-    }
-}
-
-/// Reads `127.0.0.1:9586`, `[::1]:9586`, and `::1:9586` as a pod spec puts it together.
-fn listen(text: &str) -> Result<SocketAddr, String> {
-    let bare = || {
-        let (address, port) = text.rsplit_once(':')?;
-        let address: Ipv6Addr = address.parse().ok()?;
-        Some(SocketAddr::from((address, port.parse().ok()?)))
-    };
-    text.parse()
-        .ok()
-        .or_else(bare)
-        .ok_or_else(|| format!("{text:?} is no address with a port; write it like 127.0.0.1:9586"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_address_to_listen_on_is_read_as_a_pod_puts_it_together() {
-        for (text, address) in [
-            ("127.0.0.1:9586", "127.0.0.1:9586"),
-            ("[fd00::1]:9586", "[fd00::1]:9586"),
-            ("fd00::1:9586", "[fd00::1]:9586"),
-            ("2001:db8:0:1:2:3:4:5:9586", "[2001:db8:0:1:2:3:4:5]:9586"),
-        ] {
-            assert_eq!(listen(text), Ok(address.parse().unwrap()), "{text}");
-        }
-        for wrong in [
-            "",
-            "9586",
-            ":9586",
-            "::1",
-            "10.0.0.1",
-            "host:9586",
-            "fd00::1:x",
-        ] {
-            assert!(listen(wrong).is_err(), "{wrong}");
         }
     }
 }
