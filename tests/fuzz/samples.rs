@@ -2,6 +2,8 @@
 
 use std::net::SocketAddr;
 
+use mesh_types::annotations;
+use mesh_types::cluster::{Allowed, Node, Policy, PolicyFilter, Saved};
 use mesh_types::message::{
     Ack, CallMe, CallMeAck, Delta, Digest, DigestEntry, Echo, Forward, Hello, Join, JoinRefused,
     JoinRelay, Joined, PathReady, Petition, RelayBind, RelayDistance, RelayOffer,
@@ -10,8 +12,9 @@ use mesh_types::record::Features;
 use mesh_types::state::{LastEndpoint, Pin, Ticket};
 use mesh_types::token::{Introducer, TicketId, Token};
 use mesh_types::{
-    Announcement, Candidate, CandidateKind, DomainId, IdentitySecret, Idx, IpNet, Membership,
-    Message, NatReport, NodeKey, Signed, State, Tombstone, WgKey, WgSecret,
+    Announcement, Candidate, CandidateKind, ConfigPeer, DomainId, IdentitySecret, Idx, IpNet,
+    Membership, Message, NatReport, NodeKey, PresharedKey, Signed, State, Tombstone, WgKey,
+    WgSecret,
 };
 
 pub(crate) fn authority() -> IdentitySecret {
@@ -224,6 +227,68 @@ pub(crate) fn token() -> Token {
         secret: [6; 16],
         expiry: 1_800_000_000,
         ipv4: Some([10, 77, 0, 2].into()),
+    }
+}
+
+/// The Node of machine `number`, with its record.
+pub(crate) fn cluster_node(number: u8) -> Node {
+    let announced = Announcement {
+        name: Some(format!("n{number}")),
+        node_uid: Some(format!("uid-{number}")),
+        ..announcement(number, 5)
+    };
+    let written = annotations::encode(&Signed::sign(
+        annotations::fit(announced),
+        &identity(number),
+    ));
+    let person = ["region", "force-endpoint", "extra-cidrs", "relay"]
+        .into_iter()
+        .zip(["eu", "203.0.113.9:4500", "172.16.0.0/24", "true"])
+        .map(|(key, value)| (format!("{}{key}", annotations::CONFIG_PREFIX), value.into()));
+    Node {
+        name: format!("n{number}"),
+        uid: format!("uid-{number}"),
+        created: 1_800_000_000 + u64::from(number),
+        pod_cidrs: vec![net(&format!("10.244.{number}.0/24"))],
+        internal_ips: vec![[192, 0, 2, number].into()],
+        region: Some("eu".into()),
+        annotations: written
+            .into_iter()
+            .map(|(key, value)| (key.to_owned(), value))
+            .chain(person)
+            .collect(),
+    }
+}
+
+fn saved() -> Saved {
+    let allowed = Allowed {
+        destination: net("10.0.0.0/8"),
+        ports: Some((80, 443)),
+    };
+    Saved {
+        domain: node(1).domain,
+        nodes: vec![cluster_node(2), cluster_node(3)],
+        policy: Some(Policy {
+            node_cidrs: vec![net("192.0.2.0/24")],
+            pod_cidrs: vec![net("10.244.0.0/16")],
+            extra_cidrs: [("n2".to_owned(), vec![net("172.16.0.0/16")])].into(),
+            relays: Some(["n2".to_owned()].into()),
+            filters: vec![PolicyFilter {
+                regions: ["eu".to_owned()].into(),
+                peers: ["n3".to_owned()].into(),
+                to: vec![allowed],
+            }],
+        }),
+        protected: [net("10.96.0.0/12")].into(),
+        externals: vec![ConfigPeer {
+            name: Some("laptop".into()),
+            key: wg(50),
+            endpoints: vec![endpoint(50)],
+            allowed_ips: vec![net("10.9.0.50/32")],
+            plain: true,
+            preshared_key: PresharedKey::from_base64(&wg(51).to_string()).ok(),
+            persistent_keepalive: Some(std::time::Duration::from_secs(25)),
+        }],
     }
 }
 
