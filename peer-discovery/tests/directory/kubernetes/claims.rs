@@ -193,7 +193,7 @@ fn nodes_without_an_agent_keep_what_is_theirs() {
 }
 
 #[test]
-fn the_file_goes_before_the_cluster_and_the_cluster_s_word_is_not_a_nodes() {
+fn what_the_file_gives_to_a_peer_no_node_has() {
     let two = worker(2);
     let mut directory = reader();
     let mut listed = machine(9).entry();
@@ -203,7 +203,6 @@ fn the_file_goes_before_the_cluster_and_the_cluster_s_word_is_not_a_nodes() {
     assert!(directory.of(&two).node_ips.is_empty());
     let refused = directory.objections();
     assert_eq!((refused[0].0, refused[0].1), (Reason::Overlap, Some("n2")));
-    // A `[[peer]]` entry may lie around what the cluster gives, as in WireGuard.
     assert!(directory.of(&two).pod_cidrs.contains(&net("10.244.2.0/24")));
 }
 
