@@ -1,11 +1,11 @@
 //! A cluster: an API server with the project's manifests, Nodes as kubelets make them, tokens as kubelets project them.
 
 use std::path::Path;
-use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use crate::lab::Lab;
+use crate::lab::agent::PATIENCE;
 use crate::lab::wait::wait_until;
 use crate::server::ApiServer;
 use crate::user::{Refusal, User};
@@ -26,25 +26,29 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Starts an API server, applies the manifests, and makes these Nodes.
-    pub fn start(nodes: &[&str]) -> Self {
+    /// Starts an API server with kubelets' tokens for nodes of these names, and applies the manifests.
+    pub fn start(kubelets: &[&str]) -> Self {
         let lab = Lab::new();
         let host = lab.public_host("control");
-        let server = ApiServer::start(host, lab.directory().join("control"), nodes);
+        let server = ApiServer::start(host, lab.directory().join("control"), kubelets);
         let admin = server.admin();
         let cluster = Self { server, admin, lab };
-        for file in ["namespace", "rbac", "admission"] {
-            cluster.server.kubectl_ok(
-                &["apply", "-f", &manifest(&format!("base/{file}.yaml"))],
-                "",
-            );
+        for file in ["namespace", "crds", "rbac", "admission"] {
+            cluster
+                .server
+                .kubectl_ok(&["apply", "-f", &manifest(&format!("base/{file}.yaml"))], "");
         }
-        for (number, name) in nodes.iter().enumerate() {
-            let number = u8::try_from(number + 1).expect("few nodes");
+        if let Some(kubelet) = kubelets.first() {
+            cluster.wait_for_policies(kubelet);
+        }
+        cluster
+    }
+
+    /// The same with a Node of each name, its addresses of no importance.
+    pub fn with_nodes(names: &[&str]) -> Self {
+        let cluster = Self::start(names);
+        for (name, number) in names.iter().zip(1..) {
             cluster.add_node(name, number, &format!("192.0.2.{number}"));
-        }
-        if let [first, ..] = nodes {
-            cluster.wait_for_policies(first);
         }
         cluster
     }
@@ -102,20 +106,30 @@ impl Cluster {
     }
 
     /// Policies count a moment after they have been created.
-    fn wait_for_policies(&self, node: &str) {
-        let path = format!("{NODES}/{node}?dryRun=All");
+    fn wait_for_policies(&self, kubelet: &str) {
+        let probe = "policy-probe";
+        let made = self.admin.create(NODES, &node(probe));
+        made.unwrap_or_else(|refusal| panic!("Node {probe}: {refusal}"));
+        let path = format!("{NODES}/{probe}");
         let stranger = self.server.user(&self.token(Value::Null));
-        let kubelet = self.server.kubelet(node);
-        let in_force = |answer: Result<Value, Refusal>| match answer {
-            Err(refusal) if refusal.code == 422 => Ok(()),
-            Err(refusal) => Err(refusal.to_string()),
-            Ok(_) => Err("allowed".to_owned()),
-        };
-        wait_until("the policies are in force", Duration::from_secs(30), || {
-            let annotations = |key: &str| json!({"metadata": {"annotations": {key: "x"}}});
-            in_force(stranger.merge(&path, &annotations("farspan.io/seq")))?;
-            in_force(kubelet.merge(&path, &annotations("config.farspan.io/region")))
+        let annotation = json!({"metadata": {"annotations": {"farspan.io/seq": "1"}}});
+        let mut configured = node(kubelet);
+        configured["metadata"]["annotations"] = json!({"config.farspan.io/region": "mars"});
+        let kubelet = self.server.kubelet(kubelet);
+        wait_until("the policies are in force", PATIENCE, || {
+            denied(stranger.merge(&format!("{path}?dryRun=All"), &annotation))?;
+            denied(kubelet.create(&format!("{NODES}?dryRun=All"), &configured))
         });
+        let gone = self.admin.delete(&path);
+        gone.unwrap_or_else(|refusal| panic!("Node {probe}: {refusal}"));
+    }
+}
+
+fn denied(answer: Result<Value, Refusal>) -> Result<(), String> {
+    match answer {
+        Err(refusal) if refusal.code == 422 => Ok(()),
+        Err(refusal) => Err(refusal.to_string()),
+        Ok(_) => Err("allowed".to_owned()),
     }
 }
 

@@ -16,7 +16,7 @@ type Objects = BTreeMap<String, Value>;
 #[test]
 fn rights_and_policies_applied_again_are_unchanged() {
     let cluster = Cluster::start(&[]);
-    for file in ["namespace", "rbac", "admission"] {
+    for file in ["namespace", "crds", "rbac", "admission"] {
         let path = manifest(&format!("base/{file}.yaml"));
         unchanged(&cluster.server.kubectl_ok(&["apply", "-f", &path], ""));
     }

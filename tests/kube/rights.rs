@@ -14,7 +14,7 @@ const TOKEN_CACHE: Duration = Duration::from_secs(60);
 
 #[test]
 fn a_bound_token_changes_the_announcement_of_its_own_node_and_nothing_else() {
-    let cluster = Cluster::start(&["n1", "n2"]);
+    let cluster = Cluster::with_nodes(&["n1", "n2"]);
     let by_pod = cluster.server.user(&cluster.pod_token("farspan-1", "n1"));
     let by_node = cluster.server.user(&cluster.node_token("n1"));
     let unbound = cluster.server.user(&cluster.token(Value::Null));
@@ -87,7 +87,7 @@ fn a_bound_token_changes_the_announcement_of_its_own_node_and_nothing_else() {
 
 #[test]
 fn a_token_has_no_other_verb_and_even_an_administrators_role_does_not_widen_it() {
-    let cluster = Cluster::start(&["n1"]);
+    let cluster = Cluster::with_nodes(&["n1"]);
     let token = cluster.pod_token("farspan-1", "n1");
     let user = cluster.server.user(&token);
     let new = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n3"}});
@@ -164,7 +164,7 @@ fn a_token_has_no_other_verb_and_even_an_administrators_role_does_not_widen_it()
 
 #[test]
 fn config_annotations_are_peoples_and_not_nodes() {
-    let cluster = Cluster::start(&["n1"]);
+    let cluster = Cluster::with_nodes(&["n1"]);
     let kubelet = cluster.server.kubelet("n1");
     let key = "config.farspan.io/extra-cidrs";
     let sentence = "config.farspan.io/* is set by people and not by nodes";
@@ -208,7 +208,7 @@ fn config_annotations_are_peoples_and_not_nodes() {
 
 #[test]
 fn a_record_goes_to_the_node_it_was_made_for_and_a_token_ends_with_its_pod() {
-    let mut cluster = Cluster::start(&["n1", "n2"]);
+    let mut cluster = Cluster::with_nodes(&["n1", "n2"]);
     let first = cluster.server.user(&cluster.pod_token("farspan-1", "n1"));
     let second = cluster.server.user(&cluster.pod_token("farspan-2", "n2"));
     let mut record = announcement("n1", json!({"farspan.io/seq": "1"}));
