@@ -1,6 +1,7 @@
 //! Real agents with bound tokens, behind NATs, that know each other from annotations of their Nodes only.
 
 use std::fs;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -9,7 +10,7 @@ use mesh_types::annotations::{KEYS, RECORD_MAX};
 
 use crate::cluster::{Cluster, NODES};
 use crate::lab::agent::PATIENCE;
-use crate::lab::traffic::{tcp_source_seen, Echo};
+use crate::lab::traffic::{Echo, tcp_source_seen};
 use crate::lab::wait::{pause, wait_until};
 use crate::lab::{Host, Nat, NatKind, Node};
 
@@ -33,11 +34,19 @@ impl Mesh {
         let cluster = Cluster::start(&NAMES);
         let [public, restricted, symmetric] = [
             cluster.lab.public_host(NAMES[0]),
-            cluster.lab.site("west", Nat::new(NatKind::Prc)).host(NAMES[1]),
-            cluster.lab.site("east", Nat::new(NatKind::Symmetric)).host(NAMES[2]),
+            cluster
+                .lab
+                .site("west", Nat::new(NatKind::Prc))
+                .host(NAMES[1]),
+            cluster
+                .lab
+                .site("east", Nat::new(NatKind::Symmetric))
+                .host(NAMES[2]),
         ];
         let hosts = [public, restricted, symmetric].into_iter().zip(1..);
-        let nodes = hosts.map(|(host, number)| machine(&cluster, host, number)).collect();
+        let nodes = hosts
+            .map(|(host, number)| machine(&cluster, host, number))
+            .collect();
         let mut mesh = Self { nodes, cluster };
         for node in &mut mesh.nodes {
             start(node);
@@ -53,9 +62,12 @@ impl Mesh {
         for (from, to) in self.pairs() {
             let (from, to) = (from.pod(), to.pod());
             let _echo = Echo::start(&to.namespace);
-            for (source, server) in [(from.ipv4.into(), to.ipv4.into()), (from.ipv6.into(), to.ipv6.into())] {
+            for (source, server) in [
+                (IpAddr::V4(from.ipv4), IpAddr::V4(to.ipv4)),
+                (IpAddr::V6(from.ipv6), IpAddr::V6(to.ipv6)),
+            ] {
                 let check = || tcp_source_seen(&from.namespace, server);
-                let (seen, _): (std::net::IpAddr, _) = wait_until("pods meet", PATIENCE, check);
+                let (seen, _) = wait_until("pods meet", PATIENCE, check);
                 assert_eq!(seen, source, "from pod to pod");
             }
         }
@@ -64,7 +76,10 @@ impl Mesh {
     /// Waits until no agent has anything left to write.
     fn wait_settled(&self) {
         for node in &self.nodes {
-            for (metric, value) in [("farspan_kubernetes_api_up", 1), ("farspan_announcement_pending", 0)] {
+            for (metric, value) in [
+                ("farspan_kubernetes_api_up", 1),
+                ("farspan_announcement_pending", 0),
+            ] {
                 let what = format!("{metric} of {} is {value}", node.name());
                 wait_until(&what, SETTLED, || match node.metric(metric)? {
                     Some(seen) if seen == f64::from(value) => Ok(()),
@@ -84,9 +99,15 @@ impl Mesh {
     fn writes(&self) -> Vec<String> {
         let reads = ["get", "list", "watch"];
         let events = self.cluster.server.audit().into_iter();
-        let writes = events.filter(|event| !reads.contains(&event["verb"].as_str().unwrap_or_default()));
+        let writes =
+            events.filter(|event| !reads.contains(&event["verb"].as_str().unwrap_or_default()));
         writes
-            .map(|event| format!("{} {} {}", event["verb"], event["objectRef"]["resource"], event["objectRef"]["name"]))
+            .map(|event| {
+                format!(
+                    "{} {} {}",
+                    event["verb"], event["objectRef"]["resource"], event["objectRef"]["name"]
+                )
+            })
             .collect()
     }
 }
@@ -101,7 +122,10 @@ fn three_agents_meet_by_their_nodes_annotations_outlive_the_api_server_and_then_
     }
     let domain = mesh.cluster.object("/api/v1/namespaces/kube-system")["metadata"]["uid"].clone();
     let told = mesh.nodes[0].status().expect("it runs")["node"]["domain"].clone();
-    assert_eq!(told.as_str().map(|id| id.replace('-', "")), domain.as_str().map(|id| id.replace('-', "")));
+    assert_eq!(
+        told.as_str().map(|id| id.replace('-', "")),
+        domain.as_str().map(|id| id.replace('-', ""))
+    );
 
     // The API server is gone, and machines start.
     mesh.cluster.server.kill();
@@ -117,16 +141,27 @@ fn three_agents_meet_by_their_nodes_annotations_outlive_the_api_server_and_then_
     mesh.wait_settled();
     mesh.wait_whole();
     let before = mesh.writes();
-    let steady = std::env::var(STEADY).ok().and_then(|seconds| seconds.parse().ok()).unwrap_or(60);
+    let steady = std::env::var(STEADY)
+        .ok()
+        .and_then(|seconds| seconds.parse().ok())
+        .unwrap_or(60);
     pause(Duration::from_secs(steady));
     let after = mesh.writes();
-    assert_eq!(after.len(), before.len(), "written in steady state: {:?}", &after[before.len()..]);
-    println!("{} writes before {steady} s of steady state, none in it: {before:?}", before.len());
+    assert_eq!(
+        after.len(),
+        before.len(),
+        "written in steady state: {:?}",
+        &after[before.len()..]
+    );
+    println!(
+        "{} writes before {steady} s of steady state, none in it: {before:?}",
+        before.len()
+    );
     mesh.wait_whole();
 }
 
 /// Makes a Node of the cluster on this machine, and its files.
-fn machine(cluster: &Cluster, host: Host, number: u8) -> Node {
+pub fn machine(cluster: &Cluster, host: Host, number: u8) -> Node {
     let name = host.name.clone();
     cluster.add_node(&name, number, &host.ipv4.to_string());
     let node = Node::new(&cluster.lab, host).with_pod(&cluster.lab, number);
@@ -140,22 +175,44 @@ fn machine(cluster: &Cluster, host: Host, number: u8) -> Node {
     node
 }
 
-fn start(node: &mut Node) {
+pub fn start(node: &mut Node) {
     let (name, kubeconfig) = (node.name().to_owned(), node.file("kubeconfig"));
     let kubeconfig = kubeconfig.to_str().expect("an ASCII path");
-    node.start_with(&["--kubernetes", "--node-name", &name, "--kubeconfig", kubeconfig, "--pod-network", "existing"]);
+    node.start_with(&[
+        "--kubernetes",
+        "--node-name",
+        &name,
+        "--kubeconfig",
+        kubeconfig,
+        "--pod-network",
+        "existing",
+    ]);
 }
 
 /// The Node carries a whole record of this agent.
 fn assert_announced(node: &Node, object: &Value) {
-    let annotations = object["metadata"]["annotations"].as_object().expect("annotations");
+    let annotations = object["metadata"]["annotations"]
+        .as_object()
+        .expect("annotations");
     let status = node.status().expect("it runs");
-    assert_eq!(annotations["farspan.io/public-key"], status["node"]["public_key"]);
-    assert_eq!(annotations["farspan.io/identity"], status["node"]["identity"]);
-    let own = annotations.iter().filter(|(key, _)| key.starts_with("farspan.io/"));
+    assert_eq!(
+        annotations["farspan.io/public-key"],
+        status["node"]["public_key"]
+    );
+    assert_eq!(
+        annotations["farspan.io/identity"],
+        status["node"]["identity"]
+    );
+    let own = annotations
+        .iter()
+        .filter(|(key, _)| key.starts_with("farspan.io/"));
     let size: usize = own
         .inspect(|(key, _)| assert!(KEYS.contains(&key.as_str()), "{key}"))
         .map(|(key, value)| key.len() + value.as_str().map_or(0, str::len))
         .sum();
-    assert!(size <= RECORD_MAX, "the record of {} has {size} bytes", node.name());
+    assert!(
+        size <= RECORD_MAX,
+        "the record of {} has {size} bytes",
+        node.name()
+    );
 }

@@ -34,9 +34,10 @@ impl Cluster {
         let admin = server.admin();
         let cluster = Self { server, admin, lab };
         for file in ["namespace", "crds", "rbac", "admission"] {
-            cluster
-                .server
-                .kubectl_ok(&["apply", "-f", &manifest(&format!("base/{file}.yaml"))], "");
+            cluster.server.kubectl_ok(
+                &["apply", "-f", &manifest(&format!("base/{file}.yaml"))],
+                "",
+            );
         }
         if let Some(kubelet) = kubelets.first() {
             cluster.wait_for_policies(kubelet);

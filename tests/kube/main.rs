@@ -9,6 +9,7 @@ mod lab;
 /// What carries the tunnels of these tests.
 pub const BACKEND: &str = "userspace";
 
+mod agents;
 mod cluster;
 mod manifests;
 mod rights;

@@ -6,7 +6,7 @@ use std::process::{Child, Command, Output};
 use std::thread;
 use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::lab::Host;
 use crate::lab::agent::tail;
@@ -58,13 +58,9 @@ impl ApiServer {
             ));
         }
         server.write("tokens.csv", &tokens);
-        server.write(
-            "audit.yaml",
-            &format!(
-                "{{apiVersion: audit.k8s.io/v1, kind: Policy, omitStages: [RequestReceived], \
-                 rules: [{{level: Metadata, users: [\"{AGENT}\"]}}, {{level: None}}]}}"
-            ),
-        );
+        let rules = json!([{"level": "Metadata", "users": [AGENT]}, {"level": "None"}]);
+        let policy = json!({"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "omitStages": ["RequestReceived"], "rules": rules});
+        server.write("audit.json", &policy.to_string());
         server.restart();
         server.write("admin.kubeconfig", &server.kubeconfig("token: admin"));
         server
@@ -83,11 +79,12 @@ impl ApiServer {
             "--service-cluster-ip-range=10.96.0.0/16,fd10:96::/112",
             "--authorization-mode=Node,RBAC",
             "--enable-admission-plugins=NodeRestriction",
+            "--allow-privileged=true",
             "--token-auth-file=tokens.csv",
             "--service-account-issuer=https://kubernetes.default.svc",
             "--service-account-key-file=sa.key",
             "--service-account-signing-key-file=sa.key",
-            "--audit-policy-file=audit.yaml",
+            "--audit-policy-file=audit.json",
             "--audit-log-path=audit.log",
         ]);
         let mut process = start_logging(&mut command, &self.log());
@@ -102,7 +99,7 @@ impl ApiServer {
                 .map_err(|error| format!("{}: {error}", certificate.display()))?;
             let ready = self
                 .admin()
-                .get("/readyz?verbose")
+                .text("/readyz")
                 .map_err(|refusal| refusal.to_string());
             ready.map(drop)
         });

@@ -75,6 +75,13 @@ impl User {
         self.send("GET", path, JSON, None)
     }
 
+    /// What a path that does not speak JSON answers.
+    pub fn text(&self, path: &str) -> Result<String, Refusal> {
+        let sent = request("GET", path, &[], None);
+        let text = self.block_on(self.client.request_text(sent));
+        text.map_err(refusal)
+    }
+
     /// POST.
     pub fn create(&self, path: &str, object: &Value) -> Result<Value, Refusal> {
         self.send("POST", path, JSON, Some(object))
@@ -177,7 +184,11 @@ fn request(
 }
 
 async fn answer(client: &kube::Client, request: Request<Vec<u8>>) -> Result<Value, Refusal> {
-    client.request(request).await.map_err(|error| match error {
+    client.request(request).await.map_err(refusal)
+}
+
+fn refusal(error: kube::Error) -> Refusal {
+    match error {
         kube::Error::Api(status) => Refusal {
             code: status.code,
             reason: status.reason.clone(),
@@ -189,5 +200,5 @@ async fn answer(client: &kube::Client, request: Request<Vec<u8>>) -> Result<Valu
             reason: "NoAnswer".to_owned(),
             message: error.to_string(),
         },
-    })
+    }
 }

@@ -256,6 +256,16 @@ impl Node {
         Ok(line.and_then(|count| count.parse().ok()).unwrap_or(0))
     }
 
+    /// The value of a metric, named with its labels; `None` where there is no such line.
+    pub fn metric(&self, name: &str) -> Result<Option<f64>, String> {
+        let metrics = self.get("/metrics")?;
+        let lines = metrics.lines().filter_map(|line| line.rsplit_once(' '));
+        let value = lines
+            .filter(|(named, _)| *named == name)
+            .find_map(|(_, value)| value.parse().ok());
+        Ok(value)
+    }
+
     fn get(&self, path: &str) -> Result<String, String> {
         let mut stream =
             UnixStream::connect(self.file("control.sock")).map_err(|error| error.to_string())?;
