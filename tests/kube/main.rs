@@ -12,6 +12,7 @@ pub const BACKEND: &str = "userspace";
 mod agents;
 mod cluster;
 mod manifests;
+mod refusals;
 mod rights;
 mod scale;
 mod server;

@@ -4,7 +4,8 @@
 use std::time::Duration;
 
 use mesh_types::annotations::{encode, fit};
-use mesh_types::{Announcement, DomainId, Features, IdentitySecret, NatReport, Signed, WgSecret};
+use mesh_types::record::Features;
+use mesh_types::{Announcement, DomainId, IdentitySecret, NatReport, Signed, WgSecret};
 use serde_json::{Value, json};
 
 use crate::agents::{machine, start};
@@ -20,7 +21,9 @@ const EVENTS: &str = "/apis/events.k8s.io/v1/namespaces/default/events";
 
 #[test]
 fn claims_of_nodes_are_refused_with_an_event_and_a_metric_and_honest_ones_are_routed() {
-    let names = ["berlin", HONEST, "copycat", "replayer", "greedy", "king", "wide", "newer", "alien"];
+    let names = [
+        "berlin", HONEST, "copycat", "replayer", "greedy", "king", "wide", "newer", "alien",
+    ];
     let cluster = Cluster::start(&names);
     let mut berlin = machine(&cluster, cluster.lab.public_host("berlin"), 1);
     cluster.add_node(HONEST, 2, "192.0.2.2");
@@ -30,16 +33,36 @@ fn claims_of_nodes_are_refused_with_an_event_and_a_metric_and_honest_ones_are_ro
     cluster.admin.create(POLICIES, &policy).expect("a policy");
     configure(&cluster, HONEST, "192.168.2.0/24");
     start(&mut berlin);
-    wait_ranges(&berlin, HONEST, &["10.244.2.0/24", "fd10:244:2::/64", "192.0.2.2/32", "192.168.2.0/24"]);
+    wait_ranges(
+        &berlin,
+        HONEST,
+        &[
+            "10.244.2.0/24",
+            "fd10:244:2::/64",
+            "192.0.2.2/32",
+            "192.168.2.0/24",
+        ],
+    );
     wait_for_the_next_second(&cluster, HONEST);
 
     // The key of another.
     cluster.add_node("copycat", 3, "192.0.2.3");
-    announce(&cluster, "copycat", &Record { key: 2, ..Record::new(3) });
+    announce(
+        &cluster,
+        "copycat",
+        &Record {
+            key: 2,
+            ..Record::new(3)
+        },
+    );
     // The whole record of another.
     cluster.add_node("replayer", 4, "192.0.2.4");
     let stolen = cluster.object(&path(HONEST))["metadata"]["annotations"].clone();
-    write(&cluster, "replayer", json!({"metadata": {"annotations": own(&stolen)}}));
+    write(
+        &cluster,
+        "replayer",
+        json!({"metadata": {"annotations": own(&stolen)}}),
+    );
     // The pods of another.
     cluster.add_node("greedy", 2, "192.0.2.5");
     announce(&cluster, "greedy", &Record::new(5));
@@ -60,10 +83,28 @@ fn claims_of_nodes_are_refused_with_an_event_and_a_metric_and_honest_ones_are_ro
     ] {
         wait_refused(&cluster, &berlin, node, reason);
     }
-    wait_ranges(&berlin, "wide", &["10.244.7.0/24", "fd10:244:7::/64", "192.0.2.7/32", "192.168.7.0/24"]);
+    wait_ranges(
+        &berlin,
+        "wide",
+        &[
+            "10.244.7.0/24",
+            "fd10:244:7::/64",
+            "192.0.2.7/32",
+            "192.168.7.0/24",
+        ],
+    );
     wait_ranges(&berlin, "king", &["10.244.6.0/24", "fd10:244:6::/64"]);
     wait_ranges(&berlin, "greedy", &["192.0.2.5/32"]);
-    wait_ranges(&berlin, HONEST, &["10.244.2.0/24", "fd10:244:2::/64", "192.0.2.2/32", "192.168.2.0/24"]);
+    wait_ranges(
+        &berlin,
+        HONEST,
+        &[
+            "10.244.2.0/24",
+            "fd10:244:2::/64",
+            "192.0.2.2/32",
+            "192.168.2.0/24",
+        ],
+    );
     for stranger in ["copycat", "replayer"] {
         let peer = berlin.peer(stranger);
         let ranges = peer.map(|peer| ranges(&peer)).unwrap_or_default();
@@ -74,12 +115,35 @@ fn claims_of_nodes_are_refused_with_an_event_and_a_metric_and_honest_ones_are_ro
 
     // A later version of farspan in the same mesh, and one that has left this version behind.
     cluster.add_node("newer", 8, "192.0.2.8");
-    announce(&cluster, "newer", &Record { protocol: (1, 2), ..Record::new(8) });
-    wait_ranges(&berlin, "newer", &["10.244.8.0/24", "fd10:244:8::/64", "192.0.2.8/32"]);
+    announce(
+        &cluster,
+        "newer",
+        &Record {
+            protocol: (1, 2),
+            ..Record::new(8)
+        },
+    );
+    wait_ranges(
+        &berlin,
+        "newer",
+        &["10.244.8.0/24", "fd10:244:8::/64", "192.0.2.8/32"],
+    );
     cluster.add_node("alien", 9, "192.0.2.9");
-    announce(&cluster, "alien", &Record { protocol: (2, 2), ..Record::new(9) });
+    announce(
+        &cluster,
+        "alien",
+        &Record {
+            protocol: (2, 2),
+            ..Record::new(9)
+        },
+    );
     let finding = berlin.wait_finding("protocol", PATIENCE);
-    assert!(finding["message"].as_str().is_some_and(|text| text.contains("alien")), "{finding}");
+    assert!(
+        finding["message"]
+            .as_str()
+            .is_some_and(|text| text.contains("alien")),
+        "{finding}"
+    );
 }
 
 /// What a Node announces: made of numbers.
@@ -121,7 +185,11 @@ fn announce(cluster: &Cluster, node: &str, record: &Record) {
         node_uid: object["metadata"]["uid"].as_str().map(str::to_owned),
     });
     let annotations = encode(&Signed::sign(announcement, &secret));
-    write(cluster, node, json!({"metadata": {"annotations": annotations}}));
+    write(
+        cluster,
+        node,
+        json!({"metadata": {"annotations": annotations}}),
+    );
 }
 
 fn write(cluster: &Cluster, node: &str, mut object: Value) {
@@ -135,7 +203,10 @@ fn write(cluster: &Cluster, node: &str, mut object: Value) {
 /// A person's word on a Node.
 fn configure(cluster: &Cluster, node: &str, extra_cidrs: &str) {
     let annotations = json!({"config.farspan.io/extra-cidrs": extra_cidrs});
-    let written = cluster.admin.merge(&path(node), &json!({"metadata": {"annotations": annotations}}));
+    let written = cluster.admin.merge(
+        &path(node),
+        &json!({"metadata": {"annotations": annotations}}),
+    );
     written.unwrap_or_else(|refusal| panic!("the annotation of {node}: {refusal}"));
 }
 
@@ -143,21 +214,32 @@ fn configure(cluster: &Cluster, node: &str, extra_cidrs: &str) {
 fn own(annotations: &Value) -> Value {
     let pairs = annotations.as_object().expect("annotations").iter();
     let own = pairs.filter(|(key, _)| key.starts_with("farspan.io/"));
-    own.map(|(key, value)| (key.clone(), value.clone())).collect::<serde_json::Map<_, _>>().into()
+    own.map(|(key, value)| (key.clone(), value.clone()))
+        .collect::<serde_json::Map<_, _>>()
+        .into()
 }
 
 fn wait_refused(cluster: &Cluster, reader: &Node, node: &str, reason: &str) {
     let event = format!("{EVENTS}/{node}.farspan-{reason}");
-    let (event, _) = wait_until(&format!("an Event says {reason} of {node}"), PATIENCE, || {
-        cluster.admin.get(&event).map_err(|refusal| refusal.to_string())
-    });
+    let (event, _) = wait_until(
+        &format!("an Event says {reason} of {node}"),
+        PATIENCE,
+        || {
+            cluster
+                .admin
+                .get(&event)
+                .map_err(|refusal| refusal.to_string())
+        },
+    );
     assert_eq!(event["regarding"]["name"], node);
     assert_eq!(event["type"], "Warning");
     println!("{node}: {}", event["note"]);
     let metric = format!("farspan_refused_claims_total{{reason=\"{reason}\"}}");
-    wait_until(&format!("{metric} counts"), PATIENCE, || match reader.metric(&metric)? {
-        Some(count) if count >= 1.0 => Ok(()),
-        other => Err(format!("{other:?}")),
+    wait_until(&format!("{metric} counts"), PATIENCE, || {
+        match reader.metric(&metric)? {
+            Some(count) if count >= 1.0 => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
     });
 }
 
@@ -167,7 +249,11 @@ fn wait_ranges(reader: &Node, peer: &str, expected: &[&str]) {
     expected.sort();
     wait_until(&format!("{peer} carries {expected:?}"), PATIENCE, || {
         let seen = ranges(&reader.peer(peer)?);
-        if seen == expected { Ok(()) } else { Err(format!("{seen:?}")) }
+        if seen == expected {
+            Ok(())
+        } else {
+            Err(format!("{seen:?}"))
+        }
     });
 }
 
@@ -175,8 +261,13 @@ fn wait_ranges(reader: &Node, peer: &str, expected: &[&str]) {
 fn ranges(peer: &Value) -> Vec<String> {
     let all = peer["allowed_ips"].as_array().into_iter().flatten();
     let text = all.filter_map(|range| range.as_str());
-    let overlay = |range: &&str| range.starts_with("fd") && range.ends_with("/128") || range.ends_with(".0/32");
-    let mut ranges: Vec<_> = text.filter(|range| !overlay(range)).map(str::to_owned).collect();
+    let overlay = |range: &&str| {
+        range.starts_with("fd") && range.ends_with("/128") || range.ends_with(".0/32")
+    };
+    let mut ranges: Vec<_> = text
+        .filter(|range| !overlay(range))
+        .map(str::to_owned)
+        .collect();
     ranges.sort();
     ranges
 }
@@ -185,16 +276,28 @@ fn ranges(peer: &Value) -> Vec<String> {
 fn wait_for_the_next_second(cluster: &Cluster, node: &str) {
     let created = cluster.object(&path(node))["metadata"]["creationTimestamp"].clone();
     wait_until("a second has passed", Duration::from_secs(5), || {
-        let probe = cluster.admin.create(&format!("{NODES}?dryRun=All"), &crate::cluster::node("clock"));
-        let now = probe.map_err(|refusal| refusal.to_string())?["metadata"]["creationTimestamp"].clone();
-        if now == created { Err(now.to_string()) } else { Ok(()) }
+        let probe = cluster.admin.create(
+            &format!("{NODES}?dryRun=All"),
+            &crate::cluster::node("clock"),
+        );
+        let now =
+            probe.map_err(|refusal| refusal.to_string())?["metadata"]["creationTimestamp"].clone();
+        if now == created {
+            Err(now.to_string())
+        } else {
+            Ok(())
+        }
     });
 }
 
 fn domain(uid: &str) -> DomainId {
     let digits: Vec<_> = uid.bytes().filter(|byte| *byte != b'-').collect();
-    let pairs = digits.chunks(2).map(|pair| std::str::from_utf8(pair).expect("ASCII"));
-    let bytes: Vec<_> = pairs.map(|pair| u8::from_str_radix(pair, 16).expect("hexadecimal")).collect();
+    let pairs = digits
+        .chunks(2)
+        .map(|pair| std::str::from_utf8(pair).expect("ASCII"));
+    let bytes: Vec<_> = pairs
+        .map(|pair| u8::from_str_radix(pair, 16).expect("hexadecimal"))
+        .collect();
     DomainId(bytes.try_into().expect("a UID has 16 bytes"))
 }
 

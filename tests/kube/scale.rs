@@ -2,8 +2,11 @@
 
 use std::thread;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use mesh_types::annotations::RECORD_MAX;
 use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
 
 use crate::cluster::{Cluster, NODES, addresses, node, pod_cidrs};
 use crate::lab::agent::timed;
@@ -140,9 +143,12 @@ fn heartbeat(number: usize, name: &str, minute: u32) -> Value {
     );
     let images: Vec<_> = (0..50)
         .map(|image| {
-            let digest =
-                format!("registry.example.org/team-{image}/service-{image}@sha256:{image:064x}");
-            let tag = format!("registry.example.org/team-{image}/service-{image}:v1.{image}.0");
+            let digest = format!(
+                "registry.example.org/department/team-{image}/service-{image}@sha256:{image:064x}"
+            );
+            let tag = format!(
+                "registry.example.org/department/team-{image}/service-{image}:v1.{image}.0"
+            );
             json!({"names": [digest, tag], "sizeBytes": 100_000_000 + image})
         })
         .collect();
@@ -160,14 +166,16 @@ fn heartbeat(number: usize, name: &str, minute: u32) -> Value {
 
 /// An announcement as large as it may be.
 fn announced(number: usize, name: &str, seq: usize) -> Value {
+    // What does not shrink by compression.
+    let random = |what: &str| Sha256::digest(format!("{what} {number}"));
     let mut pairs = json!({
-        "farspan.io/identity": format!("{number:043}="),
-        "farspan.io/public-key": format!("{number:043}="),
+        "farspan.io/identity": BASE64.encode(random("identity")),
+        "farspan.io/public-key": BASE64.encode(random("key")),
         "farspan.io/nat": "map=eim,filter=apdf",
         "farspan.io/features": "kernel,relay",
         "farspan.io/protocol": "1-1",
         "farspan.io/seq": format!("{}", 1_790_000_000_000 + seq),
-        "farspan.io/proof": format!("{number:086}=="),
+        "farspan.io/proof": BASE64.encode([random("proof"), random("more")].concat()),
     });
     let size = |pairs: &Value| -> usize {
         let pairs = pairs.as_object().expect("pairs");

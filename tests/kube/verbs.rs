@@ -58,7 +58,7 @@ fn cni(cluster: &Cluster, name: &str, pod_ip: &str) {
 
 #[test]
 fn preflight_names_what_a_cluster_without_cni_is_like_and_proposes_to_be_it() {
-    let cluster = Cluster::start(&["n1", "n2"]);
+    let cluster = Cluster::with_nodes(&["n1", "n2"]);
     let report = preflight(&cluster, &[], 0);
     let facts = &report["cluster"];
     assert_eq!(facts["version"], "v1.34.4");
@@ -87,7 +87,7 @@ fn preflight_names_what_a_cluster_without_cni_is_like_and_proposes_to_be_it() {
 
 #[test]
 fn preflight_refuses_existing_where_addresses_ignore_pod_cidrs() {
-    let cluster = Cluster::start(&["n1"]);
+    let cluster = Cluster::with_nodes(&["n1"]);
     cni(&cluster, "calico-node", "10.244.1.9");
     assert_eq!(preflight(&cluster, &[], 0)["pod_network"], "nodes");
     let report = preflight(&cluster, &["--pod-network", "existing"], 3);
@@ -101,7 +101,7 @@ fn preflight_refuses_existing_where_addresses_ignore_pod_cidrs() {
 
 #[test]
 fn preflight_believes_a_pods_address_more_than_the_name_of_its_cni() {
-    let cluster = Cluster::start(&["n1"]);
+    let cluster = Cluster::with_nodes(&["n1"]);
     cni(&cluster, "kube-flannel-ds", "172.31.0.9");
     let report = preflight(&cluster, &["--pod-network", "existing"], 3);
     let message = report["findings"][0]["message"]
@@ -118,7 +118,7 @@ fn preflight_believes_a_pods_address_more_than_the_name_of_its_cni() {
 
 #[test]
 fn uninstall_leaves_nothing_in_the_cluster_and_says_so_the_second_time() {
-    let cluster = Cluster::start(&["n1", "n2"]);
+    let cluster = Cluster::with_nodes(&["n1", "n2"]);
     let crds = std::process::Command::new(env!("CARGO_BIN_EXE_farspan"))
         .arg("crds")
         .output()
