@@ -43,8 +43,9 @@ status() {
   done
 }
 
+# start_workload [FAMILIES]
 start_workload() {
-  workload | kubectl apply -f - >/dev/null
+  workload "${1:-RequireDualStack}" | kubectl apply -f - >/dev/null
   kubectl -n demo wait --for=condition=Ready pod --all --timeout=60s >/dev/null
   kubectl -n kube-system rollout status deployment/coredns --timeout=60s >/dev/null
   read_addresses

@@ -36,8 +36,7 @@ flannel() {
     [ "$node" = tokyo-1 ] || row "the way from $node to tokyo's node address" "*dev farspan0*" "$(on "$node" ip route get "$(node_ip tokyo-1 4)" | head -1)"
   done
   wait_for "the nodes are Ready" ready_nodes
-  workload SingleStack | kubectl apply -f - >/dev/null
-  kubectl -n demo wait --for=condition=Ready pod --all --timeout=60s >/dev/null
+  start_workload SingleStack
   for node in "${nodes[@]}"; do
     for other in "${nodes[@]}"; do [ "$node" = "$other" ] || pod_to_pod "$node" "$other" 4; done
   done

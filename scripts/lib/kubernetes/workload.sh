@@ -30,9 +30,9 @@ YAML
 # entry NAME SELECTOR PORT SPEC   a Service
 entry() { printf -- '---\n{apiVersion: v1, kind: Service, metadata: {name: %s, namespace: demo}, spec: {selector: %s, ipFamilyPolicy: %s, ports: [{port: 80, targetPort: 8080%s}]%s}}\n' "$1" "$2" "$families" "$3" "$4"; }
 
-# workload [FAMILIES]
+# workload FAMILIES
 workload() {
-  local node families="${1:-RequireDualStack}"
+  local node families="$1"
   echo '{apiVersion: v1, kind: Namespace, metadata: {name: demo}}'
   for node in "${nodes[@]}"; do
     box "$node" "$node" false 8080
