@@ -35,14 +35,15 @@ fn write(text: &mut String, plan: &HostPlan) -> std::fmt::Result {
         writeln!(text, "{}", route_words(route, &device.name))?;
     }
     for rule in &plan.rules {
+        let family = if rule.ipv6 { "ipv6" } else { "ipv4" };
+        let packets = match rule.from {
+            Some(from) => format!("from {from}"),
+            None => format!("not fwmark {:#x}/{:#x}", rule.mark, rule.mask),
+        };
         writeln!(
             text,
-            "rule {} not fwmark {:#x}/{:#x} lookup {} priority {}",
-            if rule.ipv6 { "ipv6" } else { "ipv4" },
-            rule.mark,
-            rule.mask,
-            rule.table,
-            rule.priority
+            "rule {family} {packets} lookup {} priority {}",
+            rule.table, rule.priority
         )?;
     }
     if plan.mss_clamp {
@@ -232,6 +233,7 @@ mod tests {
                 table: 22512,
                 mark: 0x2000,
                 mask: 0x2000,
+                from: None,
             }]
             .into(),
             sockets: BTreeSet::new(),

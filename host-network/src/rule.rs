@@ -1,8 +1,8 @@
-//! Policy rules: `not fwmark MARK/MASK lookup TABLE`.
+//! Policy rules: `not fwmark MARK/MASK lookup TABLE`, and before it `from ADDRESS lookup main`.
 
 use std::collections::BTreeSet;
 
-use mesh_types::consts::{ROUTE_TABLE, RULE_PRIORITY};
+use mesh_types::consts::{MAIN_TABLE, ROUTE_TABLE, RULE_PRIORITY, SOURCE_RULE_PRIORITY};
 use mesh_types::plan::Rule;
 use rtnetlink::IpVersion;
 use rtnetlink::packet_route::AddressFamily;
@@ -31,9 +31,11 @@ impl Held {
             table: message.header.table.into(),
             mark: 0,
             mask: 0,
+            from: None,
         };
+        let whole = if rule.ipv6 { 128 } else { 32 };
         let mut plain = message.header.action == RuleAction::ToTable
-            && message.header.src_len == 0
+            && (message.header.src_len == 0 || message.header.src_len == whole)
             && message.header.dst_len == 0;
         for attribute in &message.attributes {
             match attribute {
@@ -41,6 +43,7 @@ impl Held {
                 RuleAttribute::Table(table) => rule.table = *table,
                 RuleAttribute::FwMark(mark) => rule.mark = *mark,
                 RuleAttribute::FwMask(mask) => rule.mask = *mask,
+                RuleAttribute::Source(from) => rule.from = Some(*from),
                 RuleAttribute::Iifname(_)
                 | RuleAttribute::Oifname(_)
                 | RuleAttribute::UidRange(_)
@@ -58,10 +61,17 @@ impl Held {
 
     /// Did we make it, now or under another mark? The protocol field says "kernel", as do the kernel's own rules.
     pub(crate) fn is_ours(&self) -> bool {
-        self.plain
-            && self.inverted
-            && self.rule.table == ROUTE_TABLE
-            && self.rule.priority == RULE_PRIORITY
+        let rule = &self.rule;
+        let mesh = self.inverted
+            && rule.from.is_none()
+            && rule.table == ROUTE_TABLE
+            && rule.priority == RULE_PRIORITY;
+        let source = !self.inverted
+            && rule.from.is_some()
+            && rule.mark == 0
+            && rule.table == MAIN_TABLE
+            && rule.priority == SOURCE_RULE_PRIORITY;
+        self.plain && (mesh || source)
     }
 }
 
@@ -110,7 +120,6 @@ async fn add(routing: &mut Routing, rule: &Rule) -> Result<(), HostError> {
         .add()
         .table_id(rule.table)
         .priority(rule.priority)
-        .fw_mark(rule.mark)
         .action(RuleAction::ToTable);
     let message = request.message_mut();
     message.header.family = if rule.ipv6 {
@@ -121,8 +130,14 @@ async fn add(routing: &mut Routing, rule: &Rule) -> Result<(), HostError> {
     if rule.table > 255 {
         message.header.table = 0;
     }
-    message.header.flags |= RuleFlags::Invert;
-    message.attributes.push(RuleAttribute::FwMask(rule.mask));
+    if let Some(from) = rule.from {
+        message.header.src_len = if rule.ipv6 { 128 } else { 32 };
+        message.attributes.push(RuleAttribute::Source(from));
+    } else {
+        message.header.flags |= RuleFlags::Invert;
+        message.attributes.push(RuleAttribute::FwMark(rule.mark));
+        message.attributes.push(RuleAttribute::FwMask(rule.mask));
+    }
     // systemd-networkd deletes rules of every protocol but this one.
     message
         .attributes

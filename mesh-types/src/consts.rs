@@ -14,6 +14,10 @@ pub const LISTEN_PORT_SPAN: u16 = 8192;
 pub const ROUTE_TABLE: u32 = 22512;
 /// Priority of our policy rule. Neighbours: 5210-5270 (Tailscale), 99 (Calico), 32500 (KubeSpan), 105/110 (NetBird).
 pub const RULE_PRIORITY: u32 = 5300;
+/// Priority of the rules that come before it: own addresses from which no peer takes a packet out of the tunnel.
+pub const SOURCE_RULE_PRIORITY: u32 = 5299;
+/// The kernel's main routing table.
+pub const MAIN_TABLE: u32 = 254;
 /// Mark on outer packets, which escape the mesh's table. 0x4000 and 0x8000 are kube-proxy's.
 pub const FWMARK: u32 = 0x2000;
 /// Bits of the mark that are ours.

@@ -23,7 +23,7 @@ pub struct HostPlan {
     pub tunnel: TunnelPlan,
     /// Routes in [`crate::consts::ROUTE_TABLE`].
     pub routes: BTreeSet<Route>,
-    /// Policy rules, one a family.
+    /// Policy rules: one a family, and those that keep an own address out of the tunnel.
     pub rules: BTreeSet<Rule>,
     /// Sockets beside the tunnel's own.
     pub sockets: BTreeSet<SocketId>,
@@ -147,6 +147,8 @@ pub struct Rule {
     pub mark: u32,
     /// Bits of it that are compared.
     pub mask: u32,
+    /// The rule is about packets from here, whatever their mark.
+    pub from: Option<IpAddr>,
 }
 
 /// Towards one peer, WireGuard's packets leave from and arrive at another local port than its own.

@@ -95,6 +95,7 @@ impl Overlay {
             table: ROUTE_TABLE,
             mark,
             mask,
+            from: None,
         };
         let left_out = self.all_left_out();
         let any_active = self.peers.values().any(|record| record.active(now.mono));
@@ -121,6 +122,7 @@ impl Overlay {
             rules: [Some(rule(false)), ipv6.then(|| rule(true))]
                 .into_iter()
                 .flatten()
+                .chain(self.source_rules(ipv6))
                 .collect(),
             sockets: [SocketId::Main, SocketId::Alternate, SocketId::Overlay]
                 .into_iter()

@@ -169,6 +169,7 @@ impl Node {
             table: ROUTE_TABLE,
             mark: FWMARK,
             mask: FWMARK_MASK,
+            from: None,
         });
         HostPlan {
             generation: 1,

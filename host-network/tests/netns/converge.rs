@@ -6,8 +6,8 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use host_network::Host;
-use mesh_types::consts::{INTERFACE, ROUTE_METRIC};
-use mesh_types::plan::RouteKind;
+use mesh_types::consts::{INTERFACE, MAIN_TABLE, ROUTE_METRIC, SOURCE_RULE_PRIORITY};
+use mesh_types::plan::{RouteKind, Rule};
 use tokio::time::timeout;
 
 use crate::support::{add_device, everything, in_namespace, net, plan, route, run, sh};
@@ -161,6 +161,48 @@ fn everything_but_handles() -> String {
     let mut lines: Vec<String> = state.lines().map(str::to_owned).collect();
     lines.sort();
     lines.join("\n")
+}
+
+#[test]
+fn an_own_address_is_kept_out_of_the_tunnel_by_a_rule_before_the_meshs() {
+    in_namespace(|| async {
+        add_device();
+        run("ip addr add 192.0.2.1/32 dev lo");
+        run("ip rule add from 192.0.2.7 lookup main priority 5298");
+        let mut host = Host::new(INTERFACE).await.unwrap();
+        let mut kept = plan();
+        kept.rules.insert(Rule {
+            ipv6: false,
+            priority: SOURCE_RULE_PRIORITY,
+            table: MAIN_TABLE,
+            mark: 0,
+            mask: 0,
+            from: Some("192.0.2.1".parse().unwrap()),
+        });
+        for _ in 0..2 {
+            let applied = host.converge(&kept).await;
+            assert_eq!(applied.failures, Vec::<String>::new());
+            let rules = run("ip -d rule");
+            let ours = "5299:\tfrom 192.0.2.1 lookup main proto kernel";
+            assert_eq!(rules.matches(ours).count(), 1, "{rules}");
+        }
+        let way = |from: &str| run(&format!("ip route get 10.77.0.2 from {from} || true"));
+        assert!(!way("192.0.2.1").contains(INTERFACE));
+
+        host.converge(&plan()).await;
+
+        let rules = run("ip rule");
+        assert!(!rules.contains("5299:"), "{rules}");
+        assert!(rules.contains("5298:"), "{rules}");
+        assert!(way("192.0.2.1").contains(INTERFACE), "{}", way("192.0.2.1"));
+        host.converge(&kept).await;
+        host.remove().await;
+        let rules = run("ip rule");
+        assert!(
+            !rules.contains("5299:") && rules.contains("5298:"),
+            "{rules}"
+        );
+    });
 }
 
 #[test]

@@ -112,6 +112,7 @@ pub fn plan() -> HostPlan {
                 table: ROUTE_TABLE,
                 mark: FWMARK,
                 mask: FWMARK_MASK,
+                from: None,
             })
             .into(),
         sockets: BTreeSet::new(),

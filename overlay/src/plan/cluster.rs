@@ -11,8 +11,8 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use mesh_types::address::mesh_prefix;
 use mesh_types::cluster::{Allowed, Node, PodNetwork};
-use mesh_types::consts::{CONTROL_PORT, ROUTE_METRIC};
-use mesh_types::plan::{Route, RouteKind, host_prefix};
+use mesh_types::consts::{CONTROL_PORT, MAIN_TABLE, ROUTE_METRIC, SOURCE_RULE_PRIORITY};
+use mesh_types::plan::{Route, RouteKind, Rule, host_prefix};
 use mesh_types::{PeerId, Source};
 use peer_discovery::Peer;
 
@@ -91,6 +91,24 @@ impl Overlay {
         let met = self.is_met_at(id, peer, address);
         (met && address.is_ipv4() && !self.host.strict_rp_filter.is_empty())
             .then_some(LeftOut::RpFilter)
+    }
+
+    /// Own addresses that no peer takes a packet from, because nobody may carry them: those of the API server on its own
+    /// machine. What answers from there must go the way it was asked, not into the tunnel, although the asker's address
+    /// leads there.
+    pub(super) fn source_rules(&self, ipv6: bool) -> impl Iterator<Item = Rule> {
+        let nets = self.cluster.protected.iter();
+        nets.filter(|net| net.prefix_len() == net.max_prefix_len())
+            .map(IpNet::addr)
+            .filter(move |address| (ipv6 || address.is_ipv4()) && self.is_on_host(*address))
+            .map(|address| Rule {
+                ipv6: address.is_ipv6(),
+                priority: SOURCE_RULE_PRIORITY,
+                table: MAIN_TABLE,
+                mark: 0,
+                mask: 0,
+                from: Some(address),
+            })
     }
 
     /// Is a peer's own underlay address routed into the tunnel?

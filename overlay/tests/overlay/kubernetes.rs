@@ -350,6 +350,23 @@ fn protected_ranges_are_never_routed_and_spared_from_what_is_dropped_at_once() {
 }
 
 #[test]
+fn the_api_server_answers_by_the_way_it_was_asked_although_the_asker_is_routed() {
+    let mut machine = Machine::in_cluster(PodNetwork::Own, |_, _| {});
+    let from = |machine: &Machine| -> Vec<(IpAddr, u32)> {
+        let rules = machine.plan().rules.iter();
+        rules
+            .filter_map(|rule| Some((rule.from?, rule.table)))
+            .collect()
+    };
+    assert_eq!(from(&machine), []);
+    // This is the API server's machine; the other address is not here.
+    let protected = BTreeSet::from([net("203.0.113.1/32"), net("203.0.113.9/32")]);
+    machine.say(ClusterEvent::Protected(protected));
+    assert!(machine.is_routed("203.0.113.2/32"));
+    assert_eq!(from(&machine), [(IpAddr::from([203, 0, 113, 1]), 254)]);
+}
+
+#[test]
 fn networks_that_the_host_is_connected_to_are_spared_from_what_is_dropped() {
     let machine = Machine::in_cluster(PodNetwork::Own, |config, host| {
         if let Some(kubernetes) = &mut config.kubernetes {

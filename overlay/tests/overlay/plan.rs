@@ -92,6 +92,7 @@ fn every_prefix_has_its_twin_and_own_routes_are_thrown_unless_a_phone_has_them()
         table: 22512,
         mark: 0x2000,
         mask: 0x2000,
+        from: None,
     };
     assert_eq!(plan.rules, BTreeSet::from([rule(false), rule(true)]));
     assert_eq!(
