@@ -37,7 +37,5 @@ flannel() {
   done
   wait_for "the nodes are Ready" ready_nodes
   start_workload SingleStack
-  for node in "${nodes[@]}"; do
-    for other in "${nodes[@]}"; do [ "$node" = "$other" ] || pod_to_pod "$node" "$other" 4; done
-  done
+  families=4 pods
 }

@@ -15,6 +15,7 @@ service() {
   local node="$1" name="$2"; shift 2
   setsid nsenter --target "$(cat "$files/$node/pid")" --mount --uts --net --pid --cgroup -- \
     bash -c 'cd "$0"; echo $$ >"$1.pid"; shift; exec "$@"' "$files/$node" "$name" "$@" </dev/null >>"$files/$node/$name.log" 2>&1 &
+  disown
 }
 
 # end_service NODE NAME   waits for its end, too
@@ -42,6 +43,7 @@ begin_node() {
     join_groups "$lab-$1" "$BASHPID"
     exec setsid nsenter --net="/run/netns/$lab-$1" unshare --mount --pid --uts --cgroup --fork scripts/lib/kubernetes/init "$1" "$files" "$tools"
   ) </dev/null >"$files/$1/init.log" 2>&1 &
+  disown
   wait_for "$1 has its namespaces: $files/$1/init.log" test -e "$files/$1/ready"
   # Of the node's processes in its network namespace the one that is first in its own PID namespace.
   ip netns pids "$lab-$1" | while read -r pid; do

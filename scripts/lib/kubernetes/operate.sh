@@ -9,6 +9,6 @@ operate() {
   eventually "kubectl exec in the pod in tokyo" "tokyo-1" kubectl -n demo exec tokyo-1 -- hostname
   kubectl -n demo port-forward pod/tokyo-1 18080:8080 >"$files/forward.log" 2>&1 & pid=$!
   eventually "kubectl port-forward to the pod in tokyo" "tokyo-1 ?*" inside hub socat -T 5 - TCP:127.0.0.1:18080
-  kill $pid
+  kill $pid 2>/dev/null || true
   wait $pid 2>/dev/null || true
 }

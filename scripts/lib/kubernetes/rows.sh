@@ -51,6 +51,26 @@ heard="$(socat -T 5 - "TCP:$a:$2,connect-timeout=5" </dev/null)" || exit 1
 peer="${heard#* }"; peer="${peer#\[}"; peer="${peer%\]}"
 set -- $(getent ahosts "$peer"); echo "${heard%% *} $1"'
 
+# shellcheck disable=SC2016
+calls='while [ $# -gt 1 ]; do ( '"$call"' ) 2>/dev/null || echo; shift 2; done'
+
 # from_pod POD ADDRESS PORT, from_machine NAMESPACE ADDRESS PORT
 from_pod() { in_pod "$1" sh -c "$call" call "$2" "$3"; }
 from_machine() { inside "$1" sh -c "$call" call "$2" "$3"; }
+
+# ask POD   reads lines WHAT|EXPECTED|ADDRESS|PORT and makes rows of them, by one command in the pod; what is not right yet gets its time
+ask() {
+  local asked answers line what expected address port targets=() number=0
+  mapfile -t asked
+  for line in "${asked[@]}"; do
+    IFS='|' read -r what expected address port <<<"$line"
+    targets+=("$address" "$port")
+  done
+  mapfile -t answers < <(in_pod "$1" sh -c "$calls" calls "${targets[@]}" 2>/dev/null)
+  for line in "${asked[@]}"; do
+    IFS='|' read -r what expected address port <<<"$line"
+    # shellcheck disable=SC2053
+    if [[ "${answers[number]:-}" == $expected ]]; then row "$what" "$expected" "${answers[number]}"; else eventually "$what" "$expected" from_pod "$1" "$address" "$port"; fi
+    number=$((number + 1))
+  done
+}

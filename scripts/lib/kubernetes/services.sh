@@ -1,19 +1,20 @@
 # shellcheck shell=bash
 # Services across regions, whichever mode kube-proxy runs in. Sourced after rows.sh.
 
-: "${nodes:?}"
+: "${nodes:?}" "${calls:?}"
 
 cluster_ip() {
-  local from family try
+  local from family
+  for from in "${nodes[@]}"; do
+    ask "$from" < <(for family in 4 6; do echo "ClusterIP, IPv$family: pod on $from to the pod in tokyo|tokyo-1 ?*|$(service_ip tokyo $family)|80"; done)
+    ask "host-$from" < <(for family in 4 6; do echo "ClusterIP, IPv$family: hostNetwork on $from to the pod in tokyo|tokyo-1 ?*|$(service_ip tokyo $family)|80"; done)
+  done
   for family in 4 6; do
-    for from in hub paris-1 paris-2 tokyo-1; do
-      eventually "ClusterIP, IPv$family: pod on $from to the pod in tokyo" "tokyo-1 ?*" from_pod "$from" "$(service_ip tokyo "$family")" 80
-      eventually "ClusterIP, IPv$family: hostNetwork on $from to the pod in tokyo" "tokyo-1 ?*" from_pod "host-$from" "$(service_ip tokyo "$family")" 80
-    done
-    row "ClusterIP, IPv$family: thirty calls from paris reach the pods of" "hub paris-1 paris-2 tokyo-1" \
-      "$(for try in {1..30}; do : "$try"; from_pod paris-1 "$(service_ip all "$family")" 80; done | cut -d' ' -f1 | sort -u | paste -sd' ')"
+    row "ClusterIP, IPv$family: sixty calls from paris reach the pods of" "${nodes[*]}" "$(sixty "$(service_ip all $family)" 80 | cut -d' ' -f1 | sort -u | paste -sd' ')"
   done
 }
+# shellcheck disable=SC2046  # one word each
+sixty() { in_pod paris-1 sh -c "$calls" calls $(for _ in {1..60}; do echo "$@"; done); }
 
 node_port() {
   local node family

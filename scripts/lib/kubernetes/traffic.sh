@@ -3,23 +3,28 @@
 
 : "${nodes:?}"
 
-# each_pair ACTION   for every node and every other one, both families
-each_pair() {
-  local from to family
-  for from in "${nodes[@]}"; do
-    for to in "${nodes[@]}"; do
-      [ "$from" != "$to" ] || continue
-      for family in 4 6; do "$1" "$from" "$to" "$family"; done
-    done
+# each_other NODE ACTION   for every other node, both families
+each_other() {
+  local to family
+  for to in "${nodes[@]}"; do
+    [ "$1" != "$to" ] || continue
+    for family in ${families:-4 6}; do "$2" "$1" "$to" "$family"; done
   done
 }
 
-pod_to_pod() { eventually "pod on $1 to pod on $2, IPv$3: seen as itself" "$2 $(pod_ip "$1" "$3")" from_pod "$1" "$(pod_ip "$2" "$3")" 8080; }
-pod_to_node() { eventually "pod on $1 to node $2, IPv$3: seen as itself" "host-$2 $(pod_ip "$1" "$3")" from_pod "$1" "$(node_ip "$2" "$3")" 8081; }
-host_to_pod() { eventually "hostNetwork on $1 to pod on $2, IPv$3: seen as" "$2 ?*" from_pod "host-$1" "$(pod_ip "$2" "$3")" 8080; }
-host_to_host() { eventually "hostNetwork on $1 to node $2, IPv$3: seen as" "host-$2 ?*" from_pod "host-$1" "$(node_ip "$2" "$3")" 8081; }
+pod_to_pod() { echo "pod on $1 to pod on $2, IPv$3: seen as itself|$2 $(pod_ip "$1" "$3")|$(pod_ip "$2" "$3")|8080"; }
+pod_to_node() { echo "pod on $1 to node $2, IPv$3: seen as itself|host-$2 $(pod_ip "$1" "$3")|$(node_ip "$2" "$3")|8081"; }
+host_to_pod() { echo "hostNetwork on $1 to pod on $2, IPv$3: seen as|$2 ?*|$(pod_ip "$2" "$3")|8080"; }
+host_to_host() { echo "hostNetwork on $1 to node $2, IPv$3: seen as|host-$2 ?*|$(node_ip "$2" "$3")|8081"; }
+
+pods() {
+  local from
+  for from in "${nodes[@]}"; do ask "$from" < <(each_other "$from" pod_to_pod); done
+}
 
 traffic() {
-  local kind
-  for kind in pod_to_pod pod_to_node host_to_pod host_to_host; do each_pair $kind; done
+  local from
+  pods
+  for from in "${nodes[@]}"; do ask "$from" < <(each_other "$from" pod_to_node); done
+  for from in "${nodes[@]}"; do ask "host-$from" < <(each_other "$from" host_to_pod; each_other "$from" host_to_host); done
 }
