@@ -94,13 +94,21 @@ impl Cluster {
         }
     }
 
-    /// Deletes an object after what it owns; was it there?
+    /// Deletes an object; was it there?
     pub async fn delete(&self, path: &str) -> Result<bool> {
-        let body = br#"{"propagationPolicy":"Foreground"}"#.to_vec();
-        let answer = self
-            .call(Method::DELETE, path, "application/json", body)
-            .await?;
-        Ok(answer.is_some())
+        self.delete_by(path, "Background").await
+    }
+
+    /// Deletes an object once what it owns is gone; was it there?
+    pub async fn delete_last(&self, path: &str) -> Result<bool> {
+        self.delete_by(path, "Foreground").await
+    }
+
+    async fn delete_by(&self, path: &str, policy: &str) -> Result<bool> {
+        let body = serde_json::json!({ "propagationPolicy": policy }).to_string();
+        let kind = "application/json";
+        let answer = self.call(Method::DELETE, path, kind, body.into_bytes());
+        Ok(answer.await?.is_some())
     }
 
     /// Changes an object; `None` where it is gone.

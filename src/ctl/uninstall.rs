@@ -167,7 +167,7 @@ impl Uninstall<'_> {
             }
             return Ok(usize::from(there));
         }
-        if !self.cluster.delete(&path).await? {
+        if !self.cluster.delete_last(&path).await? {
             return Ok(0);
         }
         let gone = async {
