@@ -214,8 +214,12 @@ mod tests {
         {
             nets.push((span(first, first + size - 1), at % 7));
         }
-        for skip in 0..nets.len() {
-            let nets = nets[skip..].to_vec();
+        for skip in 0..2 * nets.len() {
+            // In one order and the other.
+            let mut nets = nets[skip / 2..].to_vec();
+            if skip % 2 == 1 {
+                nets.reverse();
+            }
             let cut = by_longest_prefix(nets.clone());
             for pair in cut.windows(2) {
                 assert!(pair[0].0.last < pair[1].0.first, "{cut:?}");
