@@ -203,7 +203,7 @@ fn fields(record: &Announcement) -> BTreeMap<&'static str, String> {
             out.insert(key, value);
         }
     };
-    put(NEXT, joined(&record.next_key));
+    put(NEXT, joined(record.next_key));
     put(ENDPOINTS, joined(&record.endpoints));
     put(NAT, nat_text(&record.nat));
     put(RELAY, joined(&record.relays));
@@ -365,7 +365,7 @@ fn allocation(text: &str) -> Option<Allocation> {
 
 fn features_text(features: Features) -> String {
     let bits = (0..32).filter(|bit| features.0 >> bit & 1 == 1);
-    joined(bits.map(|bit| Feature(bit)))
+    joined(bits.map(Feature))
 }
 
 fn features(text: &str) -> Option<Features> {
