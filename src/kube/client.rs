@@ -148,6 +148,7 @@ impl From<kube::Error> for Failure {
             kube::Error::SerdeError(error) => (Kind::Malformed, error.to_string()),
             kube::Error::BuildRequest(error) => (Kind::Malformed, error.to_string()),
             kube::Error::FromUtf8(error) => (Kind::Malformed, error.to_string()),
+            kube::Error::Service(error) => (Kind::Unreachable, chain(&*error)),
             kube::Error::Auth(error) => (Kind::Unauthorized, chain(&error)),
             error => (Kind::Unreachable, chain(&error)),
         };
@@ -416,9 +417,13 @@ async fn credentials(config: &Kubernetes) -> Result<kube::Config> {
 
 async fn read_kubeconfig(file: &Path) -> Result<kube::Config, String> {
     let kubeconfig = Kubeconfig::read_from(file).map_err(|error| chain(&error))?;
-    kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
+    let config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
         .await
-        .map_err(|error| chain(&error))
+        .map_err(|error| chain(&error))?;
+    if config.auth_info.exec.is_some() || config.auth_info.auth_provider.is_some() {
+        return Err("its user is known by a program (exec, auth-provider), and the agent starts none; give it a token or tokenFile".to_owned());
+    }
+    Ok(config)
 }
 
 /// Waits between attempts: from 1 s to 30 s, doubling, half of it by chance.
@@ -501,6 +506,31 @@ mod tests {
         );
         let page = failure(500, &"<html>\n".repeat(1000)).to_string();
         assert!(page.len() < 600 && !page.contains('\n'));
+    }
+
+    #[tokio::test]
+    async fn credentials_of_a_program_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("kubeconfig");
+        let write = |user: &str| {
+            let text = format!(
+                "apiVersion: v1\nkind: Config\ncurrent-context: c\n\
+                 contexts: [{{name: c, context: {{cluster: c, user: u}}}}]\n\
+                 clusters: [{{name: c, cluster: {{server: \"https://192.0.2.1:6443\"}}}}]\n\
+                 users: [{{name: u, user: {user}}}]\n"
+            );
+            std::fs::write(&file, text).unwrap();
+        };
+        write(
+            "{exec: {apiVersion: client.authentication.k8s.io/v1, command: /bin/true, interactiveMode: Never}}",
+        );
+        let error = read_kubeconfig(&file).await.unwrap_err();
+        assert!(error.contains("the agent starts none"), "{error}");
+        write("{token: t}");
+        let config = read_kubeconfig(&file).await.unwrap();
+        assert_eq!(config.cluster_url.host(), Some("192.0.2.1"));
+        std::fs::write(&file, "{").unwrap();
+        assert!(read_kubeconfig(&file).await.is_err());
     }
 
     #[test]
