@@ -22,7 +22,7 @@ install() {
 
 # shellcheck disable=SC2016  # expanded on the node
 # agent_pid NODE   its PID as the node sees it
-agent_pid() { on "$1" sh -c 'for p in /proc/[0-9]*; do [ "$(cat $p/comm 2>/dev/null)" = farspan ] && echo "${p#/proc/}"; done' | head -1; }
+agent_pid() { on "$1" sh -c 'for p in /proc/[0-9]*; do if [ "$(cat $p/comm 2>/dev/null)" = farspan ]; then echo "${p#/proc/}"; break; fi; done'; }
 
 # shellcheck disable=SC2016  # awk's
 # What the pods of the DaemonSet may do.
