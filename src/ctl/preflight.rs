@@ -46,12 +46,15 @@ pub fn run(args: &PreflightArgs) -> Result<ExitCode> {
         .then(|| local::look(Path::new(&args.cni_conf_dir)));
     let report = judge::judge(cluster, this_node, args.pod_network);
     show(args.output, &report, || table(&report))?;
-    let blocked = report.findings.iter().any(|one| one.severity == "error");
-    Ok(if blocked {
+    Ok(if blocked(&report) {
         ExitCode::from(FAULT)
     } else {
         ExitCode::SUCCESS
     })
+}
+
+fn blocked(report: &Report) -> bool {
+    report.findings.iter().any(|one| one.severity == "error")
 }
 
 fn table(report: &Report) -> String {
@@ -102,7 +105,12 @@ fn table(report: &Report) -> String {
         out.push_str(&status::wrapped(&format!("- {sentence}"), 2, width));
     }
     out.push_str(&status::findings(&report.findings, width));
-    _ = writeln!(out, "\nInstall:\n  {}", report.command);
+    let when = if blocked(report) {
+        "Install, once the errors are mended"
+    } else {
+        "Install"
+    };
+    _ = writeln!(out, "\n{when}:\n  {}", report.command);
     out
 }
 

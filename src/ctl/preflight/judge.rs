@@ -323,7 +323,7 @@ fn plan(facts: &Facts, mode: PodNetworkChoice) -> Vec<String> {
                 "It writes 10-farspan.conflist into the CNI folder: pods get addresses of the Node's podCIDRs, and reach all others through the mesh."
             }
             PodNetworkChoice::Existing => {
-                "The CNI stays as it is; podCIDRs and addresses of Nodes are routed through the mesh where the CNI's own routes are not meant: table 22512 comes before the main one."
+                "The CNI stays as it is and hands out pods' addresses; what goes from node to node, to podCIDRs and Nodes, takes the mesh: table 22512 comes before the main one."
             }
             PodNetworkChoice::Nodes | PodNetworkChoice::Auto => {
                 "The CNI stays as it is and runs on top of the mesh; only addresses of Nodes and of the overlay are routed."
