@@ -81,11 +81,11 @@ impl Overlay {
         let address = node_address(node, prefix)?;
         let path = self.traversal.path(id).map(|path| path.remote.ip());
         let last = record.last_endpoint.map(|last| last.ip());
-        let connected = self.connected_networks().any(|net| {
-            let there = |ip: Option<IpAddr>| ip.is_some_and(|ip| net.contains(&ip));
-            net.contains(&address) && !there(path) && !there(last)
-        });
-        if connected {
+        // Who is met in one network of a device is in its others, too, such as that of the other family.
+        let met = |net: IpNet| [path, last].iter().flatten().any(|ip| net.contains(ip));
+        let networks = || self.connected_networks();
+        let there = |device| networks().any(|(on, net)| on == device && met(net));
+        if networks().any(|(device, net)| net.contains(&address) && !there(device)) {
             return Some(LeftOut::Neighbour);
         }
         let met = self.is_met_at(id, peer, address);
@@ -150,7 +150,7 @@ impl Overlay {
         let covered = |net: &IpNet| dropped.iter().any(|range| range.contains(net));
         // What a peer carries exactly is the peer's, though some device claims to lead there.
         let carried = |net: &IpNet| out.iter().any(|route| route.prefix == *net);
-        let connected = self.connected_networks();
+        let connected = self.connected_networks().map(|(_, net)| net);
         spared.extend(connected.filter(|net| covered(net) && !carried(net)));
         let near = left_out.iter().filter(|(_, why)| **why == LeftOut::Region);
         spared.extend(near.map(|((_, net), _)| *net).filter(covered));
@@ -217,13 +217,14 @@ impl Overlay {
         out
     }
 
-    /// Networks that this host is connected to, by other devices than the overlay's.
-    fn connected_networks(&self) -> impl Iterator<Item = IpNet> + '_ {
+    /// Networks that this host is connected to, by other devices than the overlay's, and those devices.
+    fn connected_networks(&self) -> impl Iterator<Item = (&str, IpNet)> {
         let addresses = self.host.addresses.iter();
         let outside = addresses.filter(|address| address.interface != self.config.interface);
         outside.filter_map(|address| {
             let net = IpNet::new(address.ip, address.prefix_len).ok()?.trunc();
-            (net.prefix_len() < net.max_prefix_len() && !is_link_local(address.ip)).then_some(net)
+            let shared = net.prefix_len() < net.max_prefix_len() && !is_link_local(address.ip);
+            shared.then_some((address.interface.as_str(), net))
         })
     }
 

@@ -10,6 +10,7 @@ use mesh_types::cluster::{Allowed, ClusterEvent, Node, PodNetwork, Policy, Polic
 use mesh_types::plan::{Route, RouteKind};
 use mesh_types::record::{Announcement, Features, Signed};
 use mesh_types::report::HostAddress;
+use mesh_types::state::LastEndpoint;
 use mesh_types::{
     Applied, Candidate, CandidateKind, DomainId, HostPlan, HostReport, IpNet, NatReport, NodeKey,
     Now, State,
@@ -396,6 +397,32 @@ fn an_address_that_a_neighbour_of_this_host_may_have_is_left_to_it() {
     let peers = machine.plan().tunnel.peers.values();
     let mut taken = peers.flat_map(|peer| &peer.allowed_ips);
     assert!(!taken.any(|range| range.contains(&net("203.0.113.2/32"))));
+}
+
+#[test]
+fn a_peer_met_in_one_network_of_a_device_has_its_addresses_in_the_others() {
+    let state = State {
+        endpoints: vec![LastEndpoint {
+            key: identity(2).key.public(),
+            address: "[2001:db8::2]:22000".parse().expect("an address"),
+        }],
+        ..State::default()
+    };
+    let mut machine = Machine::with(PodNetwork::Own, state, |_, host| {
+        host.addresses[0].prefix_len = 24;
+        host.addresses[0].ip = IpAddr::from([203, 0, 113, 200]);
+        host.addresses.push(HostAddress {
+            interface: "eth0".to_owned(),
+            ip: "2001:db8::200".parse().expect("an address"),
+            prefix_len: 64,
+            stable: true,
+        });
+    });
+    machine.say(ClusterEvent::Domain(DOMAIN));
+    machine.say(ClusterEvent::Listed(vec![own(), node(2), node(3)]));
+    machine.run(Duration::from_secs(1));
+    assert!(machine.is_routed("203.0.113.2/32"));
+    assert!(!machine.is_routed("203.0.113.3/32"), "seen nowhere");
 }
 
 #[test]
