@@ -36,15 +36,27 @@ join_groups() {
   done
 }
 
+# hand_down GROUP   all controllers to the groups below; only one without processes can, or the machine's own root
+hand_down() {
+  [ -e "$1/cgroup.controllers" ] || return 0
+  if [ "$1" != /sys/fs/cgroup ]; then
+    mkdir -p "$1/init"
+    while read -r pid; do echo "$pid" >"$1/init/cgroup.procs"; done <"$1/cgroup.procs"
+  fi
+  tr ' ' '\n' <"$1/cgroup.controllers" | while read -r controller; do echo "+$controller" >"$1/cgroup.subtree_control"; done
+}
+
 # begin_node NODE   its first process
 begin_node() {
   mkdir -p "$files/$1"
+  hand_down /sys/fs/cgroup
   (
     join_groups "$lab-$1" "$BASHPID"
     exec setsid nsenter --net="/run/netns/$lab-$1" unshare --mount --pid --uts --cgroup --fork scripts/lib/kubernetes/init "$1" "$files" "$tools"
   ) </dev/null >"$files/$1/init.log" 2>&1 &
   disown
   wait_for "$1 has its namespaces: $files/$1/init.log" test -e "$files/$1/ready"
+  hand_down "/sys/fs/cgroup/$lab-$1"
   # Of the node's processes in its network namespace the one that is first in its own PID namespace.
   ip netns pids "$lab-$1" | while read -r pid; do
     [ "$(awk '/^NSpid:/ { print $NF }' "/proc/$pid/status")" != 1 ] || echo "$pid"
