@@ -26,6 +26,7 @@ fn farspan(folder: &Path, arguments: &[&str], input: &str) -> Ran {
     let mut child = Command::new(env!("CARGO_BIN_EXE_farspan"))
         .args(arguments)
         .env_clear()
+        .env("HOME", folder)
         .env("FARSPAN_STATE_DIR", folder.join("state"))
         .env("FARSPAN_SOCKET", folder.join("none.sock"))
         .env("FARSPAN_CONFIG", folder.join("farspan.toml"))
