@@ -12,6 +12,8 @@ manifests() { farspan manifests --image "$farspan_image" --api-server "$api" --p
 rolled_out() { kubectl -n farspan rollout status daemonset/farspan --timeout=120s; }
 
 install() {
+  say "farspan preflight"
+  farspan preflight --pod-network own
   say "farspan manifests own | kubectl apply -f -"
   manifests own | kubectl apply -f -
   rolled_out
