@@ -103,7 +103,7 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let what = match self.kind {
             Kind::Unauthorized => {
-                "the API server does not accept this agent's token (401); a pod's token ends with its pod, one in a kubeconfig may have expired"
+                "this agent's token is not accepted (401); a pod's token ends with its pod, one in a kubeconfig may have expired"
             }
             Kind::Forbidden => {
                 "RBAC denies it (403); apply the ClusterRole that `farspan manifests` prints"
@@ -148,6 +148,12 @@ impl From<kube::Error> for Failure {
             kube::Error::SerdeError(error) => (Kind::Malformed, error.to_string()),
             kube::Error::BuildRequest(error) => (Kind::Malformed, error.to_string()),
             kube::Error::FromUtf8(error) => (Kind::Malformed, error.to_string()),
+            // Tokens are read on the way to the server.
+            kube::Error::Service(error) if error.is::<kube::client::AuthError>() => {
+                let why = chain(&*error);
+                let why = format!("{why}; a token's file holds the token and no end of line");
+                (Kind::Unauthorized, why)
+            }
             kube::Error::Service(error) => (Kind::Unreachable, chain(&*error)),
             kube::Error::Auth(error) => (Kind::Unauthorized, chain(&error)),
             error => (Kind::Unreachable, chain(&error)),
