@@ -123,6 +123,8 @@ impl Overlay {
             self.excluded_dirty = true;
         }
         self.plan_dirty = true;
+        // What the Node carries tells after a restart that there is nothing to write.
+        self.persist_soon(now);
     }
 
     fn read_own_annotations(&mut self, now: Now) {

@@ -22,6 +22,7 @@
 use std::time::{Duration, Instant};
 
 use mesh_types::record::Announcement;
+use mesh_types::{Allocation, Filtering, Mapping, NatReport};
 use rand_core::Rng;
 
 /// A Node that carries nothing of this node's gets its record after this.
@@ -311,16 +312,32 @@ impl Publisher {
     }
 }
 
-/// Do they differ in nothing that is worth a write? The order of addresses is none, nor is the seq.
+/// Does `other` say nothing that is worth a write after `one`? Neither the order of addresses nor the seq is, nor that
+/// less is known of the translators: a restart forgets it.
 fn is_same(one: &Announcement, other: &Announcement) -> bool {
     let plain = |record: &Announcement| {
         let mut plain = record.clone();
         plain.seq = 0;
+        plain.nat = NatReport::default();
         plain.endpoints.sort();
         plain.relays.sort();
         plain
     };
-    plain(one) == plain(other)
+    plain(one) == plain(other) && !tells_news(one.nat, other.nat)
+}
+
+/// Is something known of the translators that was not before, or otherwise?
+fn tells_news(before: NatReport, after: NatReport) -> bool {
+    let filtering = match (before.filtering, after.filtering) {
+        (_, Filtering::Unknown) => false,
+        // Those who ask are known by now: a stranger, who would prove more, may never come.
+        (Filtering::EndpointIndependent, Filtering::AddressDependent) => false,
+        (before, after) => before != after,
+    };
+    let mapping = after.mapping != Mapping::Unknown && before.mapping != after.mapping;
+    let allocation =
+        after.allocation != Allocation::Unknown && before.allocation != after.allocation;
+    filtering || mapping || allocation || before.udp_blocked != after.udp_blocked
 }
 
 fn jitter(most: Duration, random: &mut impl Rng) -> Duration {

@@ -6,7 +6,7 @@
 )]
 
 use mesh_types::record::Features;
-use mesh_types::{Candidate, CandidateKind, DomainId, IdentitySecret, NatReport, WgKey};
+use mesh_types::{Candidate, CandidateKind, DomainId, IdentitySecret, WgKey};
 use rand_chacha::ChaCha12Rng;
 use rand_core::SeedableRng as _;
 
@@ -166,6 +166,27 @@ fn the_order_of_addresses_is_not_worth_a_write() {
     bench.say(|record| record.endpoints.reverse());
     bench.run(HOUR);
     assert_eq!(bench.writes.len(), 1);
+}
+
+#[test]
+fn what_is_not_known_of_the_translators_after_a_restart_is_not_written_but_news_of_them_is() {
+    let mut bench = Bench::published();
+    bench.say(|record| record.nat.mapping = Mapping::EndpointIndependent);
+    bench.run(HOUR);
+    assert_eq!(bench.writes.len(), 1);
+    bench.say(|record| record.nat.mapping = Mapping::Unknown);
+    bench.run(HOUR);
+    bench.say(|record| record.nat.mapping = Mapping::EndpointIndependent);
+    bench.run(HOUR);
+    assert_eq!(bench.writes.len(), 1);
+    bench.say(|record| record.nat.mapping = Mapping::AddressDependent);
+    bench.run(HOUR);
+    assert_eq!(bench.writes.len(), 2);
+    bench.say(|record| record.nat.filtering = Filtering::EndpointIndependent);
+    bench.run(HOUR);
+    bench.say(|record| record.nat.filtering = Filtering::AddressDependent);
+    bench.run(HOUR);
+    assert_eq!(bench.writes.len(), 3, "nobody has come who would prove it");
 }
 
 #[test]
