@@ -8,6 +8,7 @@ mod scenarios {
     mod failover;
     mod hard;
     mod healing;
+    mod kubernetes;
     mod lazy;
     mod meeting;
     mod mtu;

@@ -4,6 +4,7 @@
 //! node's state on a disk of its own and reports addresses. Whether a pair is connected is decided by
 //! packets of its own that cross the mesh, never by what a node says of itself.
 
+mod api;
 mod build;
 mod flow;
 mod node;
@@ -18,6 +19,7 @@ use std::time::{Duration, Instant};
 use mesh_types::{IdentitySecret, Now};
 use sim_net::{Direction, HostId, LinkId, Network, Random};
 
+pub use api::Api;
 pub use build::{Access, Place, Seat};
 pub use flow::{Flow, FlowId};
 pub use node::{Disk, Node, NodeId, Port};
@@ -41,6 +43,8 @@ pub struct World {
     stun: BTreeSet<HostId>,
     /// Where there is one.
     pub turn: Option<turn::Turn>,
+    /// Where there is one.
+    pub api: Option<Api>,
     by_host: BTreeMap<HostId, NodeId>,
     sites: u8,
 }
@@ -60,6 +64,7 @@ impl World {
             noise: Vec::new(),
             stun: BTreeSet::new(),
             turn: None,
+            api: None,
             by_host: BTreeMap::new(),
             sites: 0,
         }
@@ -96,6 +101,7 @@ impl World {
                 .chain(flows)
                 .chain(noise)
                 .chain(self.turn_due())
+                .chain(self.api_due())
                 .chain(self.net.next_event_at())
                 .min()
                 .filter(|at| *at <= end);
@@ -117,6 +123,7 @@ impl World {
                 }
             }
             self.run_turn(now);
+            self.run_api(now);
             for index in 0..self.nodes.len() {
                 if self.nodes[index].wake.is_some_and(|at| at <= now) {
                     let clock = self.clock(NodeId(index));
@@ -165,6 +172,7 @@ impl World {
             }
         }
         self.turn_lines(id);
+        self.call_api(id);
         let node = &mut self.nodes[id.0];
         for (port, wanted) in std::mem::take(&mut node.turn.ports) {
             match wanted {

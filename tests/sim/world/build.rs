@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
+use mesh_types::cluster::{self, PodNetwork};
 use mesh_types::consts::{
     FWMARK, FWMARK_MASK, INTERFACE, MTU, RELAY_NODE_PAIRS, RELAY_PAIR_RATE, RELAY_PORTS,
 };
@@ -14,7 +15,7 @@ use mesh_types::{
     Announcement, Candidate, CandidateKind, DomainId, IdentitySecret, IpNet, Ipv4Net, Membership,
     NatReport, NodeKey, Signed, State, WgSecret, address,
 };
-use overlay::Config;
+use overlay::{Config, Kubernetes};
 use sim_net::{
     Families, FirewallSpec, HostId, LinkSpec, NatSpec, RouterSpec, SegmentId, Site, Translation,
 };
@@ -217,6 +218,34 @@ impl World {
         id
     }
 
+    /// Adds a node of the cluster, with a Node object as its kubelet would make it.
+    pub fn cluster_node(&mut self, name: &str, place: Place, seat: Seat) -> NodeId {
+        let id = self.node(name, place, seat);
+        let pods = std::mem::take(&mut self.nodes[id.0].config.routes);
+        self.nodes[id.0].config.kubernetes = Some(Kubernetes {
+            node: name.to_owned(),
+            pod_network: PodNetwork::Own,
+            cluster_cidrs: vec![IpNet::V4(Ipv4Net::new_assert(
+                Ipv4Addr::new(10, 244, 0, 0),
+                16,
+            ))],
+            external: false,
+        });
+        let addresses = self.net.addresses(self.nodes[id.0].host);
+        let created = self.elapsed().as_secs();
+        let uid = self.api().uid();
+        self.api().apply(cluster::Node {
+            name: name.to_owned(),
+            uid,
+            created,
+            pod_cidrs: pods,
+            internal_ips: addresses.iter().map(|address| address.ip).collect(),
+            region: None,
+            annotations: BTreeMap::new(),
+        });
+        id
+    }
+
     pub fn domain(&self) -> DomainId {
         DomainId::standalone(Some(&self.authority.authority()))
     }
@@ -324,6 +353,7 @@ impl World {
             node.config.listen_port = port;
         }
         node.start(seed, clock);
+        self.watch(id);
         self.pump(id);
     }
 

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
+use mesh_types::cluster::Publication;
 use mesh_types::command::{Command, CommandId};
 use mesh_types::consts::CONTROL_PORT;
 use mesh_types::plan::RouteKind;
@@ -45,6 +46,10 @@ pub struct Node {
     /// Endpoints that plans gave a peer, by when they changed.
     pub moves: BTreeMap<WgKey, Vec<(Instant, SocketAddr)>>,
     pub host_report: HostReport,
+    /// What is to be written to its Node.
+    pub(super) publications: Vec<Publication>,
+    /// It wants the Nodes listed once more.
+    pub(super) list_nodes: bool,
     pub issues_authority: Option<IdentitySecret>,
     pub(super) applied: Option<HostPlan>,
     pub relay: Relay,
@@ -102,6 +107,8 @@ impl Node {
             replies: BTreeMap::new(),
             moves: BTreeMap::new(),
             host_report: HostReport::default(),
+            publications: Vec::new(),
+            list_nodes: false,
             issues_authority: None,
             applied: None,
             relay: Relay::default(),
@@ -444,10 +451,10 @@ impl Node {
                 Event::Reply { id, reply } => {
                     self.replies.insert(*id, reply.clone());
                 }
+                Event::Publish(publication) => self.publications.push(publication.clone()),
+                Event::ListAgain => self.list_nodes = true,
                 Event::Resolve { .. }
                 | Event::Revoked
-                | Event::Publish(_)
-                | Event::ListAgain
                 | Event::Refused { .. }
                 | Event::PeerUp { .. }
                 | Event::PeerDown { .. } => {}
