@@ -37,7 +37,7 @@ use netlink_packet_netfilter::{
 use netlink_sys::protocols::NETLINK_NETFILTER;
 
 use crate::HostError;
-use crate::netlink::Channel;
+use crate::netlink::{Channel, Raw};
 
 pub use demux::Demux;
 pub(crate) use filter::filter;
@@ -355,14 +355,20 @@ impl Tables {
                 RuleAttribute::Chain(chain.to_owned()),
             ],
         });
-        Ok(self
-            .dump(family, request)?
-            .into_iter()
-            .filter_map(|(_, message)| match message {
-                NfTablesMessage::NewRule(rule) => Some(HeldRule::parse(&rule)),
-                _ => None,
-            })
-            .collect())
+        let answers = self.ask(family, request)?;
+        Ok(answers.iter().map(HeldRule::parse).collect())
+    }
+
+    /// What the kernel has to tell, as it tells it. The library's parser writes out all that is around each attribute, lest
+    /// that be wrong, and what is long takes it long.
+    fn ask(
+        &mut self,
+        family: NetfilterProtoFamily,
+        request: NfTablesMessage,
+    ) -> io::Result<Vec<Raw>> {
+        let header = NetfilterHeader::new(family, 0, 0);
+        let request = Raw::of(&NetfilterMessage::new(header, request));
+        self.channel.dump(&request)
     }
 
     fn dump(
@@ -546,12 +552,15 @@ struct HeldRule {
 }
 
 impl HeldRule {
-    fn parse(message: &RuleMessage) -> Self {
+    fn parse(message: &Raw) -> Self {
+        /// `NFTA_RULE_HANDLE` and `NFTA_RULE_USERDATA`.
+        const HANDLE: u16 = 3;
+        const USER_DATA: u16 = 7;
         let mut rule = Self::default();
-        for attribute in &message.attributes {
-            match attribute {
-                RuleAttribute::Handle(handle) => rule.handle = *handle,
-                RuleAttribute::UserData(data) => rule.user_data.clone_from(data),
+        for (kind, value) in element::attributes(message) {
+            match kind {
+                HANDLE => rule.handle = value.first_chunk().map_or(0, |it| u64::from_be_bytes(*it)),
+                USER_DATA => rule.user_data = value,
                 _ => {}
             }
         }

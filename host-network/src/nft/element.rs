@@ -1,5 +1,4 @@
-//! Elements of sets and maps, as the kernel tells them. Read by hand: the library's parser writes out the whole message
-//! for each element in it, lest that be wrong, and thousands of elements take it seconds.
+//! Elements of sets and maps, and whatever else is nested, as the kernel tells it.
 
 use std::collections::BTreeSet;
 
@@ -28,7 +27,7 @@ const INTERVAL_END: u32 = 1;
 pub(super) fn read(map: &Map, messages: &[Raw]) -> Elements {
     let (mut elements, mut ends) = (Elements::new(), BTreeSet::new());
     for message in messages {
-        let attributes = attributes_of(message.body.get(HEADER..).unwrap_or(&[]));
+        let attributes = attributes(message);
         let lists = attributes.iter().filter(|(kind, _)| *kind == ELEMENTS);
         for (_, element) in lists.flat_map(|(_, list)| attributes_of(list)) {
             let Some(Element { key, entry, is_end }) = Element::parse(&element) else {
@@ -45,6 +44,11 @@ pub(super) fn read(map: &Map, messages: &[Raw]) -> Elements {
         range::close(&mut elements, &ends);
     }
     elements
+}
+
+/// The attributes of a message of nftables.
+pub(super) fn attributes(message: &Raw) -> Attributes {
+    attributes_of(message.body.get(HEADER..).unwrap_or(&[]))
 }
 
 struct Element {

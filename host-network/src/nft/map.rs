@@ -7,16 +7,15 @@ use std::net::{IpAddr, SocketAddr};
 
 use mesh_types::consts::NFT_TABLE;
 use netlink_packet_core::{DefaultNla, NLA_F_NESTED, NLM_F_CREATE};
+use netlink_packet_netfilter::NetfilterProtoFamily;
 use netlink_packet_netfilter::nftables::{
     DataAttribute, ListAttribute, NfTablesMessage, SetAttribute, SetElementAttribute,
     SetElementList, SetElementMessage, SetFlags, SetMessage,
 };
-use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterProtoFamily};
 
 use super::expression::{Family, Part};
 use super::{Tables, element, range};
 use crate::HostError;
-use crate::netlink::Raw;
 
 /// A set or map: which fields lead to what.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -336,9 +335,7 @@ impl Tables {
                 SetElementList::Set(map.name.to_owned()),
             ],
         });
-        let header = NetfilterHeader::new(NetfilterProtoFamily::Inet, 0, 0);
-        let request = Raw::of(&NetfilterMessage::new(header, request));
-        match self.channel.dump(&request) {
+        match self.ask(NetfilterProtoFamily::Inet, request) {
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(Elements::new()),
             answers => Ok(element::read(map, &answers?)),
         }
