@@ -167,7 +167,9 @@ fn everything_but_handles() -> String {
 fn an_own_address_is_kept_out_of_the_tunnel_by_a_rule_before_the_meshs() {
     in_namespace(|| async {
         add_device();
-        run("ip addr add 192.0.2.1/32 dev lo");
+        // Where the main table knows no way, the next rule is asked.
+        run("ip link add wan type veth peer name isp && ip link set wan up && ip link set isp up");
+        run("ip addr add 192.0.2.1/24 dev wan && ip route add default via 192.0.2.254");
         run("ip rule add from 192.0.2.7 lookup main priority 5298");
         let mut host = Host::new(INTERFACE).await.unwrap();
         let mut kept = plan();
