@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use mesh_types::HostPlan;
 use mesh_types::cluster::Allowed;
+use mesh_types::consts::SERVED_PORTS;
 use mesh_types::plan::{Route, RouteKind, TunnelPeer};
 
 /// Lines of text, one for each thing the host would hold. No secrets.
@@ -37,7 +38,10 @@ fn write(text: &mut String, plan: &HostPlan) -> std::fmt::Result {
     for rule in &plan.rules {
         let family = if rule.ipv6 { "ipv6" } else { "ipv4" };
         let packets = match rule.from {
-            Some(from) => format!("from {from}"),
+            Some(from) => format!(
+                "from {from} ipproto tcp sport {}-{}",
+                SERVED_PORTS.0, SERVED_PORTS.1
+            ),
             None => format!("not fwmark {:#x}/{:#x}", rule.mark, rule.mask),
         };
         writeln!(

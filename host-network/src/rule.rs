@@ -1,13 +1,18 @@
-//! Policy rules: `not fwmark MARK/MASK lookup TABLE`, and before it `from ADDRESS lookup main`.
+//! Policy rules: `not fwmark MARK/MASK lookup TABLE`, and before it `from ADDRESS ipproto tcp sport 1-32767 lookup main`.
 
 use std::collections::BTreeSet;
 
-use mesh_types::consts::{MAIN_TABLE, ROUTE_TABLE, RULE_PRIORITY, SOURCE_RULE_PRIORITY};
+use mesh_types::consts::{
+    MAIN_TABLE, ROUTE_TABLE, RULE_PRIORITY, SERVED_PORTS, SOURCE_RULE_PRIORITY,
+};
 use mesh_types::plan::Rule;
 use rtnetlink::IpVersion;
 use rtnetlink::packet_route::AddressFamily;
+use rtnetlink::packet_route::IpProtocol;
 use rtnetlink::packet_route::route::RouteProtocol;
-use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage};
+use rtnetlink::packet_route::rule::{
+    RuleAction, RuleAttribute, RuleFlags, RuleMessage, RulePortRange,
+};
 
 use crate::HostError;
 use crate::netlink::{Routing, gather, is_absent};
@@ -37,6 +42,7 @@ impl Held {
         let mut plain = message.header.action == RuleAction::ToTable
             && (message.header.src_len == 0 || message.header.src_len == whole)
             && message.header.dst_len == 0;
+        let (mut protocol, mut ports) = (None, None);
         for attribute in &message.attributes {
             match attribute {
                 RuleAttribute::Priority(priority) => rule.priority = *priority,
@@ -47,10 +53,16 @@ impl Held {
                 RuleAttribute::Iifname(_)
                 | RuleAttribute::Oifname(_)
                 | RuleAttribute::UidRange(_)
-                | RuleAttribute::IpProtocol(_) => plain = false,
+                | RuleAttribute::DestinationPortRange(_) => plain = false,
+                RuleAttribute::IpProtocol(only) => protocol = Some(*only),
+                RuleAttribute::SourcePortRange(only) => ports = Some(*only),
                 _ => {}
             }
         }
+        plain &= match rule.from {
+            Some(_) => protocol == Some(IpProtocol::Tcp) && ports == Some(served()),
+            None => protocol.is_none() && ports.is_none(),
+        };
         Self {
             inverted: message.header.flags.contains(RuleFlags::Invert),
             rule,
@@ -73,6 +85,12 @@ impl Held {
             && rule.priority == SOURCE_RULE_PRIORITY;
         self.plain && (mesh || source)
     }
+}
+
+/// Ports of what answers.
+fn served() -> RulePortRange {
+    let (start, end) = SERVED_PORTS;
+    RulePortRange { start, end }
 }
 
 /// All rules, both families. A kernel without IPv6 has none of that family.
@@ -133,6 +151,10 @@ async fn add(routing: &mut Routing, rule: &Rule) -> Result<(), HostError> {
     if let Some(from) = rule.from {
         message.header.src_len = if rule.ipv6 { 128 } else { 32 };
         message.attributes.push(RuleAttribute::Source(from));
+        let tcp = RuleAttribute::IpProtocol(IpProtocol::Tcp);
+        message.attributes.push(tcp);
+        let ports = RuleAttribute::SourcePortRange(served());
+        message.attributes.push(ports);
     } else {
         message.header.flags |= RuleFlags::Invert;
         message.attributes.push(RuleAttribute::FwMark(rule.mark));

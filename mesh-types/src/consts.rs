@@ -16,6 +16,8 @@ pub const ROUTE_TABLE: u32 = 22512;
 pub const RULE_PRIORITY: u32 = 5300;
 /// Priority of the rules that come before it: own addresses from which no peer takes a packet out of the tunnel.
 pub const SOURCE_RULE_PRIORITY: u32 = 5299;
+/// TCP ports that those rules are about, first and last: of what answers. Linux connects from higher ones (`ip_local_port_range`).
+pub const SERVED_PORTS: (u16, u16) = (1, 32_767);
 /// The kernel's main routing table.
 pub const MAIN_TABLE: u32 = 254;
 /// Mark on outer packets, which escape the mesh's table. 0x4000 and 0x8000 are kube-proxy's.

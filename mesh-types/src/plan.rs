@@ -147,7 +147,7 @@ pub struct Rule {
     pub mark: u32,
     /// Bits of it that are compared.
     pub mask: u32,
-    /// The rule is about packets from here, whatever their mark.
+    /// The rule is about what answers by TCP from here ([`crate::consts::SERVED_PORTS`]), whatever its mark.
     pub from: Option<IpAddr>,
 }
 

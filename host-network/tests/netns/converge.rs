@@ -185,18 +185,24 @@ fn an_own_address_is_kept_out_of_the_tunnel_by_a_rule_before_the_meshs() {
             let applied = host.converge(&kept).await;
             assert_eq!(applied.failures, Vec::<String>::new());
             let rules = run("ip -d rule");
-            let ours = "5299:\tfrom 192.0.2.1 lookup main proto kernel";
+            let ours = "5299:\tfrom 192.0.2.1 ipproto tcp sport 1-32767 lookup main proto kernel";
             assert_eq!(rules.matches(ours).count(), 1, "{rules}");
         }
-        let way = |from: &str| run(&format!("ip route get 10.77.0.2 from {from} || true"));
-        assert!(!way("192.0.2.1").contains(INTERFACE));
+        let by = |port: u16| {
+            let tcp = format!("ipproto tcp sport {port} dport 40000");
+            run(&format!(
+                "ip route get 10.77.0.2 from 192.0.2.1 {tcp} || true"
+            ))
+        };
+        assert!(!by(6443).contains(INTERFACE), "an answer");
+        assert!(by(40_000).contains(INTERFACE), "a call");
 
         host.converge(&plan()).await;
 
         let rules = run("ip rule");
         assert!(!rules.contains("5299:"), "{rules}");
         assert!(rules.contains("5298:"), "{rules}");
-        assert!(way("192.0.2.1").contains(INTERFACE), "{}", way("192.0.2.1"));
+        assert!(by(6443).contains(INTERFACE), "{}", by(6443));
         host.converge(&kept).await;
         host.remove().await;
         let rules = run("ip rule");

@@ -95,7 +95,7 @@ impl Overlay {
 
     /// Own addresses that no peer takes a packet from, because nobody may carry them: those of the API server on its own
     /// machine. What answers from there must go the way it was asked, not into the tunnel, although the asker's address
-    /// leads there.
+    /// leads there. What calls from there goes into the tunnel: a Service's pod is behind the address that it names.
     pub(super) fn source_rules(&self, ipv6: bool) -> impl Iterator<Item = Rule> {
         let nets = self.cluster.protected.iter();
         nets.filter(|net| net.prefix_len() == net.max_prefix_len())

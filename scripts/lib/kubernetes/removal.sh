@@ -8,7 +8,7 @@
 traces() {
   on "$1" sh -c '
     ip -o link | grep -o "farspan[^:@]*"
-    for f in -4 -6; do ip $f route show table 22512 2>/dev/null; ip $f rule | grep -E "22512|0x2000"; done
+    for f in -4 -6; do ip $f route show table 22512 2>/dev/null; ip $f rule | grep -E "22512|0x2000|^5299:"; done
     nft list tables | grep -i farspan
     ls /etc/cni/net.d /run/farspan /var/lib/farspan 2>/dev/null | grep -v :
   ' 2>/dev/null || true
