@@ -62,7 +62,13 @@ impl Overlay {
                 let publisher = &mut self.cluster.publisher;
                 publisher.handle_result(result, now.mono, &mut self.rng);
             }
-            event => {
+            event @ (ClusterEvent::Domain(_)
+            | ClusterEvent::Listed(_)
+            | ClusterEvent::Applied(_)
+            | ClusterEvent::Deleted { .. }
+            | ClusterEvent::Policy(_)
+            | ClusterEvent::Externals(_)
+            | ClusterEvent::Protected(_)) => {
                 if let ClusterEvent::Protected(ranges) = &event {
                     // Routes to there are dropped now, whenever the claims are judged anew.
                     self.cluster.protected.clone_from(ranges);
