@@ -131,7 +131,11 @@ pub(crate) fn authorities(
 /// The node's place in a cluster, as the directory needs it.
 pub(crate) fn cluster(config: &Config) -> Option<ClusterConfig> {
     config.kubernetes.as_ref().map(|kubernetes| ClusterConfig {
-        node: kubernetes.node.clone(),
+        // A machine that is no Node must not be taken for one that has its name.
+        node: match kubernetes.external {
+            true => String::new(),
+            false => kubernetes.node.clone(),
+        },
         pod_network: kubernetes.pod_network,
     })
 }
