@@ -258,8 +258,8 @@ fn node(record: &Signed<Announcement>) -> Node {
     let annotations = encode(record);
     assert!(annotations.keys().all(|key| KEYS.contains(key)));
     Node {
-        name: record.record().name.clone().unwrap(),
-        uid: record.record().node_uid.clone().unwrap(),
+        name: record.record().name.clone().expect("set below"),
+        uid: record.record().node_uid.clone().expect("set below"),
         created: 1_800_000_000,
         pod_cidrs: Vec::new(),
         internal_ips: Vec::new(),
@@ -274,7 +274,7 @@ fn node(record: &Signed<Announcement>) -> Node {
 fn announcement() -> Announcement {
     let candidate = |kind, address: &str| Candidate {
         kind,
-        address: address.parse().unwrap(),
+        address: address.parse().expect("address"),
     };
     Announcement {
         domain: DOMAIN,
