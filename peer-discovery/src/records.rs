@@ -38,7 +38,7 @@ pub(crate) enum Voucher {
         authority: AuthorityKey,
     },
     /// The API server of the cluster whose domain it is.
-    Cluster(Box<Vouched>),
+    Cluster(Vouched),
 }
 
 impl Member {
@@ -275,9 +275,9 @@ impl Records {
                 return true;
             };
             match vouched.remove(node) {
-                Some(now) if now == **held => true,
+                Some(now) if now == *held => true,
                 Some(now) => {
-                    **held = now;
+                    *held = now;
                     changed.insert(*node)
                 }
                 None => {
@@ -289,7 +289,7 @@ impl Records {
         for (node, vouched) in vouched {
             changed.insert(node);
             let member = Member {
-                voucher: Voucher::Cluster(Box::new(vouched)),
+                voucher: Voucher::Cluster(vouched),
                 rank: usize::MAX,
                 expired: false,
             };
@@ -417,7 +417,9 @@ impl Records {
             return Err(Reason::Stale);
         }
         let role = self.role(record)?;
-        if record.key == self.own_key || record.next_key == Some(self.own_key) {
+        // What stands on a Node is held, so that the conflict stands as long as it does: `view` gives nobody our key.
+        let ours = record.key == self.own_key || record.next_key == Some(self.own_key);
+        if ours && checked == Checked::NotYet {
             return Err(Reason::OwnKey);
         }
         let same_keys = held.is_some_and(|held| {

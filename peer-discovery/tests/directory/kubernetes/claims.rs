@@ -185,7 +185,7 @@ fn nodes_without_an_agent_keep_what_is_theirs() {
     let silent = worker(2);
     let thief = worker(3).at(&["192.0.2.2"]);
     let mut directory = reader();
-    let nodes = vec![worker(1).shown(), silent.object.clone(), thief.shown()];
+    let nodes = vec![worker(1).shown(), silent.object, thief.shown()];
     directory.hear(mesh_types::cluster::ClusterEvent::Listed(nodes), 0);
     assert!(directory.of(&thief).node_ips.is_empty());
     let refused = directory.objections();

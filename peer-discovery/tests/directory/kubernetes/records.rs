@@ -159,9 +159,12 @@ fn this_nodes_own_key_on_another_node_is_refused() {
     let mut directory = reader();
     directory.list(&[&worker(1), &thief]);
     assert!(!directory.has(&thief));
-    assert_eq!(directory.count(Reason::OwnKey), 1);
-    let newest = directory.refusals().last().expect("a refusal");
-    assert_eq!(newest.node.as_deref(), Some("n3"));
+    let refused = directory.objections();
+    assert_eq!(refused.len(), 1);
+    assert_eq!((refused[0].0, refused[0].1), (Reason::OwnKey, Some("n3")));
+    let rotated = wg(99);
+    directory.set_own(worker(1).node(), rotated, at(5));
+    assert!(directory.has(&thief), "a key that nobody else has");
 }
 
 #[test]
