@@ -97,16 +97,16 @@ impl Mesh {
 
     /// What agents have written so far, as `verb resource name`.
     fn writes(&self) -> Vec<String> {
-        let reads = ["get", "list", "watch"];
-        let events = self.cluster.server.audit().into_iter();
-        let writes =
-            events.filter(|event| !reads.contains(&event["verb"].as_str().unwrap_or_default()));
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let writes = self.cluster.server.audit().into_iter().filter(|event| {
+            let read = ["get", "list", "watch"].contains(&text(&event["verb"]).as_str());
+            !read && !text(&event["requestURI"]).contains("dryRun")
+        });
         writes
             .map(|event| {
-                format!(
-                    "{} {} {}",
-                    event["verb"], event["objectRef"]["resource"], event["objectRef"]["name"]
-                )
+                let object = &event["objectRef"];
+                let words = [&event["verb"], &object["resource"], &object["name"]];
+                words.map(text).join(" ")
             })
             .collect()
     }

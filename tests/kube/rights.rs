@@ -12,6 +12,9 @@ use crate::user::Refusal;
 /// Good tokens are remembered for 10 s.
 const TOKEN_CACHE: Duration = Duration::from_secs(60);
 
+/// Of a patch that touches other annotations.
+const KEYS_ONLY: &str = "only the agent's own farspan.io/* annotations may change";
+
 #[test]
 fn a_bound_token_changes_the_announcement_of_its_own_node_and_nothing_else() {
     let cluster = Cluster::with_nodes(&["n1", "n2"]);
@@ -63,6 +66,8 @@ fn a_bound_token_changes_the_announcement_of_its_own_node_and_nothing_else() {
             "token is for node n1, not n2",
         );
         // Its own Node, beyond its own keys.
+        let removal = annotations(json!({"example.org/rack": null}));
+        denied(user.merge(&path("n1"), &removal), KEYS_ONLY);
         for (patch, sentence) in beyond() {
             denied(user.merge(&path("n1"), &patch), sentence);
             denied(user.apply(&path("n1"), &with_kind("n1", patch)), sentence);
@@ -266,7 +271,7 @@ fn a_record_goes_to_the_node_it_was_made_for_and_a_token_ends_with_its_pod() {
 
 /// Patches of a Node that its own agent has no right to, and the sentence that each is answered with.
 fn beyond() -> Vec<(Value, &'static str)> {
-    let keys = "only the agent's own farspan.io/* annotations may change";
+    let keys = KEYS_ONLY;
     let rest = "spec, labels, finalizers and owners are not the agent's";
     vec![
         (
