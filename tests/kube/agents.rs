@@ -4,11 +4,11 @@ use std::fs;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use mesh_types::annotations::{KEYS, RECORD_MAX};
 
-use crate::cluster::{Cluster, NODES};
+use crate::cluster::{Cluster, NODES, PODS};
 use crate::lab::agent::PATIENCE;
 use crate::lab::traffic::{Echo, tcp_source_seen};
 use crate::lab::wait::{pause, wait_until};
@@ -73,19 +73,11 @@ impl Mesh {
         }
     }
 
-    /// Waits until no agent has anything left to write.
+    /// Waits until all agents follow the API server and none has anything left to write.
     fn wait_settled(&self) {
         for node in &self.nodes {
-            for (metric, value) in [
-                ("farspan_kubernetes_api_up", 1),
-                ("farspan_announcement_pending", 0),
-            ] {
-                let what = format!("{metric} of {} is {value}", node.name());
-                wait_until(&what, SETTLED, || match node.metric(metric)? {
-                    Some(seen) if seen == f64::from(value) => Ok(()),
-                    seen => Err(format!("{seen:?}")),
-                });
-            }
+            wait_metric(node, "farspan_kubernetes_api_up", 1.0);
+            wait_metric(node, "farspan_announcement_pending", 0.0);
         }
     }
 
@@ -158,6 +150,56 @@ fn three_agents_meet_by_their_nodes_annotations_outlive_the_api_server_and_then_
         before.len()
     );
     mesh.wait_whole();
+}
+
+#[test]
+fn an_agent_uses_a_rotated_token_and_writes_again_what_somebody_removed() {
+    let mut mesh = Mesh::start();
+    mesh.wait_settled();
+    let name = NAMES[1];
+    let old = mesh.cluster.admin.delete(&format!("{PODS}/farspan-{name}"));
+    old.unwrap_or_else(|refusal| panic!("the pod of {name}: {refusal}"));
+    let token = mesh.cluster.pod_token("farspan-next", name);
+    fs::write(mesh.nodes[1].file("token"), token).expect("the node's directory is writable");
+
+    // Connections end, and no verdict on a token is remembered.
+    mesh.cluster.server.kill();
+    wait_metric(&mesh.nodes[1], "farspan_kubernetes_api_up", 0.0);
+    mesh.cluster.server.restart();
+    mesh.wait_settled();
+
+    let path = format!("{NODES}/{name}");
+    let before = mesh.cluster.object(&path);
+    let removal = json!({"metadata": {"annotations": {"farspan.io/proof": null}}});
+    let removed = mesh.cluster.admin.merge(&path, &removal);
+    removed.unwrap_or_else(|refusal| panic!("{name} without its proof: {refusal}"));
+    let writes = mesh.writes().len();
+    wait_until("the record is whole again", SETTLED, || {
+        let proof =
+            mesh.cluster.object(&path)["metadata"]["annotations"]["farspan.io/proof"].take();
+        if proof.is_string() {
+            Ok(())
+        } else {
+            Err("it is not".to_owned())
+        }
+    });
+    assert_announced(&mesh.nodes[1], &mesh.cluster.object(&path));
+    assert!(
+        mesh.writes().len() > writes,
+        "written by {name}, as the audit log shows"
+    );
+    assert_eq!(
+        before["metadata"]["labels"],
+        mesh.cluster.object(&path)["metadata"]["labels"]
+    );
+}
+
+fn wait_metric(node: &Node, metric: &str, value: f64) {
+    let what = format!("{metric} of {} is {value}", node.name());
+    wait_until(&what, SETTLED, || match node.metric(metric)? {
+        Some(seen) if seen == value => Ok(()),
+        seen => Err(format!("{seen:?}")),
+    });
 }
 
 /// Makes a Node of the cluster on this machine, and its files.
