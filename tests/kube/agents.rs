@@ -171,9 +171,9 @@ fn an_agent_uses_a_rotated_token_and_writes_again_what_somebody_removed() {
     let path = format!("{NODES}/{name}");
     let before = mesh.cluster.object(&path);
     let removal = json!({"metadata": {"annotations": {"farspan.io/proof": null}}});
+    let writes = mesh.writes().len();
     let removed = mesh.cluster.admin.merge(&path, &removal);
     removed.unwrap_or_else(|refusal| panic!("{name} without its proof: {refusal}"));
-    let writes = mesh.writes().len();
     wait_until("the record is whole again", SETTLED, || {
         let proof =
             mesh.cluster.object(&path)["metadata"]["annotations"]["farspan.io/proof"].take();
