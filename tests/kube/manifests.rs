@@ -255,7 +255,10 @@ fn the_server_refuses_objects_that_say_nonsense_and_stores_the_others() {
 }
 
 fn object(kind: &str, name: &str, spec: Value) -> Value {
-    json!({"apiVersion": "farspan.io/v1alpha1", "kind": kind, "metadata": {"name": name}, "spec": spec})
+    let mut object =
+        json!({"apiVersion": "farspan.io/v1alpha1", "kind": kind, "metadata": {"name": name}});
+    object["spec"] = spec;
+    object
 }
 
 #[track_caller]

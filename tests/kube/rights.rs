@@ -309,7 +309,9 @@ fn path(node: &str) -> String {
 }
 
 fn annotations(pairs: Value) -> Value {
-    json!({"metadata": {"annotations": pairs}})
+    let mut object = json!({"metadata": {}});
+    object["metadata"]["annotations"] = pairs;
+    object
 }
 
 /// What an agent applies.

@@ -36,7 +36,7 @@ fn five_hundred_announced_nodes_are_listed_and_watched_as_metadata_only() {
     admin.all(
         "POST",
         JSON,
-        each(&|_| NODES.to_owned(), &|number, name| {
+        &each(&|_| NODES.to_owned(), &|number, name| {
             let mut object = node(name);
             object["spec"] = pod_cidrs_of(number);
             object
@@ -45,13 +45,13 @@ fn five_hundred_announced_nodes_are_listed_and_watched_as_metadata_only() {
     admin.all(
         "PATCH",
         MERGE,
-        each(&status, &|number, name| heartbeat(number, name, 0)),
+        &each(&status, &|number, name| heartbeat(number, name, 0)),
     );
     let (_, took) = timed(|| {
         admin.all(
             "PATCH",
             APPLY,
-            each(&record, &|number, name| announced(number, name, 1)),
+            &each(&record, &|number, name| announced(number, name, 1)),
         )
     });
     println!("{COUNT} announcements applied in {took:.1?}");
@@ -118,7 +118,7 @@ fn five_hundred_announced_nodes_are_listed_and_watched_as_metadata_only() {
         admin.all(
             "PATCH",
             MERGE,
-            each(&status, &|number, name| heartbeat(number, name, 1)),
+            &each(&status, &|number, name| heartbeat(number, name, 1)),
         );
     });
 }

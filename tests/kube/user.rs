@@ -79,7 +79,7 @@ impl User {
     pub fn text(&self, path: &str) -> Result<String, Refusal> {
         let sent = request("GET", path, &[], None);
         let text = self.block_on(self.client.request_text(sent));
-        text.map_err(refusal)
+        text.map_err(|error| refusal(&error))
     }
 
     /// POST.
@@ -106,7 +106,7 @@ impl User {
     }
 
     /// Sends many requests, some at a time; panics when one is refused.
-    pub fn all(&self, method: &'static str, content: &'static str, requests: Vec<(String, Value)>) {
+    pub fn all(&self, method: &'static str, content: &'static str, requests: &[(String, Value)]) {
         self.block_on(async {
             for some in requests.chunks(32) {
                 let mut running = tokio::task::JoinSet::new();
@@ -184,21 +184,24 @@ fn request(
 }
 
 async fn answer(client: &kube::Client, request: Request<Vec<u8>>) -> Result<Value, Refusal> {
-    client.request(request).await.map_err(refusal)
+    client
+        .request(request)
+        .await
+        .map_err(|error| refusal(&error))
 }
 
-fn refusal(error: kube::Error) -> Refusal {
-    match error {
-        kube::Error::Api(status) => Refusal {
-            code: status.code,
-            reason: status.reason.clone(),
-            message: status.message.clone(),
-        },
+fn refusal(error: &kube::Error) -> Refusal {
+    let kube::Error::Api(status) = error else {
         // No answer at all.
-        error => Refusal {
+        return Refusal {
             code: 0,
             reason: "NoAnswer".to_owned(),
             message: error.to_string(),
-        },
+        };
+    };
+    Refusal {
+        code: status.code,
+        reason: status.reason.clone(),
+        message: status.message.clone(),
     }
 }
