@@ -33,7 +33,7 @@ flannel() {
   for node in "${nodes[@]}"; do flannel_device "$node"; done
   for node in "${nodes[@]}"; do
     for other in "${nodes[@]}"; do [ "$node" = "$other" ] || flannel_peer "$node" "$other"; done
-    [ "$node" = tokyo-1 ] || row "the way from $node to tokyo's node address" "*dev farspan0*" "$(on "$node" ip route get "$(node_ip tokyo-1 4)" | head -1)"
+    [ "$node" = tokyo-1 ] || eventually "the way from $node to tokyo's node address" "*dev farspan0*" on "$node" ip route get "$(node_ip tokyo-1 4)"
   done
   wait_for "the nodes are Ready" ready_nodes
   start_workload SingleStack
