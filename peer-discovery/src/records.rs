@@ -34,7 +34,7 @@ pub(crate) struct Member {
 pub(crate) enum Voucher {
     /// An authority, whose signature was checked.
     Signed {
-        signed: Signed<Membership>,
+        signed: Box<Signed<Membership>>,
         authority: AuthorityKey,
     },
     /// The API server of the cluster whose domain it is.
@@ -345,7 +345,7 @@ impl Records {
             node,
             Member {
                 voucher: Voucher::Signed {
-                    signed: signed.clone(),
+                    signed: Box::new(signed.clone()),
                     authority,
                 },
                 rank,

@@ -15,10 +15,10 @@ fn of(flags: &[&str]) -> Vec<Value> {
 
 fn parsed(flags: &[&str]) -> (Global, ManifestsArgs) {
     let cli = Cli::try_parse_from(["farspan", "manifests"].iter().chain(flags)).unwrap();
-    match cli.verb {
-        Verb::Manifests(args) => (cli.global, args),
-        _ => unreachable!(),
-    }
+    let Verb::Manifests(args) = cli.verb else {
+        panic!("the verb is `manifests`");
+    };
+    (cli.global, args)
 }
 
 fn kind<'a>(objects: &'a [Value], kind: &str) -> &'a Value {

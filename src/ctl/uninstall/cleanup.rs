@@ -122,10 +122,10 @@ mod tests {
 
     fn args(flags: &[&str]) -> UninstallArgs {
         let cli = Cli::try_parse_from(["farspan", "uninstall"].iter().chain(flags)).unwrap();
-        match cli.verb {
-            Verb::Uninstall(args) => args,
-            _ => unreachable!(),
-        }
+        let Verb::Uninstall(args) = cli.verb else {
+            panic!("the verb is `uninstall`");
+        };
+        args
     }
 
     #[test]

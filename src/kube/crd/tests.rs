@@ -4,15 +4,15 @@ use super::*;
 
 const KEY_OF_B: &str = "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=";
 
-fn policy(spec: Value) -> MeshPolicy {
+fn policy(spec: &Value) -> MeshPolicy {
     object("MeshPolicy", POLICY_NAME, spec)
 }
 
-fn external(spec: Value) -> ExternalPeer {
+fn external(spec: &Value) -> ExternalPeer {
     object("ExternalPeer", "laptop", spec)
 }
 
-fn object<T: serde::de::DeserializeOwned>(kind: &str, name: &str, spec: Value) -> T {
+fn object<T: serde::de::DeserializeOwned>(kind: &str, name: &str, spec: &Value) -> T {
     serde_json::from_value(json!({
         "apiVersion": "farspan.io/v1alpha1", "kind": kind, "metadata": { "name": name }, "spec": spec
     }))
@@ -25,7 +25,7 @@ fn net(text: &str) -> IpNet {
 
 #[test]
 fn a_policy_is_read_whole() {
-    let (read, wrong) = policy(json!({
+    let (read, wrong) = policy(&json!({
         "nodeCIDRs": ["192.168.0.0/16", "2001:db8::/32"],
         "podCIDRs": ["10.244.0.0/16"],
         "extraCIDRs": [{ "node": "a", "cidrs": ["172.20.0.0/24"] }, { "node": "a", "cidrs": ["172.20.1.7/24"] }],
@@ -58,7 +58,7 @@ fn a_policy_is_read_whole() {
 
 #[test]
 fn an_empty_policy_limits_nothing() {
-    let (read, wrong) = policy(json!({})).read();
+    let (read, wrong) = policy(&json!({})).read();
     assert_eq!(wrong, Vec::<String>::new());
     assert_eq!(read, Policy::default());
 }
@@ -66,7 +66,7 @@ fn an_empty_policy_limits_nothing() {
 #[test]
 fn a_limit_of_which_nothing_can_be_read_admits_nobody() {
     let (read, wrong) =
-        policy(json!({ "nodeCIDRs": ["192.168.0.0"], "podCIDRs": ["x", "10.0.0.0/8"] })).read();
+        policy(&json!({ "nodeCIDRs": ["192.168.0.0"], "podCIDRs": ["x", "10.0.0.0/8"] })).read();
     assert_eq!(read.node_cidrs, [net("::/128")]);
     assert_eq!(read.pod_cidrs, [net("10.0.0.0/8")]);
     assert_eq!(
@@ -80,7 +80,7 @@ fn a_limit_of_which_nothing_can_be_read_admits_nobody() {
 
 #[test]
 fn a_rule_never_allows_more_because_a_part_of_it_is_wrong() {
-    let (read, wrong) = policy(json!({
+    let (read, wrong) = policy(&json!({
         "topology": "ring",
         "extraCIDRs": [{ "node": "", "cidrs": ["10.9.0.0/24"] }, { "node": "a", "cidrs": ["0.0.0.0/0"] }],
         "filters": [
@@ -99,7 +99,7 @@ fn a_rule_never_allows_more_because_a_part_of_it_is_wrong() {
 
 #[test]
 fn an_external_peer_is_read_whole() {
-    let (read, wrong) = external(json!({
+    let (read, wrong) = external(&json!({
         "publicKey": KEY_OF_B, "addresses": ["10.77.0.9/32"], "routes": ["172.20.0.0/24"],
         "endpoints": ["203.0.113.9:51820", "[2001:db8::9]:51820"], "plain": true, "persistentKeepalive": 25
     }))
@@ -119,7 +119,7 @@ fn an_external_peer_is_read_whole() {
 
 #[test]
 fn of_an_external_peer_only_what_is_right_counts() {
-    let (read, wrong) = external(json!({
+    let (read, wrong) = external(&json!({
         "publicKey": KEY_OF_B, "addresses": ["10.77.0.9/32", "10.77.0.0/24", "127.0.0.1/32"],
         "routes": ["0.0.0.0/0"], "endpoints": ["vpn.example.org:51820", "1.2.3.4:0"], "persistentKeepalive": 70000
     }))
@@ -138,7 +138,7 @@ fn an_external_peer_without_key_or_address_is_none() {
         json!({ "publicKey": "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=", "addresses": ["10.77.0.9/32"] }),
         json!({ "publicKey": KEY_OF_B, "addresses": [] }),
     ] {
-        let (read, wrong) = external(spec).read();
+        let (read, wrong) = external(&spec).read();
         assert_eq!(read, None);
         assert_eq!(wrong.len(), 1, "{wrong:?}");
         assert!(wrong[0].ends_with("the peer is left out"), "{wrong:?}");
