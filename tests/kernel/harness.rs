@@ -198,6 +198,8 @@ impl Node {
             turn_links: Default::default(),
             proxies: Default::default(),
             filters: Default::default(),
+            keep_source: Default::default(),
+            mark_input: false,
         }
     }
 
