@@ -200,11 +200,15 @@ impl Judge<'_> {
     ) {
         let name = names[index];
         let carried = origin != Origin::Pods || self.pod_network.carries_pods();
+        // What a controller gave, and what is this node's own, is nobody else's even where the policy routes it nowhere.
+        let kept = origin == Origin::Pods || name == self.own_node;
         for net in self.claims(origin, party) {
             let mut refused = self.forbidden(origin, name, &net);
-            if refused.is_none()
-                && let Err(holder) = ledger.claim(net, index)
-            {
+            let occupies = match &refused {
+                None => true,
+                Some((reason, _)) => *reason == Reason::Policy && kept,
+            };
+            if occupies && let Err(holder) = ledger.claim(net, index) {
                 refused = Some(overlapping(names, holder, self.own_node));
             }
             match refused {

@@ -181,6 +181,25 @@ fn an_address_inside_anothers_pod_range_is_refused_however_old_its_node_is() {
 }
 
 #[test]
+fn a_pod_range_that_the_policy_routes_nowhere_is_still_its_nodes() {
+    let thief = worker(4)
+        .at(&["10.244.1.7", "2001:db8::4"])
+        .wishing("extra-cidrs", "10.244.3.0/24");
+    let mut directory = reader();
+    directory.allow(Policy {
+        pod_cidrs: vec![net("10.250.0.0/16")],
+        extra_cidrs: [("n4".to_owned(), vec![net("10.0.0.0/8")])].into(),
+        ..Policy::default()
+    });
+    directory.list(&[&worker(1), &worker(3), &thief]);
+    let expected = [net("2001:db8::4/128")];
+    assert_eq!(directory.of(&thief).node_ips, expected.into());
+    assert_eq!(directory.carried(&thief).len(), 2);
+    assert_eq!(directory.count(Reason::OwnRange), 1);
+    assert_eq!(directory.count(Reason::Overlap), 1);
+}
+
+#[test]
 fn nodes_without_an_agent_keep_what_is_theirs() {
     let silent = worker(2);
     let thief = worker(3).at(&["192.0.2.2"]);
