@@ -12,7 +12,7 @@ use mesh_types::consts::INTERFACE;
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::{Pid, gettid};
 
-use crate::support::{carries, run, sh};
+use crate::support::{carries, run, sh, takes};
 
 /// Long enough for what does come, on whatever machine.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -109,6 +109,7 @@ pub fn at(ip: &str, port: u16) -> SocketAddr {
 }
 
 /// Where a datagram comes from that must come.
+#[track_caller]
 pub fn hears(socket: &UdpSocket) -> SocketAddr {
     socket.set_read_timeout(Some(PATIENCE)).unwrap();
     let received = socket.recv_from(&mut [0; 64]);
@@ -144,7 +145,11 @@ pub fn pair(beside: &Beside, here: &str, there: &str, ours: &[&str], theirs: &[&
             "ip neigh replace {ip} lladdr {our_mac} dev {there}"
         ));
     }
-    beside.run(move || carries(&there));
+    let theirs: Vec<String> = theirs.iter().map(|&ip| ip.to_owned()).collect();
+    beside.run(move || {
+        carries(&there);
+        theirs.iter().for_each(|ip| takes(ip));
+    });
     carries(here);
 }
 
@@ -173,6 +178,7 @@ impl Bed {
         }
         let mut host = Host::new(INTERFACE).await.unwrap();
         assert_eq!(host.converge(plan).await.failures, Vec::<String>::new());
+        NODE.into_iter().chain(["fd77:1::1"]).for_each(takes);
         Self { host, pod, far }
     }
 

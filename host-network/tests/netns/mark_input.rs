@@ -7,7 +7,7 @@ use mesh_types::consts::{BLACKHOLE_METRIC, INTERFACE, ROUTE_METRIC};
 use mesh_types::plan::{Adoption, RouteKind};
 
 use crate::bed::{Beside, at, hears, is_silent, pair};
-use crate::support::{add_device, in_namespace, plan, route, run};
+use crate::support::{add_device, in_namespace, plan, route, run, takes};
 
 const OURS: [&str; 2] = ["192.0.2.1", "2001:db8::1"];
 const PEER: [&str; 2] = ["192.0.2.2", "2001:db8::2"];
@@ -39,6 +39,7 @@ fn peer() -> Beside {
     let peer = Beside::new();
     pair(&peer, "wan", "eth0", &OURS, &PEER);
     run("ip addr add 192.0.2.1/24 dev wan && ip addr add 2001:db8::1/64 dev wan nodad");
+    OURS.into_iter().for_each(takes);
     peer.sh("ip route add 192.0.2.0/24 dev eth0 && ip route add 2001:db8::/64 dev eth0");
     run("echo 1 >/proc/sys/net/ipv4/conf/all/rp_filter");
     run("echo 1 >/proc/sys/net/ipv4/conf/wan/rp_filter");
@@ -112,6 +113,7 @@ fn what_comes_out_of_the_tunnel_is_not_marked() {
         far.sh("ip route add 10.77.0.1 dev eth0");
         let mut host = host_network::Host::new(INTERFACE).await.unwrap();
         assert!(host.converge(&routed(true)).await.failures.is_empty());
+        takes("10.77.0.1");
         run("nft 'add table inet marks; \
              add chain inet marks in { type filter hook input priority 0; }; \
              add rule inet marks in meta mark and 0x2000 != 0 drop'");

@@ -146,3 +146,15 @@ pub fn carries(device: &str) {
         assert!(Instant::now() < patience, "{device} does not come up");
     }
 }
+
+/// Waits until the kernel takes packets to an own address: it makes IPv6 routes to them a moment after the addresses.
+pub fn takes(ip: &str) {
+    let patience = Instant::now() + Duration::from_secs(10);
+    let is_taken = || {
+        let way = sh(&format!("ip route get {ip}"));
+        String::from_utf8_lossy(&way.stdout).starts_with("local ")
+    };
+    while !is_taken() {
+        assert!(Instant::now() < patience, "{ip} does not become our own");
+    }
+}
