@@ -41,14 +41,14 @@ impl Cluster {
         let config = match &args.kubeconfig {
             Some(path) => {
                 let file = Kubeconfig::read_from(path)
-                    .map_err(|error| anyhow!("cannot read {}: {}", path.display(), chain(&error)))?;
+                    .map_err(|error| anyhow!("cannot read {}: {}", path.display(), crate::kube::client::chain(&error)))?;
                 kube::Config::from_custom_kubeconfig(file, &options)
                     .await
-                    .map_err(|error| anyhow!("{}: {}", path.display(), chain(&error)))
+                    .map_err(|error| anyhow!("{}: {}", path.display(), crate::kube::client::chain(&error)))
             }
             None if args.context.is_some() => kube::Config::from_kubeconfig(&options)
                 .await
-                .map_err(|error| anyhow!("the kubeconfig cannot be used: {}", chain(&error))),
+                .map_err(|error| anyhow!("the kubeconfig cannot be used: {}", crate::kube::client::chain(&error))),
             None => kube::Config::infer().await.map_err(|_| {
                 anyhow!("there are no credentials for a cluster: no KUBECONFIG, no ~/.kube/config, no ServiceAccount; give --kubeconfig FILE")
             }),
@@ -59,7 +59,10 @@ impl Cluster {
         config.default_retry = false;
         let url = config.cluster_url.to_string();
         let client = kube::Client::try_from(config).map_err(|error| {
-            anyhow!("cannot prepare the connection to {url}: {}", chain(&error))
+            anyhow!(
+                "cannot prepare the connection to {url}: {}",
+                crate::kube::client::chain(&error)
+            )
         })?;
         Ok(Self {
             client,
@@ -155,22 +158,8 @@ impl Cluster {
             Err(error) => Err(anyhow!(
                 "{} cannot be asked: {}; see that `kubectl get nodes` works from here",
                 self.url,
-                chain(&error)
+                crate::kube::client::chain(&error)
             )),
         }
     }
-}
-
-/// An error with its causes; the outermost of a client library says little.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut said: Vec<String> = Vec::new();
-    let mut next = Some(error);
-    while let Some(error) = next {
-        let text = error.to_string();
-        if !said.iter().any(|before| before.contains(&text)) {
-            said.push(text);
-        }
-        next = error.source();
-    }
-    said.join(": ")
 }

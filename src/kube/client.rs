@@ -166,7 +166,7 @@ impl From<kube::Error> for Failure {
 }
 
 /// An error with its causes; the outermost of a client library says little.
-fn chain(error: &dyn std::error::Error) -> String {
+pub fn chain(error: &dyn std::error::Error) -> String {
     let mut said: Vec<String> = Vec::new();
     let mut next = Some(error);
     while let Some(error) = next {
