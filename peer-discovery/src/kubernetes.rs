@@ -45,6 +45,8 @@ pub(crate) struct Cluster {
     protected: BTreeSet<IpNet>,
     externals: Vec<ConfigPeer>,
     doubt: Option<Doubt>,
+    /// What came of the rest while that is not believed: the last of each kind.
+    aside: Vec<ClusterEvent>,
     /// Nodes for which there was no room.
     crowd: usize,
     /// Records shown since they were last taken, by the Node's name.
@@ -77,6 +79,7 @@ impl Cluster {
             protected: BTreeSet::new(),
             externals: Vec::new(),
             doubt: None,
+            aside: Vec::new(),
             crowd: 0,
             shown: BTreeMap::new(),
             changed: false,
@@ -104,6 +107,25 @@ impl Cluster {
                     self.delete(&name, &uid);
                 }
             }
+            ClusterEvent::Policy(_) | ClusterEvent::Externals(_) | ClusterEvent::Protected(_) => {
+                let kind = std::mem::discriminant(&event);
+                self.aside
+                    .retain(|held| std::mem::discriminant(held) != kind);
+                self.aside.push(event);
+            }
+            ClusterEvent::Published(_) => {}
+        }
+        // What an unbelieved cluster says of ranges and rights must not count before its Nodes do.
+        if self.doubt.is_none() && (self.domain.is_none() || self.is_believed()) {
+            std::mem::take(&mut self.aside)
+                .into_iter()
+                .for_each(|event| self.follow(event));
+        }
+    }
+
+    /// Takes over what is said beside the Nodes.
+    fn follow(&mut self, event: ClusterEvent) {
+        match event {
             ClusterEvent::Policy(policy) => {
                 let policy = policy.map(|policy| *policy);
                 self.changed |= self.policy != policy;
@@ -117,7 +139,11 @@ impl Cluster {
                 self.changed |= self.protected != protected;
                 self.protected = protected;
             }
-            ClusterEvent::Published(_) => {}
+            ClusterEvent::Domain(_)
+            | ClusterEvent::Listed(_)
+            | ClusterEvent::Applied(_)
+            | ClusterEvent::Deleted { .. }
+            | ClusterEvent::Published(_) => {}
         }
     }
 

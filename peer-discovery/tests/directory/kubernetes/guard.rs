@@ -1,8 +1,10 @@
 //! Nodes are not lost because an API server lost them.
 
 use mesh_types::DomainId;
-use mesh_types::cluster::ClusterEvent;
+use mesh_types::cluster::{ClusterEvent, Policy};
 use peer_discovery::{Directory, Event, Reason};
+
+use crate::common::net;
 
 use super::world::{Hear as _, Worker, reader, worker};
 
@@ -130,6 +132,41 @@ fn another_cluster_is_not_believed_before_it_has_said_so_twice() {
         0,
         "their records are of the first"
     );
+}
+
+#[test]
+fn a_policy_counts_with_the_nodes_that_it_came_with() {
+    let strict = Policy {
+        pod_cidrs: vec![net("10.99.0.0/16")],
+        ..Policy::default()
+    };
+    let told = || ClusterEvent::Policy(Some(Box::new(strict.clone())));
+    // Another cluster's, whether its name or its listing was heard first.
+    for named in [true, false] {
+        let (mut directory, workers) = ten();
+        if named {
+            directory.hear(ClusterEvent::Domain(OTHER), 100);
+        } else {
+            list(&mut directory, &workers[..1], 100);
+        }
+        directory.hear(told(), 101);
+        assert_eq!(directory.policy(), None);
+        assert_eq!(directory.objections().len(), usize::from(!named));
+        if named {
+            list(&mut directory, &[worker(30)], 102);
+            list(&mut directory, &[worker(30)], 132);
+        } else {
+            list(&mut directory, &workers[..1], 130);
+        }
+        assert_eq!(directory.policy(), Some(&strict), "with its Nodes");
+    }
+    // The last word counts where they turn out to be there.
+    let (mut directory, workers) = ten();
+    list(&mut directory, &workers[..1], 100);
+    directory.hear(told(), 101);
+    directory.hear(ClusterEvent::Policy(None), 102);
+    assert_eq!(list(&mut directory, &workers, 103), 9);
+    assert_eq!(directory.policy(), None);
 }
 
 #[test]
