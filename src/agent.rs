@@ -321,6 +321,9 @@ impl Agent {
             }
         }
         self.let_idle_peers_sleep();
+        let alternate = self.alternate.as_ref().map(Port::port);
+        let own_ports = self.ports.searching().chain(alternate);
+        self.host.own_ports(own_ports.collect());
         // Pairs that go now are counted to their end.
         self.relayed.take(self.host.relayed());
         applied

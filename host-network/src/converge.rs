@@ -42,7 +42,7 @@ pub(crate) async fn converge(
         .iter()
         .filter(|route| usable(&route.prefix))
         .collect();
-    let mut failures = filters(tables, plan);
+    let mut failures = Vec::new();
 
     let device = match link::find(routing, &plan.device.name).await {
         Ok(device) => device,
@@ -90,8 +90,13 @@ pub(crate) async fn converge(
     failures
 }
 
-/// Each in a step of its own: what one kernel does not know shall not cost the others.
-fn filters(tables: &mut Result<Tables, HostError>, plan: &HostPlan) -> Vec<HostError> {
+/// The packet filters, each in a step of its own: what one kernel does not know shall not cost the others. `ports` are the
+/// agent's, beside those that the plan names.
+pub(crate) fn filters(
+    tables: &mut Result<Tables, HostError>,
+    plan: &HostPlan,
+    ports: &BTreeSet<u16>,
+) -> Vec<HostError> {
     let wanted = plan.mss_clamp
         || plan.forward_accept
         || plan.mark_input
@@ -122,7 +127,7 @@ fn filters(tables: &mut Result<Tables, HostError>, plan: &HostPlan) -> Vec<HostE
     let results = [
         nft::filter(tables, device, &plan.filters).map(drop),
         nft::keep_source(tables, &plan.keep_source).map(drop),
-        nft::mark_input(tables, plan).map(drop),
+        nft::mark_input(tables, plan, ports).map(drop),
         tables.apply(&["mss"], clamp).map(drop),
         match nft::forward_accept(tables, through) {
             // Only what an earlier run might have left was looked for.

@@ -7,11 +7,13 @@ use std::io;
 pub enum HostError {
     /// `EPERM` or `EACCES`.
     #[error(
-        "failed to {tried}: the kernel refused it for want of CAP_NET_ADMIN; run as root or grant the capability"
+        "failed to {tried}: the kernel refused it for want of {capability}; run as root or grant the capability"
     )]
     NotPermitted {
         /// The verb phrase of what was tried.
         tried: String,
+        /// What is lacking.
+        capability: &'static str,
     },
     /// The kernel has no WireGuard.
     #[error(
@@ -54,11 +56,25 @@ impl HostError {
     pub(crate) fn from_io(tried: impl Into<String>, error: &io::Error) -> Self {
         let tried = tried.into();
         match error.raw_os_error() {
-            Some(libc::EPERM | libc::EACCES) => Self::NotPermitted { tried },
+            Some(libc::EPERM | libc::EACCES) => Self::NotPermitted {
+                tried,
+                capability: "CAP_NET_ADMIN",
+            },
             Some(_) | None => Self::Refused {
                 tried,
                 answer: error.to_string(),
             },
+        }
+    }
+
+    /// The same of a raw socket, which takes another capability.
+    pub(crate) fn from_raw(tried: impl Into<String>, error: &io::Error) -> Self {
+        match Self::from_io(tried, error) {
+            Self::NotPermitted { tried, .. } => Self::NotPermitted {
+                tried,
+                capability: "CAP_NET_RAW",
+            },
+            other => other,
         }
     }
 
@@ -71,5 +87,30 @@ impl HostError {
                 answer: other.to_string(),
             },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_lacking_is_named() {
+        let denied = io::Error::from_raw_os_error(libc::EPERM);
+        for (error, capability) in [
+            (HostError::from_io("add a route", &denied), "CAP_NET_ADMIN"),
+            (HostError::from_raw("send by it", &denied), "CAP_NET_RAW"),
+        ] {
+            let sentence = error.to_string();
+            assert!(
+                sentence.contains(&format!("for want of {capability};")),
+                "{sentence}"
+            );
+        }
+        let busy = io::Error::from_raw_os_error(libc::EBUSY);
+        assert!(matches!(
+            HostError::from_raw("x", &busy),
+            HostError::Refused { .. }
+        ));
     }
 }

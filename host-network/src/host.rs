@@ -26,6 +26,7 @@ pub struct Host {
     relaying: Relaying,
     underlay: Underlay,
     own_filters: Own,
+    own_ports: BTreeSet<u16>,
     notices: Option<mpsc::UnboundedReceiver<Change>>,
 }
 
@@ -51,6 +52,7 @@ impl Host {
             relaying: Relaying::new(),
             underlay: Underlay::default(),
             own_filters,
+            own_ports: BTreeSet::new(),
             notices: Some(notices),
         })
     }
@@ -64,9 +66,11 @@ impl Host {
             tables,
             relaying,
             underlay,
+            own_ports,
             ..
         } = self;
-        let failures = converge::converge(routing, tables, relaying, underlay, plan).await;
+        let mut failures = converge::filters(tables, plan, own_ports);
+        failures.extend(converge::converge(routing, tables, relaying, underlay, plan).await);
         Applied {
             generation: plan.generation,
             failures: failures.iter().map(HostError::to_string).collect(),
@@ -120,6 +124,12 @@ impl Host {
         self.own_filters.add(port);
     }
 
+    /// UDP ports of the caller's sockets beside those that a plan names: where [`HostPlan::mark_input`] is set, what comes
+    /// to them is marked as well, from the next [`Self::converge`] on.
+    pub fn own_ports(&mut self, ports: BTreeSet<u16>) {
+        self.own_ports = ports;
+    }
+
     /// Takes away everything of ours, and says what it was.
     pub async fn remove(&mut self) -> Removed {
         let tables = self.tables.as_mut().ok();
@@ -147,6 +157,7 @@ async fn may_change(routing: &Routing) -> Result<(), HostError> {
         {
             Err(HostError::NotPermitted {
                 tried: "change the host's network".to_owned(),
+                capability: "CAP_NET_ADMIN",
             })
         }
         _ => Ok(()),

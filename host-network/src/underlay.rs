@@ -79,7 +79,8 @@ fn hold(limits: &BTreeMap<IpAddr, u16>, mark: u32) -> Result<(), HostError> {
             Err(error) => {
                 let tried =
                     format!("have datagrams to {remote} sent in fragments of {limit} bytes");
-                result = Err(HostError::from_io(&tried, &error));
+                // Whoever got as far as this has CAP_NET_ADMIN.
+                result = Err(HostError::from_raw(tried, &error));
             }
         }
     }

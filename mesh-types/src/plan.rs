@@ -52,8 +52,8 @@ pub struct HostPlan {
     /// Between these ranges source addresses are kept, whatever masquerading the host does (kube-proxy, the CNI); empty:
     /// nothing is said to the host's NAT. Packets that kube-proxy has marked 0x4000 stay masqueraded.
     pub keep_source: BTreeSet<IpNet>,
-    /// Peers' own underlay addresses are routed into the tunnel: what arrives at the listen port, a lent one or a relay's
-    /// is marked before the route back is looked up, so that reverse path filters find the uplink (needs
+    /// Peers' own underlay addresses are routed into the tunnel: what arrives at the listen port, a lent one, a relay's
+    /// or another of the agent's is marked before the route back is looked up, so that reverse path filters find the uplink (needs
     /// `src_valid_mark`).
     pub mark_input: bool,
 }

@@ -121,6 +121,13 @@ impl Ports {
         })
     }
 
+    /// Ports of the sockets that paths are searched from.
+    pub fn searching(&self) -> impl Iterator<Item = u16> {
+        let open = self.open.iter();
+        let extra = open.filter(|(id, _)| matches!(id, SocketId::Extra(_)));
+        extra.map(|(_, held)| held.port())
+    }
+
     /// Relay ports that another process holds.
     pub fn busy(&self) -> &BTreeSet<u16> {
         &self.busy

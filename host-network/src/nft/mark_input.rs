@@ -23,8 +23,12 @@ const PORTS: Map = Map {
 };
 
 /// Makes it so, where the plan wants it. Idempotent; says whether anything had to be changed.
-pub(crate) fn mark_input(tables: &mut Tables, plan: &HostPlan) -> Result<bool, HostError> {
-    let elements: Elements = ports(plan)
+pub(crate) fn mark_input(
+    tables: &mut Tables,
+    plan: &HostPlan,
+    beside: &BTreeSet<u16>,
+) -> Result<bool, HostError> {
+    let elements: Elements = ports(plan, beside)
         .into_iter()
         .map(|port| (lone_port(port), Entry::None))
         .collect();
@@ -57,8 +61,8 @@ pub(crate) fn mark_input(tables: &mut Tables, plan: &HostPlan) -> Result<bool, H
     tables.apply_filled(TRIED, &CHAINS, &chains, &filled)
 }
 
-/// WireGuard's, those lent to it, and those that members are relayed through.
-fn ports(plan: &HostPlan) -> BTreeSet<u16> {
+/// WireGuard's, those lent to it, those that members are relayed through, and the agent's own `beside` them.
+fn ports(plan: &HostPlan, beside: &BTreeSet<u16>) -> BTreeSet<u16> {
     let relays = plan.sockets.iter().filter_map(|socket| match socket {
         SocketId::Relay(port) => Some(*port),
         _ => None,
@@ -66,5 +70,6 @@ fn ports(plan: &HostPlan) -> BTreeSet<u16> {
     std::iter::once(plan.tunnel.listen_port)
         .chain(plan.adoptions.iter().map(|adoption| adoption.port))
         .chain(relays)
+        .chain(beside.iter().copied())
         .collect()
 }

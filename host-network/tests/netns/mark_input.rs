@@ -91,6 +91,10 @@ fn outer_packets_of_a_peer_behind_the_tunnel_pass_a_strict_reverse_path_filter()
         let theirs = peer.udp(PEER[0], 0);
         theirs.send_to(b"spoofed?", at(OURS[0], port + 1)).unwrap();
         assert!(is_silent(&other), "no other port is excused");
+        host.own_ports([port + 1].into());
+        assert!(host.converge(&routed(true)).await.failures.is_empty());
+        theirs.send_to(b"marked", at(OURS[0], port + 1)).unwrap();
+        assert_eq!(hears(&other).ip().to_string(), PEER[0]);
         let requests = host.requests();
         host.converge(&routed(true)).await;
         assert_eq!(host.requests(), requests);
