@@ -2,9 +2,11 @@
 
 mod cluster;
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use mesh_types::plan::RouteKind;
 use mesh_types::record::Signed;
 use mesh_types::{Now, Source};
 use peer_discovery::{Reason, Refusal};
@@ -212,7 +214,9 @@ impl Overlay {
                 "free the port or set listen-port in [node]; port forwardings must name the new one",
             ));
         }
-        for (prefix, interface) in host.foreign_routes.iter().take(LIKE_MAX) {
+        let foreign = host.foreign_routes.iter();
+        let foreign = foreign.filter(|(prefix, _)| !self.is_neighbourhood(prefix));
+        for (prefix, interface) in foreign.take(LIKE_MAX) {
             out.push(finding(
                 "foreign-route",
                 Severity::Warning,
@@ -229,6 +233,25 @@ impl Overlay {
                 "the agent tries again by itself; if it persists, see the agent's log",
             ));
         }
+    }
+
+    /// Does the mesh take nothing of a host's network but single addresses of Nodes in it? Those are the neighbours'.
+    fn is_neighbourhood(&self, network: &IpNet) -> bool {
+        let nodes = self.directory.peers().flat_map(|(_, peer)| &peer.node_ips);
+        let nodes: BTreeSet<&IpNet> = nodes.collect();
+        let taken = self.plan.routes.iter().filter(|route| match route.kind {
+            RouteKind::Unicast { .. } | RouteKind::Blackhole => true,
+            RouteKind::Throw => false,
+        });
+        let taken = taken.map(|route| &route.prefix);
+        let mut met = taken.filter(|net| network.contains(*net) || net.contains(network));
+        met.all(|net| network != net && nodes.contains(net))
+    }
+
+    /// Does every start of an agent bring refusals of this kind? In a cluster the API server says who is a Node, before
+    /// or after members tell of it, and its copies of records are older than theirs.
+    fn is_expected(&self, reason: Reason) -> bool {
+        self.config.kubernetes.is_some() && matches!(reason, Reason::Stale | Reason::Unknown)
     }
 
     fn clock_findings(&self, out: &mut Vec<Finding>, now: Now) {
@@ -293,9 +316,10 @@ impl Overlay {
         for refusal in telling.take(LIKE_MAX) {
             add(out, refusal, Severity::Warning);
         }
-        // Late copies and nodes that left are ordinary: worth a line while they are fresh.
+        // Nodes that left are ordinary: worth a line while that is fresh.
         let routine = newest().filter(|refusal| {
-            refusal.reason.is_routine() && now.unix.saturating_sub(refusal.at) < ROUTINE_SHOWN
+            let fresh = now.unix.saturating_sub(refusal.at) < ROUTINE_SHOWN;
+            refusal.reason.is_routine() && fresh && !self.is_expected(refusal.reason)
         });
         for refusal in routine.take(ROUTINE_MAX) {
             add(out, refusal, Severity::Info);

@@ -70,7 +70,7 @@ impl Overlay {
     ) -> Option<LeftOut> {
         let kubernetes = self.config.kubernetes.as_ref()?;
         let mut protected = self.cluster.protected.iter();
-        if protected.any(|held| held.contains(prefix)) {
+        if peer.source != Source::Config && protected.any(|held| held.contains(prefix)) {
             return Some(LeftOut::Protected);
         }
         let node = node?;
@@ -155,16 +155,30 @@ impl Overlay {
         let near = left_out.iter().filter(|(_, why)| **why == LeftOut::Region);
         spared.extend(near.map(|((_, net), _)| *net).filter(covered));
         out.extend(dropped.iter().copied().map(blackhole));
+        // The file's word goes before all: a node may have no other way to the API server than through a peer.
+        let named = self.named_by_file();
         let protected = &self.cluster.protected;
-        out.retain(|route| !protected.iter().any(|held| held.contains(&route.prefix)));
+        let free =
+            |net: &IpNet| named.contains(net) || !protected.iter().any(|held| held.contains(net));
+        out.retain(|route| free(&route.prefix));
         let around = |held: &&IpNet| out.iter().any(|route| route.prefix.contains(*held));
-        spared.extend(protected.iter().filter(around).map(IpNet::trunc));
+        let open = protected
+            .iter()
+            .filter(|held| !named.contains(&held.trunc()));
+        spared.extend(open.filter(around).map(IpNet::trunc));
         out.retain(|route| !spared.contains(&route.prefix));
         out.extend(spared.into_iter().map(|prefix| Route {
             prefix,
             metric: ROUTE_METRIC,
             kind: RouteKind::Throw,
         }));
+    }
+
+    /// What `[[peer]]` entries say that their peers carry.
+    fn named_by_file(&self) -> BTreeSet<IpNet> {
+        let peers = self.directory.peers().map(|(_, peer)| peer);
+        let listed = peers.filter(|peer| peer.source == Source::Config);
+        listed.flat_map(|peer| &peer.allowed_ips).copied().collect()
     }
 
     /// Between which ranges source addresses are kept: all that pods and nodes of the mesh have.

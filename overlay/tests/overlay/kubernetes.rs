@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use mesh_types::address::overlay_ipv6;
 use mesh_types::annotations;
 use mesh_types::cluster::{Allowed, ClusterEvent, Node, PodNetwork, Policy, PolicyFilter};
+use mesh_types::observation::ConfigPeer;
 use mesh_types::plan::{Route, RouteKind};
 use mesh_types::record::{Announcement, Features, Signed};
 use mesh_types::report::HostAddress;
@@ -17,7 +18,7 @@ use mesh_types::{
 };
 use overlay::{CniPlan, Config, Event, Kubernetes, Overlay};
 
-use crate::net::{config, identity, net};
+use crate::net::{config, entry, identity, net};
 
 const DOMAIN: DomainId = DomainId(*b"kube-system-uid1");
 
@@ -348,6 +349,45 @@ fn protected_ranges_are_never_routed_and_spared_from_what_is_dropped_at_once() {
     machine.run(Duration::from_secs(1));
     assert_eq!(machine.kind("10.96.0.0/12"), [RouteKind::Throw]);
     assert!(machine.is_routed("10.244.2.0/24"));
+}
+
+#[test]
+fn the_way_to_the_api_server_may_be_a_peer_of_the_file() {
+    let listed = ConfigPeer {
+        allowed_ips: vec![net("10.77.0.5/32")],
+        ..entry(5)
+    };
+    let mut machine = Machine::in_cluster(PodNetwork::Nodes, |config, _| {
+        config.peers = vec![listed];
+    });
+    let protected = ["10.77.0.5/32", "203.0.113.2/32"].map(net);
+    machine.say(ClusterEvent::Protected(protected.into()));
+    assert!(machine.is_routed("10.77.0.5/32"));
+    assert!(machine.kind("203.0.113.2/32").is_empty());
+}
+
+#[test]
+fn neighbours_of_a_node_are_no_foreign_routes_and_stale_copies_no_findings() {
+    let own_lan = (net("203.0.113.0/24"), "eth0".to_owned());
+    let foreign = (net("10.244.3.0/24"), "eth1".to_owned());
+    for (routes, told) in [
+        (vec![own_lan.clone()], false),
+        (vec![own_lan, foreign], true),
+    ] {
+        let mut machine = Machine::in_cluster(PodNetwork::Existing, |_, host| {
+            host.foreign_routes = routes;
+        });
+        assert!(machine.is_routed("203.0.113.2/32"));
+        assert_eq!(machine.findings().contains("foreign-route"), told);
+        let mut newer = node(2);
+        announce(&mut newer, 2, 7);
+        machine.say(ClusterEvent::Applied(Box::new(newer)));
+        machine.say(ClusterEvent::Applied(Box::new(node(2))));
+        let counted = machine.overlay.snapshot(machine.now).counters;
+        assert_eq!(counted.get("stale"), Some(&1));
+        let findings = machine.findings();
+        assert!(!findings.contains("refused-stale"), "{findings:?}");
+    }
 }
 
 #[test]
