@@ -139,13 +139,21 @@ impl Cni {
         let names = configurations(&self.conf_dir);
         let foreign: Vec<&String> = names.iter().filter(|name| *name != FILE).collect();
         if let Some(name) = foreign.first().filter(|_| self.auto) {
+            let ours = match names.iter().find(|name| *name == FILE) {
+                Some(_) if FILE < name.as_str() => {
+                    format!(
+                        "beside {FILE}, which comes first, so pods still get farspan's addresses"
+                    )
+                }
+                Some(_) => format!("and goes before {FILE}, so new pods are that network's"),
+                None => format!("so {FILE} is not written"),
+            };
             let message = format!(
-                "{} was put into {} by another network after farspan had found none there, so farspan's own file is not written",
-                name,
+                "another network has put {name} into {} after mode auto had found none there and become own, {ours}",
                 self.conf_dir.display()
             );
-            let remedy = "Say which is meant: --pod-network own, existing or nodes.";
-            self.tell("cni-foreign", Severity::Error, message, remedy);
+            let remedy = "Say which network the pods get: --pod-network existing or nodes for the other one (this file is then removed; make pods anew that have addresses already), or --pod-network own, and remove the other.";
+            self.tell("cni-conflict", Severity::Error, message, remedy);
             return;
         }
         if let Some(name) = foreign.iter().find(|name| name.as_str() < FILE) {
@@ -384,12 +392,43 @@ mod tests {
         );
         let mut auto = Cni::new(&folders.conf, &folders.bin, true);
         auto.converge(Some(&plan()));
-        assert_eq!(codes(&auto), ["cni-foreign"]);
+        assert_eq!(codes(&auto), ["cni-conflict"]);
         let nowhere = PathBuf::from("/proc/nowhere");
         fs::write(folders.bin.join("portmap"), "").unwrap();
         let mut cni = Cni::new(&nowhere, &folders.bin, false);
         cni.converge(Some(&plan()));
         assert_eq!(codes(&cni), ["cni-write"]);
+    }
+
+    #[test]
+    fn a_network_that_comes_after_auto_became_own_is_a_conflict_that_names_both_files() {
+        for (other, ours) in [
+            ("05-cilium.conflist", "goes before 10-farspan.conflist"),
+            ("10-flannel.conflist", "beside 10-farspan.conflist"),
+        ] {
+            let folders = folders();
+            let mut cni = Cni::new(&folders.conf, &folders.bin, true);
+            cni.converge(Some(&plan()));
+            assert!(cni.ready() && cni.findings().is_empty());
+            fs::write(folders.conf.join(other), r#"{"type": "x"}"#).unwrap();
+            cni.converge(Some(&plan()));
+            assert_eq!(codes(&cni), ["cni-conflict"]);
+            let message = &cni.findings()[0].message;
+            assert!(
+                message.contains(other) && message.contains(ours),
+                "{message}"
+            );
+            assert!(!cni.ready());
+            // Cilium puts others' files out of the way.
+            fs::remove_file(folders.conf.join(FILE)).unwrap();
+            cni.converge(Some(&plan()));
+            let message = &cni.findings()[0].message;
+            assert!(
+                message.contains(&format!("{FILE} is not written")),
+                "{message}"
+            );
+            assert!(!folders.conf.join(FILE).exists());
+        }
     }
 
     #[test]
