@@ -38,6 +38,8 @@ const POLICY_WITHIN: Duration = Duration::from_secs(5);
 const RELIST_EVERY: Duration = Duration::from_secs(60);
 /// Agents that all doubt one listing ask for the next within this time, not in one moment.
 const LIST_AGAIN_WITHIN: Duration = Duration::from_secs(10);
+/// How long the name of the cluster may take before its Nodes are listed anew.
+const LOOK_BEFORE: Duration = Duration::from_secs(2);
 const UNREACHABLE: &str = "The mesh goes on with the last good state. Check the network to the API server, the token and the ClusterRole (`farspan preflight`).";
 
 /// What the tasks tell the loop.
@@ -60,6 +62,7 @@ pub struct Cluster {
     publish: latest::Sender<Option<Publication>>,
     refused: mpsc::Sender<Refused>,
     relist: Arc<Notify>,
+    look: Arc<Notify>,
     node: String,
 }
 
@@ -138,8 +141,10 @@ impl Cluster {
         let (publish, wanted) = latest::channel(None);
         let (refused, claims) = mpsc::channel(64);
         let relist = Arc::new(Notify::new());
+        let look = Arc::new(Notify::new());
         let tasks = Tasks {
             relist: Arc::clone(&relist),
+            look: Arc::clone(&look),
             config: config.clone(),
             pod_network,
             known,
@@ -153,6 +158,7 @@ impl Cluster {
             publish,
             refused,
             relist,
+            look,
             node: config.node.clone(),
         }
     }
@@ -162,11 +168,13 @@ impl Cluster {
         self.publish.send_replace(Some(publication));
     }
 
-    /// Has the Nodes listed anew, soon: not by all agents at once.
+    /// Has the Nodes listed anew, soon: not by all agents at once. Which cluster they are of is asked before.
     pub fn list_again(&self) {
-        let relist = Arc::clone(&self.relist);
+        let (relist, look) = (Arc::clone(&self.relist), Arc::clone(&self.look));
         tokio::spawn(async move {
             tokio::time::sleep(by_chance(LIST_AGAIN_WITHIN)).await;
+            look.notify_one();
+            tokio::time::sleep(LOOK_BEFORE).await;
             relist.notify_one();
         });
     }
@@ -179,13 +187,16 @@ impl Cluster {
             sentence,
         };
         if self.refused.try_send(refused).is_err() {
-            debug!("Events about refused claims wait already");
+            debug!(
+                "No Event is made of a refused claim: too many wait, or this machine writes none"
+            );
         }
     }
 }
 
 struct Tasks {
     relist: Arc<Notify>,
+    look: Arc<Notify>,
     config: Kubernetes,
     pod_network: PodNetwork,
     known: BTreeSet<String>,
@@ -207,12 +218,12 @@ impl Tasks {
                 wanted,
                 self.tell.clone(),
             );
+            events::start(api.clone(), self.config.node.clone(), claims);
         }
-        events::start(api.clone(), self.config.node.clone(), claims);
         let services = self.config.service_cidrs.clone();
         let mut surroundings = Surroundings::new(api.clone(), self.tell.clone(), services);
         surroundings.first().await?;
-        tokio::spawn(surroundings.follow());
+        tokio::spawn(surroundings.follow(self.look.clone()));
         let kindred = |path, name| Kindred {
             path,
             part: Part::Whole,

@@ -2,10 +2,12 @@
 
 use std::fmt;
 use std::future::Future;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Result, anyhow};
+use axum::http;
+use axum::http::header::{AUTHORIZATION, HeaderValue};
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
 use kube::config::{KubeConfigOptions, Kubeconfig};
@@ -18,6 +20,7 @@ use serde_json::Value;
 use super::node::List;
 use crate::agent::metrics;
 use crate::config::kubernetes::Kubernetes;
+use crate::config::sentence;
 
 /// A server that is there answers sooner.
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
@@ -148,11 +151,9 @@ impl From<kube::Error> for Failure {
             kube::Error::SerdeError(error) => (Kind::Malformed, error.to_string()),
             kube::Error::BuildRequest(error) => (Kind::Malformed, error.to_string()),
             kube::Error::FromUtf8(error) => (Kind::Malformed, error.to_string()),
-            // Tokens are read on the way to the server.
+            // Credentials are made on the way to the server.
             kube::Error::Service(error) if error.is::<kube::client::AuthError>() => {
-                let why = chain(&*error);
-                let why = format!("{why}; a token's file holds the token and no end of line");
-                (Kind::Unauthorized, why)
+                (Kind::Unauthorized, chain(&*error))
             }
             kube::Error::Service(error) => (Kind::Unreachable, chain(&*error)),
             kube::Error::Auth(error) => (Kind::Unauthorized, chain(&error)),
@@ -235,6 +236,8 @@ pub mod path {
 #[derive(Clone)]
 pub struct Api {
     client: kube::Client,
+    /// Where the token is, read for every request: it is rotated.
+    token_file: Option<PathBuf>,
     metrics: metrics::Api,
     server: String,
 }
@@ -262,10 +265,16 @@ impl Api {
         client.default_retry = false;
         let server = client.cluster_url.host().unwrap_or_default();
         let server = server.trim_matches(['[', ']']).to_owned();
+        let token_file = match client.auth_info.token {
+            // As everywhere, a token goes before a file of one.
+            Some(_) => None,
+            None => client.auth_info.token_file.take().map(PathBuf::from),
+        };
         let client = kube::Client::try_from(client)
             .map_err(|error| anyhow!("cannot prepare the connection: {}", chain(&error)))?;
         Ok(Self {
             client,
+            token_file,
             metrics,
             server,
         })
@@ -277,6 +286,7 @@ impl Api {
         let config = kube::Config::new(url.parse().unwrap());
         Self {
             client: kube::Client::try_from(config).unwrap(),
+            token_file: None,
             metrics: metrics::Api::default(),
             server: url.to_owned(),
         }
@@ -345,15 +355,33 @@ impl Api {
         Ok(stream.map(|event| event.map_err(Failure::from)).boxed())
     }
 
-    /// Server-side apply of an object's fields that are ours.
-    pub async fn apply(&self, path: &str, name: &str, object: &Value) -> Result<(), Failure> {
+    /// Server-side apply of an object's fields that are ours; gives its metadata as they are then.
+    pub async fn apply(&self, path: &str, name: &str, object: &Value) -> Result<Value, Failure> {
         let params = PatchParams::apply(FIELD_MANAGER).force();
-        let request = Request::new(path).patch_metadata(name, &params, &Patch::Apply(object));
-        self.call("apply", request, |request| {
-            self.client.request::<Value>(request)
-        })
-        .await
-        .map(drop)
+        self.patch("apply", path, name, (&params, &Patch::Apply(object)))
+            .await
+    }
+
+    /// Merge patch (RFC 7386) of an object's metadata; `null` removes.
+    pub async fn merge(&self, path: &str, name: &str, patch: &Value) -> Result<Value, Failure> {
+        let params = PatchParams {
+            field_manager: Some(FIELD_MANAGER.to_owned()),
+            ..PatchParams::default()
+        };
+        self.patch("merge", path, name, (&params, &Patch::Merge(patch)))
+            .await
+    }
+
+    async fn patch(
+        &self,
+        verb: &'static str,
+        path: &str,
+        name: &str,
+        (params, patch): (&PatchParams, &Patch<&Value>),
+    ) -> Result<Value, Failure> {
+        let request = Request::new(path).patch_metadata(name, params, patch);
+        self.call(verb, request, |request| self.client.request(request))
+            .await
     }
 
     /// A new object.
@@ -370,11 +398,21 @@ impl Api {
         .map(drop)
     }
 
-    async fn call<Q, T, F>(
+    fn authorized(
+        &self,
+        mut request: http::Request<Vec<u8>>,
+    ) -> Result<http::Request<Vec<u8>>, Failure> {
+        if let Some(file) = &self.token_file {
+            request.headers_mut().insert(AUTHORIZATION, bearer(file)?);
+        }
+        Ok(request)
+    }
+
+    async fn call<T, F>(
         &self,
         verb: &'static str,
-        request: Result<Q, RequestError>,
-        send: impl FnOnce(Q) -> F,
+        request: Result<http::Request<Vec<u8>>, RequestError>,
+        send: impl FnOnce(http::Request<Vec<u8>>) -> F,
     ) -> Result<T, Failure>
     where
         F: Future<Output = Result<T, kube::Error>>,
@@ -384,7 +422,11 @@ impl Api {
         } else {
             ANSWER_WITHIN
         };
-        let result = match request {
+        let request = request.map_err(|error| Failure {
+            kind: Kind::Malformed,
+            message: error.to_string(),
+        });
+        let result = match request.and_then(|request| self.authorized(request)) {
             Ok(request) => match tokio::time::timeout(within, send(request)).await {
                 Ok(result) => result.map_err(Failure::from),
                 Err(_) => Err(Failure {
@@ -392,10 +434,7 @@ impl Api {
                     message: format!("{} s passed", within.as_secs()),
                 }),
             },
-            Err(error) => Err(Failure {
-                kind: Kind::Malformed,
-                message: error.to_string(),
-            }),
+            Err(failure) => Err(failure),
         };
         self.metrics.request(
             verb,
@@ -405,8 +444,25 @@ impl Api {
     }
 }
 
-/// From the file that was named, else from the pod's ServiceAccount. A token in a file is read again by the client
-/// within a minute after it was rotated.
+/// `Bearer` and what a token's file holds, whatever white space an editor or a shell left around it.
+fn bearer(file: &Path) -> Result<HeaderValue, Failure> {
+    let refuse = |what: String| Failure {
+        kind: Kind::Unauthorized,
+        message: format!("the token in {} {what}", file.display()),
+    };
+    let text = std::fs::read_to_string(file)
+        .map_err(|error| refuse(format!("cannot be read: {}", sentence(&error))))?;
+    let token = text.trim();
+    if token.is_empty() {
+        return Err(refuse("is empty".to_owned()));
+    }
+    let mut value = HeaderValue::from_str(&format!("Bearer {token}"))
+        .map_err(|_| refuse("is no token: it has characters that none has".to_owned()))?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+/// From the file that was named, else from the pod's ServiceAccount.
 async fn credentials(config: &Kubernetes) -> Result<kube::Config> {
     let Some(file) = &config.kubeconfig else {
         return kube::Config::incluster_env().map_err(|error| {
@@ -537,6 +593,22 @@ mod tests {
         assert_eq!(config.cluster_url.host(), Some("192.0.2.1"));
         std::fs::write(&file, "{").unwrap();
         assert!(read_kubeconfig(&file).await.is_err());
+    }
+
+    #[test]
+    fn a_token_is_read_from_its_file_without_the_end_of_the_line() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("token");
+        std::fs::write(&file, "abc.def\r\n").unwrap();
+        assert_eq!(bearer(&file).unwrap(), "Bearer abc.def");
+        for (wrong, what) in [(" \n", "is empty"), ("a\nb", "is no token")] {
+            std::fs::write(&file, wrong).unwrap();
+            let failure = bearer(&file).unwrap_err();
+            assert_eq!(failure.kind, Kind::Unauthorized);
+            assert!(failure.message.contains(what), "{failure}");
+        }
+        let failure = bearer(&folder.path().join("none")).unwrap_err();
+        assert!(failure.message.contains("cannot be read"), "{failure}");
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! Writes the announcement: annotations of the own Node, by server-side apply. One attempt for each publication; when to
 //! try again is the core's business.
 
+use mesh_types::annotations::KEYS;
 use mesh_types::cluster::{ClusterEvent, Publication};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use tokio::sync::watch;
 
 use super::Teller;
@@ -22,9 +23,7 @@ pub fn start(
             let Some(publication) = wanted.borrow_and_update().clone() else {
                 continue;
             };
-            let result = api
-                .apply(path::NODES, &node, &patch(&node, &publication))
-                .await;
+            let result = write(&api, &node, &publication).await;
             let word = result.as_ref().map_or_else(|f| f.kind.kind(), |()| "ok");
             api.metrics().written(word);
             let published = match result {
@@ -42,7 +41,28 @@ pub fn start(
     });
 }
 
-/// All our fields: what is not among them is removed.
+/// What is ours, and nothing else under our keys.
+async fn write(api: &Api, node: &str, publication: &Publication) -> Result<(), Failure> {
+    let object = patch(node, publication);
+    let shown = api.apply(path::NODES, node, &object).await?;
+    if let Some(removal) = removal(&shown, publication) {
+        api.merge(path::NODES, node, &removal).await?;
+    }
+    Ok(())
+}
+
+/// An apply leaves alone what another manager has added; beside it, no proof would be good.
+fn removal(shown: &Value, publication: &Publication) -> Option<Value> {
+    let annotations = shown.pointer("/metadata/annotations")?;
+    let foreign = KEYS
+        .into_iter()
+        .filter(|key| annotations.get(key).is_some() && !publication.annotations.contains_key(key));
+    let nulls: Map<_, _> = foreign.map(|key| (key.to_owned(), Value::Null)).collect();
+    (!nulls.is_empty())
+        .then(|| json!({ "metadata": { "uid": publication.uid, "annotations": nulls } }))
+}
+
+/// All our fields: what is not among them and was ours is removed.
 fn patch(node: &str, publication: &Publication) -> Value {
     let Publication {
         uid,
@@ -95,6 +115,30 @@ mod tests {
             patch("n1", &publication).to_string(),
             r#"{"apiVersion":"v1","kind":"Node","metadata":{"name":"n1","uid":"6f1c","annotations":{"farspan.io/seq":"7"}}}"#
         );
+    }
+
+    #[test]
+    fn what_another_manager_has_added_under_our_keys_is_removed() {
+        let publication = Publication {
+            uid: "6f1c".into(),
+            seq: 7,
+            annotations: [("farspan.io/seq", "7".to_owned())].into(),
+        };
+        let shown = |more: &str| {
+            let mut shown = patch("n1", &publication);
+            shown["metadata"]["annotations"][more] = json!("x");
+            shown
+        };
+        let removed = removal(&shown("farspan.io/relay"), &publication).unwrap();
+        assert_eq!(
+            removed.to_string(),
+            r#"{"metadata":{"uid":"6f1c","annotations":{"farspan.io/relay":null}}}"#
+        );
+        assert_eq!(
+            removal(&shown("config.farspan.io/relay"), &publication),
+            None
+        );
+        assert_eq!(removal(&json!({"metadata": {}}), &publication), None);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_types::cluster::ClusterEvent;
@@ -10,6 +11,7 @@ use mesh_types::{DomainId, IpNet};
 use overlay::{Finding, Severity};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use tokio::sync::Notify;
 use tracing::{debug, info, warn};
 
 use super::client::{Api, Backoff, Failure, Fresh, Kind, by_chance, path};
@@ -113,10 +115,13 @@ impl Surroundings {
         }
     }
 
-    /// For ever.
-    pub async fn follow(mut self) -> Result<(), Stopped> {
+    /// For ever; at once where `again` asks: another cluster may have come behind the address.
+    pub async fn follow(mut self, again: Arc<Notify>) -> Result<(), Stopped> {
         loop {
-            tokio::time::sleep(LOOK_EVERY / 2 + by_chance(LOOK_EVERY)).await;
+            tokio::select! {
+                () = tokio::time::sleep(LOOK_EVERY / 2 + by_chance(LOOK_EVERY)) => {}
+                () = again.notified() => {}
+            }
             if let Err(failure) = self.look().await? {
                 debug!(%failure, "Failed to look at the cluster again");
             }
