@@ -272,6 +272,30 @@ fn two_protocol_versions_make_one_mesh_where_they_overlap() {
 }
 
 #[test]
+fn versions_roll_through_a_mesh_and_all_pairs_stay_connected() {
+    let mut cluster = Cluster::of(12, 4);
+    for id in &cluster.ids {
+        cluster.world.nodes[id.0].config.protocol = (1, 1);
+    }
+    cluster.world.boot_all();
+    cluster.all_meet(30 * SECOND);
+    // One release speaks both, the next has left the older behind.
+    for protocol in [(1, 2), (2, 2)] {
+        for index in 0..4 {
+            cluster.world.nodes[cluster.ids[index].0].config.protocol = protocol;
+            cluster.restart(index);
+            cluster.all_meet(20 * SECOND);
+        }
+        cluster.world.seconds(30);
+        for id in &cluster.ids {
+            let findings = cluster.world.snapshot(*id).findings;
+            let told = findings.iter().find(|finding| finding.code == "protocol");
+            assert_eq!(told, None, "{protocol:?}");
+        }
+    }
+}
+
+#[test]
 fn a_key_that_changed_while_a_peer_was_off_is_learned_from_the_annotation_alone() {
     let mut cluster = Cluster::connected(9, 3);
     cluster.world.seconds(60);
