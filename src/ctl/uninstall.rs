@@ -1,5 +1,6 @@
 //! `farspan uninstall`: the way back from `farspan manifests`. What it takes away it says; what is gone already is fine.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
@@ -18,6 +19,8 @@ const AGENTS: &str = "farspan";
 /// The one that cleans up behind them.
 const CLEANUP: &str = "farspan-cleanup";
 const ASK_EVERY: Duration = Duration::from_millis(500);
+/// How often that Nodes are looked at beside it: there may be thousands.
+const LOOK_AT_NODES: u32 = 10;
 
 pub fn run(global: &Global, args: &UninstallArgs) -> Result<()> {
     if args.this_node {
@@ -115,7 +118,7 @@ impl Uninstall<'_> {
                 let Progress { ready, wanted, .. } = self.progress(path).await?;
                 let missing = self.not_ready().await?;
                 bail!(
-                    "after {} s the cleanup is done on {ready} of {wanted} nodes (missing: {missing}); it goes on there when they come back: run `farspan uninstall` again then",
+                    "after {} s the cleanup is done on {ready} of {wanted} nodes (missing: {missing}); it goes on there when they come back: run `farspan uninstall` again then, or after `kubectl delete node` where one is gone for good",
                     self.args.timeout.as_secs()
                 )
             }
@@ -133,21 +136,10 @@ impl Uninstall<'_> {
     }
 
     async fn not_ready(&self) -> Result<String> {
-        let path = format!(
-            "/api/v1/namespaces/{}/pods?labelSelector=app.kubernetes.io%2Fname%3D{CLEANUP}",
-            self.args.namespace
-        );
-        let pods = self.cluster.list(&path).await?;
-        let ready = |pod: &Value| {
-            let conditions = pod["status"]["conditions"].as_array();
-            conditions
-                .into_iter()
-                .flatten()
-                .any(|one| one["type"] == "Ready" && one["status"] == "True")
-        };
+        let pods = self.pods(CLEANUP).await?;
         let names: Vec<&str> = pods
             .iter()
-            .filter(|pod| !ready(pod))
+            .filter(|pod| !is_ready(pod))
             .filter_map(|pod| pod["spec"]["nodeName"].as_str())
             .collect();
         Ok(if names.is_empty() {
@@ -171,7 +163,18 @@ impl Uninstall<'_> {
             return Ok(0);
         }
         let gone = async {
-            while self.cluster.get(&path).await?.is_some() {
+            for look in 1_u32.. {
+                if self.cluster.get(&path).await?.is_none() {
+                    break;
+                }
+                if look.is_multiple_of(LOOK_AT_NODES)
+                    && let Some(nodes) = self.held_up(name).await?
+                {
+                    print(&format!(
+                        "Nodes that are down keep their pods of DaemonSet {name}: {nodes}\n"
+                    ))?;
+                    break;
+                }
                 tokio::time::sleep(ASK_EVERY).await;
             }
             anyhow::Ok(())
@@ -186,6 +189,31 @@ impl Uninstall<'_> {
         gone?;
         self.said("DaemonSet", &self.args.namespace, name)?;
         Ok(1)
+    }
+
+    /// Where the last pods of a DaemonSet are, if no kubelet there will end them.
+    async fn held_up(&self, name: &str) -> Result<Option<String>> {
+        let pods = self.pods(name).await?;
+        let on: BTreeSet<&str> = pods
+            .iter()
+            .filter_map(|pod| pod["spec"]["nodeName"].as_str())
+            .collect();
+        let nodes = self.cluster.list("/api/v1/nodes").await?;
+        let mut up = nodes.iter().filter(|node| is_ready(node));
+        let down = !on.is_empty()
+            && up.all(|node| {
+                let name = node["metadata"]["name"].as_str();
+                name.is_none_or(|name| !on.contains(name))
+            });
+        Ok(down.then(|| on.into_iter().collect::<Vec<_>>().join(", ")))
+    }
+
+    async fn pods(&self, name: &str) -> Result<Vec<Value>> {
+        let path = format!(
+            "/api/v1/namespaces/{}/pods?labelSelector=app.kubernetes.io%2Fname%3D{name}",
+            self.args.namespace
+        );
+        self.cluster.list(&path).await
     }
 
     /// What the agents wrote on Nodes; with --purge what people wrote for them, too.
@@ -285,6 +313,15 @@ impl Uninstall<'_> {
         };
         print(&format!("{} {kind} {place}{name}\n", self.verb()))
     }
+}
+
+/// Is this pod, or this Node, ready?
+fn is_ready(object: &Value) -> bool {
+    let conditions = object["status"]["conditions"].as_array();
+    conditions
+        .into_iter()
+        .flatten()
+        .any(|one| one["type"] == "Ready" && one["status"] == "True")
 }
 
 /// The agent's keys, and those that people set for it.

@@ -1,33 +1,45 @@
 //! `farspan preflight` and `farspan uninstall` against a real API server.
 
-use std::process::Output;
+use std::process::{Child, Output, Stdio};
 
 use serde_json::{Value, json};
 
-use crate::cluster::{Cluster, NODES};
+use crate::cluster::{Cluster, NODES, PODS};
+use crate::lab::agent::PATIENCE;
+use crate::lab::wait::wait_until;
 
-fn farspan(cluster: &Cluster, arguments: &[&str]) -> Output {
+/// DaemonSets in the agents' namespace, and the one that cleans up.
+const SETS: &str = "/apis/apps/v1/namespaces/farspan/daemonsets";
+const CLEANUP: &str = "/apis/apps/v1/namespaces/farspan/daemonsets/farspan-cleanup";
+
+pub fn farspan(cluster: &Cluster, arguments: &[&str]) -> Output {
+    let started = begin(cluster, arguments);
+    started.wait_with_output().expect("farspan ends")
+}
+
+fn begin(cluster: &Cluster, arguments: &[&str]) -> Child {
     let host = &cluster.server.host;
     let mut command = host.namespace.command(env!("CARGO_BIN_EXE_farspan"));
     let kubeconfig = cluster.server.file("admin.kubeconfig");
     command.env("FARSPAN_KUBECONFIG", kubeconfig);
-    command.args(arguments).output().expect("farspan starts")
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.args(arguments).spawn().expect("farspan starts")
 }
 
-fn said(output: &Output) -> String {
+pub fn said(output: &Output) -> String {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     format!("{}{}", text(&output.stdout), text(&output.stderr))
 }
 
 #[track_caller]
-fn preflight(cluster: &Cluster, flags: &[&str], code: i32) -> Value {
+pub fn preflight(cluster: &Cluster, flags: &[&str], code: i32) -> Value {
     let arguments = [&["preflight", "-o", "json"], flags].concat();
     let output = farspan(cluster, &arguments);
     assert_eq!(output.status.code(), Some(code), "{}", said(&output));
     serde_json::from_slice(&output.stdout).expect("JSON")
 }
 
-fn codes(report: &Value) -> Vec<&str> {
+pub fn codes(report: &Value) -> Vec<&str> {
     let findings = report["findings"].as_array().expect("a list");
     let codes = findings.iter().filter_map(|one| one["code"].as_str());
     codes.collect()
@@ -129,14 +141,10 @@ fn uninstall_leaves_nothing_in_the_cluster_and_says_so_the_second_time() {
         "apiVersion": "farspan.io/v1alpha1", "kind": "MeshPolicy", "metadata": {"name": "default"}, "spec": {}
     });
     let policies = "/apis/farspan.io/v1alpha1/meshpolicies";
-    crate::lab::wait::wait_until(
-        "the kind is served",
-        std::time::Duration::from_secs(30),
-        || {
-            let created = cluster.admin.create(policies, &policy);
-            created.map(drop).map_err(|refusal| refusal.to_string())
-        },
-    );
+    wait_until("the kind is served", PATIENCE, || {
+        let created = cluster.admin.create(policies, &policy);
+        created.map(drop).map_err(|refusal| refusal.to_string())
+    });
     let annotations = json!({
         "farspan.io/seq": "7", "farspan.io/identity": "x", "config.farspan.io/region": "eu", "example.org/rack": "7"
     });
@@ -198,6 +206,107 @@ fn uninstall_leaves_nothing_in_the_cluster_and_says_so_the_second_time() {
         .filter(|name| name.contains("farspan"))
         .collect();
     assert_eq!(left, Vec::<&str>::new());
+}
+
+#[test]
+fn a_node_that_is_down_holds_up_its_own_cleanup_and_no_others() {
+    let cluster = Cluster::with_nodes(&["n1", "n2"]);
+    let admin = &cluster.admin;
+    for (node, status) in [("n1", "True"), ("n2", "Unknown")] {
+        let condition = json!({"type": "Ready", "status": status});
+        let ready = json!({"status": {"conditions": [condition]}});
+        let told = admin.merge(&format!("{NODES}/{node}/status"), &ready);
+        told.unwrap_or_else(|refusal| panic!("{node}: {refusal}"));
+    }
+    let annotation = json!({"metadata": {"annotations": {"farspan.io/seq": "7"}}});
+    let noted = admin.merge(&format!("{NODES}/n1"), &annotation);
+    noted.expect("an annotation");
+    let manifests = farspan(&cluster, &["manifests"]);
+    let text = String::from_utf8_lossy(&manifests.stdout).into_owned();
+    cluster.server.kubectl_ok(&["apply", "-f", "-"], &text);
+    // Its kubelet is silent: nobody ends the agent's pod there.
+    daemon_pod(&cluster, "farspan", "n2", false);
+
+    let verb = begin(&cluster, &["uninstall", "--timeout", "15s"]);
+    wait_until("the cleanup begins", PATIENCE, || {
+        let set = admin.get(CLEANUP);
+        set.map(drop).map_err(|refusal| refusal.to_string())
+    });
+    daemon_pod(&cluster, "farspan-cleanup", "n1", true);
+    daemon_pod(&cluster, "farspan-cleanup", "n2", false);
+    progress(&cluster, 2, 1);
+    let first = verb.wait_with_output().expect("it ends");
+    assert_eq!(first.status.code(), Some(1), "{}", said(&first));
+    for part in [
+        "Nodes that are down keep their pods of DaemonSet farspan: n2",
+        "done on 1 of 2 nodes (missing: n2); it goes on there when they come back",
+    ] {
+        assert!(said(&first).contains(part), "{part}: {}", said(&first));
+    }
+    let kept = cluster.object(&format!("{NODES}/n1"))["metadata"]["annotations"].clone();
+    assert_eq!(kept["farspan.io/seq"], "7", "the rest waits, too");
+
+    // It comes back; controllers do what they do.
+    progress(&cluster, 2, 2);
+    let mut verb = begin(&cluster, &["uninstall", "--timeout", "30s"]);
+    wait_until("the second run ends", PATIENCE * 2, || {
+        collect(&cluster);
+        let ended = verb.try_wait().map_err(|error| error.to_string())?;
+        ended.map(drop).ok_or_else(|| "it runs".to_owned())
+    });
+    let second = verb.wait_with_output().expect("it ends");
+    assert!(second.status.success(), "{}", said(&second));
+    assert!(
+        said(&second).contains("Cleaned up on 2 nodes"),
+        "{}",
+        said(&second)
+    );
+    let left = cluster.object(&format!("{NODES}/n1"))["metadata"]["annotations"].clone();
+    assert!(left.is_null(), "{left}");
+}
+
+/// As the controller of DaemonSets makes it, and the kubelet tells of it.
+fn daemon_pod(cluster: &Cluster, set: &str, node: &str, ready: bool) {
+    let name = format!("{set}-{node}");
+    let labels = json!({"app.kubernetes.io/name": set});
+    let spec = json!({"nodeName": node, "serviceAccountName": "farspan", "containers": [{"name": "c", "image": "i"}]});
+    let pod = json!({"metadata": {"name": name, "labels": labels}, "spec": spec});
+    let condition = json!({"type": "Ready", "status": if ready { "True" } else { "False" }});
+    let status = json!({"status": {"conditions": [condition]}});
+    let admin = &cluster.admin;
+    let made = admin.create(PODS, &pod);
+    let made = made.and_then(|_| admin.merge(&format!("{PODS}/{name}/status"), &status));
+    made.unwrap_or_else(|refusal| panic!("{name}: {refusal}"));
+}
+
+/// What the controller tells of the cleanup.
+fn progress(cluster: &Cluster, wanted: u32, ready: u32) {
+    let generation = cluster.object(CLEANUP)["metadata"]["generation"].clone();
+    let status = json!({"observedGeneration": generation, "desiredNumberScheduled": wanted, "numberReady": ready,
+        "currentNumberScheduled": wanted, "numberMisscheduled": 0});
+    let told = cluster
+        .admin
+        .merge(&format!("{CLEANUP}/status"), &json!({"status": status}));
+    told.unwrap_or_else(|refusal| panic!("status of the cleanup: {refusal}"));
+}
+
+/// The garbage collector: pods of DaemonSets that are to go, then those.
+fn collect(cluster: &Cluster) {
+    let admin = &cluster.admin;
+    for set in ["farspan", "farspan-cleanup"] {
+        let path = format!("{SETS}/{set}");
+        let ends = admin
+            .get(&path)
+            .map(|set| set["metadata"]["deletionTimestamp"].is_string());
+        if matches!(ends, Ok(true)) {
+            for node in ["n1", "n2"] {
+                // Some never were.
+                let _ = admin.delete(&format!("{PODS}/{set}-{node}"));
+            }
+            // Gone at once where nothing holds it.
+            let _ = admin.merge(&path, &json!({"metadata": {"finalizers": null}}));
+        }
+    }
 }
 
 #[test]

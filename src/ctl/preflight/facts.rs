@@ -257,6 +257,9 @@ async fn cni_details(cluster: &Cluster, facts: &mut Facts, namespace: &str) -> R
             let file = data["cni_network_config"].as_str().unwrap_or_default();
             let installation = "/apis/operator.tigera.io/v1/installations/default";
             let installation = cluster.get(installation).await?.unwrap_or_default();
+            let told = installation.pointer("/spec/calicoNetwork/mtu");
+            let told = told.and_then(Value::as_u64).filter(|mtu| *mtu > 0);
+            facts.mtu = facts.mtu.or(told);
             let felix = "/apis/crd.projectcalico.org/v1/felixconfigurations/default";
             let felix = cluster.get(felix).await?.unwrap_or_default();
             let mask = felix
