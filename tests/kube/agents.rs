@@ -170,24 +170,29 @@ fn an_agent_uses_a_rotated_token_and_writes_again_what_somebody_removed() {
 
     let path = format!("{NODES}/{name}");
     let before = mesh.cluster.object(&path);
-    let removal = json!({"metadata": {"annotations": {"farspan.io/proof": null}}});
-    let writes = mesh.writes().len();
-    let removed = mesh.cluster.admin.merge(&path, &removal);
-    removed.unwrap_or_else(|refusal| panic!("{name} without its proof: {refusal}"));
-    wait_until("the record is whole again", SETTLED, || {
-        let proof =
-            mesh.cluster.object(&path)["metadata"]["annotations"]["farspan.io/proof"].take();
-        if proof.is_string() {
-            Ok(())
-        } else {
-            Err("it is not".to_owned())
-        }
-    });
-    assert_announced(&mesh.nodes[1], &mesh.cluster.object(&path));
-    assert!(
-        mesh.writes().len() > writes,
-        "written by {name}, as the audit log shows"
-    );
+    for spoilt in [
+        json!({"farspan.io/proof": null}),
+        json!({"farspan.io/nat": "map=eim,filter=eif", "farspan.io/relay": "somebody"}),
+    ] {
+        let writes = mesh.writes().len();
+        let edit = json!({"metadata": {"annotations": spoilt}});
+        let edited = mesh.cluster.admin.merge(&path, &edit);
+        edited.unwrap_or_else(|refusal| panic!("{name} with {spoilt}: {refusal}"));
+        wait_until("the record is whole again", SETTLED, || {
+            let node = mesh.cluster.object(&path);
+            let shown = &node["metadata"]["annotations"];
+            let keys = spoilt.as_object().expect("annotations");
+            match keys.iter().find(|(key, edit)| shown[key] == **edit) {
+                None => Ok(()),
+                Some((key, _)) => Err(format!("{key} is {}", shown[key])),
+            }
+        });
+        assert_announced(&mesh.nodes[1], &mesh.cluster.object(&path));
+        assert!(
+            mesh.writes().len() > writes,
+            "written by {name}, as the audit log shows"
+        );
+    }
     assert_eq!(
         before["metadata"]["labels"],
         mesh.cluster.object(&path)["metadata"]["labels"]

@@ -11,7 +11,10 @@ pub const BACKEND: &str = "userspace";
 
 mod agents;
 mod cluster;
+mod external;
+mod host_unit;
 mod manifests;
+mod products;
 mod refusals;
 mod rights;
 mod scale;

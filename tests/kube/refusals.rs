@@ -26,124 +26,92 @@ fn claims_of_nodes_are_refused_with_an_event_and_a_metric_and_honest_ones_are_ro
     ];
     let cluster = Cluster::start(&names);
     let mut berlin = machine(&cluster, cluster.lab.public_host("berlin"), 1);
-    cluster.add_node(HONEST, 2, "192.0.2.2");
-    announce(&cluster, HONEST, &Record::new(2));
+    show(&cluster, HONEST, 2, "192.0.2.2", &Record::new(2));
     let policy = json!({"apiVersion": "farspan.io/v1alpha1", "kind": "MeshPolicy", "metadata": {"name": "default"},
         "spec": {"extraCIDRs": [{"node": HONEST, "cidrs": ["192.168.2.0/24"]}, {"node": "wide", "cidrs": ["192.168.7.0/24"]}]}});
     cluster.admin.create(POLICIES, &policy).expect("a policy");
     configure(&cluster, HONEST, "192.168.2.0/24");
     start(&mut berlin);
-    wait_ranges(
-        &berlin,
-        HONEST,
-        &[
-            "10.244.2.0/24",
-            "fd10:244:2::/64",
-            "192.0.2.2/32",
-            "192.168.2.0/24",
-        ],
-    );
+    let honest = [
+        &pods(2)[..],
+        &["192.0.2.2/32", "192.168.2.0/24"].map(str::to_owned),
+    ]
+    .concat();
+    wait_ranges(&berlin, HONEST, &honest);
     wait_for_the_next_second(&cluster, HONEST);
 
-    // The key of another.
-    cluster.add_node("copycat", 3, "192.0.2.3");
-    announce(
-        &cluster,
-        "copycat",
-        &Record {
-            key: 2,
-            ..Record::new(3)
-        },
-    );
+    let copied = Record {
+        key: 2,
+        ..Record::new(3)
+    };
+    show(&cluster, "copycat", 3, "192.0.2.3", &copied);
     // The whole record of another.
     cluster.add_node("replayer", 4, "192.0.2.4");
     let stolen = cluster.object(&path(HONEST))["metadata"]["annotations"].clone();
-    write(
-        &cluster,
-        "replayer",
-        json!({"metadata": {"annotations": own(&stolen)}}),
-    );
+    let stolen = json!({"metadata": {"annotations": own(&stolen)}});
+    write(&cluster, "replayer", stolen);
     // The pods of another.
-    cluster.add_node("greedy", 2, "192.0.2.5");
-    announce(&cluster, "greedy", &Record::new(5));
-    // The API server's address.
-    cluster.add_node("king", 6, &cluster.server.host.ipv4.to_string());
-    announce(&cluster, "king", &Record::new(6));
+    show(&cluster, "greedy", 2, "192.0.2.5", &Record::new(5));
+    let api_server = cluster.server.host.ipv4.to_string();
+    show(&cluster, "king", 6, &api_server, &Record::new(6));
     // More than the policy gives.
-    cluster.add_node("wide", 7, "192.0.2.7");
-    announce(&cluster, "wide", &Record::new(7));
+    show(&cluster, "wide", 7, "192.0.2.7", &Record::new(7));
     configure(&cluster, "wide", "192.168.7.0/24,192.168.8.0/24");
 
-    for (node, reason) in [
-        ("copycat", "duplicate-key"),
-        ("replayer", "forged"),
-        ("greedy", "overlap"),
-        ("king", "protected"),
-        ("wide", "policy"),
+    let wide = [
+        &pods(7)[..],
+        &["192.0.2.7/32", "192.168.7.0/24"].map(str::to_owned),
+    ]
+    .concat();
+    for (node, reason, ranges) in [
+        ("copycat", "duplicate-key", None),
+        ("replayer", "forged", None),
+        ("greedy", "overlap", Some(vec!["192.0.2.5/32".to_owned()])),
+        ("king", "protected", Some(pods(6).to_vec())),
+        ("wide", "policy", Some(wide)),
     ] {
         wait_refused(&cluster, &berlin, node, reason);
+        match ranges {
+            Some(ranges) => wait_ranges(&berlin, node, &ranges),
+            None => {
+                let carried = berlin.peer(node).map(|peer| ranges_of(&peer));
+                assert!(
+                    carried.clone().unwrap_or_default().is_empty(),
+                    "{node}: {carried:?}"
+                );
+            }
+        }
     }
-    wait_ranges(
-        &berlin,
-        "wide",
-        &[
-            "10.244.7.0/24",
-            "fd10:244:7::/64",
-            "192.0.2.7/32",
-            "192.168.7.0/24",
-        ],
-    );
-    wait_ranges(&berlin, "king", &["10.244.6.0/24", "fd10:244:6::/64"]);
-    wait_ranges(&berlin, "greedy", &["192.0.2.5/32"]);
-    wait_ranges(
-        &berlin,
-        HONEST,
-        &[
-            "10.244.2.0/24",
-            "fd10:244:2::/64",
-            "192.0.2.2/32",
-            "192.168.2.0/24",
-        ],
-    );
-    for stranger in ["copycat", "replayer"] {
-        let peer = berlin.peer(stranger);
-        let ranges = peer.map(|peer| ranges(&peer)).unwrap_or_default();
-        assert!(ranges.is_empty(), "{stranger} carries {ranges:?}");
-    }
+    wait_ranges(&berlin, HONEST, &honest);
     // Its API server is reached as before.
     assert_eq!(berlin.metric("farspan_kubernetes_api_up"), Ok(Some(1.0)));
 
     // A later version of farspan in the same mesh, and one that has left this version behind.
-    cluster.add_node("newer", 8, "192.0.2.8");
-    announce(
-        &cluster,
-        "newer",
-        &Record {
-            protocol: (1, 2),
-            ..Record::new(8)
-        },
-    );
-    wait_ranges(
-        &berlin,
-        "newer",
-        &["10.244.8.0/24", "fd10:244:8::/64", "192.0.2.8/32"],
-    );
-    cluster.add_node("alien", 9, "192.0.2.9");
-    announce(
-        &cluster,
-        "alien",
-        &Record {
-            protocol: (2, 2),
-            ..Record::new(9)
-        },
-    );
+    let versions = |protocol, number| Record {
+        protocol,
+        ..Record::new(number)
+    };
+    show(&cluster, "newer", 8, "192.0.2.8", &versions((1, 2), 8));
+    let newer = [&pods(8)[..], &["192.0.2.8/32".to_owned()]].concat();
+    wait_ranges(&berlin, "newer", &newer);
+    show(&cluster, "alien", 9, "192.0.2.9", &versions((2, 2), 9));
     let finding = berlin.wait_finding("protocol", PATIENCE);
-    assert!(
-        finding["message"]
-            .as_str()
-            .is_some_and(|text| text.contains("alien")),
-        "{finding}"
-    );
+    let message = finding["message"].as_str().unwrap_or_default();
+    assert!(message.contains("alien"), "{finding}");
+}
+
+/// A Node with the ranges of this number, its address and a record.
+fn show(cluster: &Cluster, node: &str, number: u8, internal_ip: &str, record: &Record) {
+    cluster.add_node(node, number, internal_ip);
+    announce(cluster, node, record);
+}
+
+/// The ranges that the controller manager gives to this number.
+fn pods(number: u8) -> [String; 2] {
+    [
+        format!("10.244.{number}.0/24"),
+        format!("fd10:244:{number}::/64"),
+    ]
 }
 
 /// What a Node announces: made of numbers.
@@ -244,11 +212,11 @@ fn wait_refused(cluster: &Cluster, reader: &Node, node: &str, reason: &str) {
 }
 
 /// Waits until a peer carries exactly these ranges, and its own overlay address.
-fn wait_ranges(reader: &Node, peer: &str, expected: &[&str]) {
-    let mut expected: Vec<_> = expected.iter().map(|range| (*range).to_owned()).collect();
+fn wait_ranges(reader: &Node, peer: &str, expected: &[String]) {
+    let mut expected = expected.to_vec();
     expected.sort();
     wait_until(&format!("{peer} carries {expected:?}"), PATIENCE, || {
-        let seen = ranges(&reader.peer(peer)?);
+        let seen = ranges_of(&reader.peer(peer)?);
         if seen == expected {
             Ok(())
         } else {
@@ -258,7 +226,7 @@ fn wait_ranges(reader: &Node, peer: &str, expected: &[&str]) {
 }
 
 /// Without the overlay addresses that follow from identity and podCIDR.
-fn ranges(peer: &Value) -> Vec<String> {
+fn ranges_of(peer: &Value) -> Vec<String> {
     let all = peer["allowed_ips"].as_array().into_iter().flatten();
     let text = all.filter_map(|range| range.as_str());
     let overlay = |range: &&str| {

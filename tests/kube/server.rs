@@ -18,8 +18,8 @@ use crate::user::User;
 pub const PORT: u16 = 6443;
 /// Starting takes some 4 s of a processor.
 const START: Duration = Duration::from_secs(120);
-/// The account of the agents.
-pub const AGENT: &str = "system:serviceaccount:farspan:farspan";
+/// The accounts of agents, and of machines outside.
+const ACCOUNTS: &str = "system:serviceaccounts:farspan";
 
 /// A control plane without controllers. It is ended when dropped; its data stay as long as the lab.
 pub struct ApiServer {
@@ -58,7 +58,7 @@ impl ApiServer {
             ));
         }
         server.write("tokens.csv", &tokens);
-        let rules = json!([{"level": "Metadata", "users": [AGENT]}, {"level": "None"}]);
+        let rules = json!([{"level": "Metadata", "userGroups": [ACCOUNTS]}, {"level": "None"}]);
         let policy = json!({"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "omitStages": ["RequestReceived"], "rules": rules});
         server.write("audit.json", &policy.to_string());
         server.restart();
