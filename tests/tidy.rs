@@ -15,7 +15,7 @@ struct Allowed {
 const PURE: [&str; 4] = ["peer-discovery", "nat-traversal", "overlay", "sim-net"];
 
 /// The table of allowed dependencies. Imports point downward; siblings never import each other.
-const DEPENDENCIES: [(&str, Allowed); 8] = [
+const DEPENDENCIES: [(&str, Allowed); 9] = [
     (
         "mesh-types",
         Allowed {
@@ -74,6 +74,13 @@ const DEPENDENCIES: [(&str, Allowed); 8] = [
         Allowed {
             internal: &["mesh-types"],
             external: &["ipnet", "rand_chacha", "rand_core"],
+        },
+    ),
+    (
+        "tests/benchmark",
+        Allowed {
+            internal: &[],
+            external: &["anyhow", "clap", "nix", "serde", "serde_json", "socket2"],
         },
     ),
     (

@@ -54,16 +54,23 @@ static_build() {
   case " $* " in *" --release "*) echo "$folder/$host/release/farspan" ;; *) echo "$folder/$host/debug/farspan" ;; esac
 }
 
-# A wireguard that is not ours: the newest wireguard-go where there is Go, else boringtun-cli. Prints its path.
-plain_wireguard() {
-  local tools
-  tools="$(target_dir)/tools"
-  if [ -x "$tools/bin/wireguard-go" ] || [ -x "$tools/bin/wireguard" ] || [ -x "$tools/bin/boringtun-cli" ]; then :
-  elif command -v go >/dev/null; then
-    GOBIN="$tools/bin" GOFLAGS=-mod=mod go install golang.zx2c4.com/wireguard@latest >&2
-  else
-    cargo install -q --locked --root "$tools" boringtun-cli >&2
-  fi
-  [ -e "$tools/bin/wireguard" ] && mv "$tools/bin/wireguard" "$tools/bin/wireguard-go"
-  find "$tools/bin" -name wireguard-go -o -name boringtun-cli | sort -r | head -1
+# cargo_tool PACKAGE [PROGRAM]   a program of crates.io, built once; prints its path
+cargo_tool() {
+  local tools; tools="$(target_dir)/tools"
+  [ -x "$tools/bin/${2:-$1}" ] || CARGO_TARGET_DIR="$tools/build" cargo install -q --locked --root "$tools" "$1" >&2 || return
+  printf '%s\n' "$tools/bin/${2:-$1}"
 }
+
+# The newest wireguard-go, built once; prints its path. Fails where there is no Go.
+wireguard_go() {
+  local programs; programs="$(target_dir)/tools/bin"
+  if [ ! -x "$programs/wireguard-go" ]; then
+    command -v go >/dev/null || return
+    GOBIN="$programs" GOFLAGS=-mod=mod go install golang.zx2c4.com/wireguard@latest >&2 || return
+    mv "$programs/wireguard" "$programs/wireguard-go"
+  fi
+  printf '%s\n' "$programs/wireguard-go"
+}
+
+# A wireguard that is not ours: wireguard-go where there is Go, else boringtun-cli. Prints its path.
+plain_wireguard() { wireguard_go || cargo_tool boringtun-cli; }
