@@ -59,13 +59,13 @@ start_control() {
   service hub ../control/scheduler "$tools/kube-scheduler" --kubeconfig "$folder/scheduler.kubeconfig" --leader-elect=false
 }
 
-# Nodes as a cloud would make them: with their ranges and their region.
+# Nodes as a cloud would make them: with their ranges, their region and a zone in it.
 create_nodes() {
   local node
   for node in "${nodes[@]}"; do
     cat <<YAML
 ---
-{apiVersion: v1, kind: Node, metadata: {name: $node, labels: {topology.kubernetes.io/region: $(region_of "$node"), kubernetes.io/os: linux}},
+{apiVersion: v1, kind: Node, metadata: {name: $node, labels: {topology.kubernetes.io/region: $(region_of "$node"), topology.kubernetes.io/zone: $(region_of "$node"), kubernetes.io/os: linux}},
  spec: {podCIDR: $(ranges "$node" | cut -d, -f1), podCIDRs: [$(ranges "$node")]}}
 YAML
   done | kubectl create -f - >/dev/null

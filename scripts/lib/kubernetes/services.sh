@@ -10,11 +10,25 @@ cluster_ip() {
     ask "host-$from" < <(for family in 4 6; do echo "ClusterIP, IPv$family: hostNetwork on $from to the pod in tokyo|tokyo-1 ?*|$(service_ip tokyo $family)|80"; done)
   done
   for family in 4 6; do
-    row "ClusterIP, IPv$family: sixty calls from paris reach the pods of" "${nodes[*]}" "$(sixty "$(service_ip all $family)" 80 | cut -d' ' -f1 | sort -u | paste -sd' ')"
+    row "ClusterIP, IPv$family: sixty calls from paris reach the pods of" "${nodes[*]}" "$(sixty paris-1 "$(service_ip all $family)")"
   done
 }
 # shellcheck disable=SC2046  # one word each
-sixty() { in_pod paris-1 sh -c "$calls" calls $(for _ in {1..60}; do echo "$@"; done); }
+# sixty POD ADDRESS   whom sixty calls reach
+sixty() { in_pod "$1" sh -c "$calls" calls $(for _ in {1..60}; do echo "$2 80"; done) | cut -d' ' -f1 | sort -u | paste -sd' '; }
+
+near() {
+  local family service
+  for family in 4 6; do
+    service="$(service_ip close $family)"
+    eventually "the near zone, IPv$family: sixty calls from paris reach the pods of" "paris-1 paris-2" sixty paris-1 "$service"
+    eventually "the near zone, IPv$family: sixty calls from tokyo reach the pod of" "tokyo-1" sixty tokyo-1 "$service"
+  done
+  kubectl -n demo label pod tokyo-1 close- >/dev/null
+  eventually "no near pod is left: sixty calls from tokyo reach the pods of" "hub paris-1 paris-2" sixty tokyo-1 "$service"
+  kubectl -n demo label pod tokyo-1 close=yes >/dev/null
+  eventually "it is back: sixty calls from tokyo reach the pod of" "tokyo-1" sixty tokyo-1 "$service"
+}
 
 node_port() {
   local node family
@@ -44,5 +58,6 @@ count() { in_pod "$1" getent ahosts "$2" | awk '{ print $1 }' | sort -u | wc -l;
 services() {
   cluster_ip
   node_port
+  near
   names
 }

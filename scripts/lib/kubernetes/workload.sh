@@ -9,7 +9,7 @@ box() {
 ---
 apiVersion: v1
 kind: Pod
-metadata: {name: $2, namespace: demo, labels: {app: $([ "$3" = true ] && echo host || echo box), node: $1}}
+metadata: {name: $2, namespace: demo, labels: {app: $([ "$3" = true ] && echo host || echo box), node: $1, close: "yes"}}
 spec:
   nodeName: $1
   hostNetwork: $3
@@ -41,6 +41,7 @@ workload() {
   entry boxes "{app: box}" "" ", clusterIP: None"
   entry all "{app: box}" "" ""
   entry tokyo "{app: box, node: tokyo-1}" "" ""
+  entry close '{app: box, close: "yes"}' "" ", trafficDistribution: PreferSameZone"
   entry far "{app: box, node: tokyo-1}" ", nodePort: 30080" ", type: NodePort"
   entry near "{app: box, node: paris-1}" ", nodePort: 30081" ", type: NodePort, externalTrafficPolicy: Local"
 }
