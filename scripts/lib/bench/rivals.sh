@@ -16,7 +16,7 @@ rival() {
 # version_of PROGRAM   one word
 version_of() {
   case "$1" in
-    */wireguard-go) go version -m "$1" | awk '$1 == "mod" { print $3 }' ;;
+    */wireguard-go) PATH="$PATH:/usr/local/go/bin" go version -m "$1" | awk '$1 == "mod" { print $3 }' ;;
     *) "$1" --version | awk '{ print $2; exit }' ;;
   esac
 }
