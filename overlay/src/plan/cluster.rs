@@ -75,7 +75,9 @@ impl Overlay {
         }
         let node = node?;
         let pods = || node.pod_cidrs.iter().any(|net| net.trunc() == *prefix);
-        if kubernetes.pod_network == PodNetwork::Existing && self.is_near(peer) && pods() {
+        // A machine outside has no CNI.
+        let beside = kubernetes.pod_network == PodNetwork::Existing && !kubernetes.external;
+        if beside && self.is_near(peer) && pods() {
             return Some(LeftOut::Region);
         }
         let address = node_address(node, prefix)?;

@@ -582,10 +582,16 @@ fn a_machine_that_only_reads_the_cluster_writes_nothing() {
             kubernetes.node = "laptop".to_owned();
         }
         config.addresses = vec![net("10.77.0.9/32")];
+        config.region = Some("east".to_owned());
     });
     machine.run(Duration::from_secs(600));
     assert!(machine.writes().is_empty());
-    assert!(machine.is_routed("10.244.3.0/24"));
+    for pods in ["10.244.2.0/24", "10.244.3.0/24"] {
+        assert!(
+            machine.is_routed(pods),
+            "near or far, it has no CNI: {pods}"
+        );
+    }
     assert!(!machine.findings().contains("no-node"));
 }
 
