@@ -181,6 +181,22 @@ fn an_address_inside_anothers_pod_range_is_refused_however_old_its_node_is() {
 }
 
 #[test]
+fn what_is_this_nodes_own_is_not_an_older_nodes() {
+    let own = worker(1).with(|own| own.object.created += 1_000);
+    let older = worker(2).pods(&["10.244.1.0/25"]);
+    let mut directory = reader();
+    directory.list(&[&own, &older]);
+    let sentence = "podCIDR 10.244.1.0/25 of Node n2 overlaps a range of this node and is not routed; change one of the two";
+    assert_eq!(
+        directory.objections(),
+        [(Reason::OwnRange, Some("n2"), sentence)]
+    );
+    let held = directory.own_membership().expect("a Node");
+    assert!(held.ranges.contains(&net("10.244.1.0/24")));
+    assert!(directory.of(&older).pod_cidrs.is_empty());
+}
+
+#[test]
 fn a_pod_range_that_the_policy_routes_nowhere_is_still_its_nodes() {
     let thief = worker(4)
         .at(&["10.244.1.7", "2001:db8::4"])
