@@ -22,12 +22,14 @@ pub use receive::is_control;
 
 use peer::{Age, Link, Peer};
 use routes::Routes;
+use shakes::Received;
 
 mod peer;
 mod plan;
 mod receive;
 mod routes;
 mod send;
+mod shakes;
 mod timer;
 
 /// How often sessions look at their timers. They do not say when they next need to.
@@ -41,8 +43,8 @@ const HANDSHAKES_PER_SECOND: u64 = 400;
 const STAGED_PER_PEER: usize = 128;
 /// Packets that wait for sessions in all, to bound memory.
 const STAGED: usize = 8192;
-/// Handshakes started by one plan in one turn, so that packets need not wait for hundreds.
-const KICKS_PER_TURN: usize = 4;
+/// Peers with sessions whose timers are looked at in one turn.
+const TICKS_PER_TURN: usize = 256;
 
 /// One of our private keys.
 struct OwnKey {
@@ -82,8 +84,13 @@ pub struct Core {
     /// Peer by the upper 24 bits of the receiver index of its links. Looked up, never iterated.
     sessions: HashMap<u32, u32>,
     routes: Routes,
+    /// Handshake messages that came.
+    received: VecDeque<Received>,
+    /// Peers to which something is to be said.
     kicks: VecDeque<u32>,
     next_tick: Option<Instant>,
+    /// The round of ticks that is under way: the next peer, and whether one of those before wants another.
+    round: Option<(u32, bool)>,
     staged: usize,
     counters: Arc<Counters>,
 }
@@ -112,8 +119,10 @@ impl Core {
             by_key: BTreeMap::new(),
             sessions: HashMap::new(),
             routes: Routes::default(),
+            received: VecDeque::new(),
             kicks: VecDeque::new(),
             next_tick: None,
+            round: None,
             staged: 0,
             counters,
         }
@@ -141,10 +150,12 @@ impl Core {
 
     /// When [`Core::handle_timeout`] wants to be called, and why. A time that is past means at once.
     pub fn poll_timeout(&self, now: Instant) -> Option<(Instant, &'static str)> {
-        if self.kicks.is_empty() {
-            self.next_tick.map(|at| (at, "session timers"))
+        if !self.kicks.is_empty() || !self.received.is_empty() {
+            Some((now, "handshakes"))
+        } else if self.round.is_some() {
+            Some((now, "session timers"))
         } else {
-            Some((now, "handshakes to start"))
+            self.next_tick.map(|at| (at, "session timers"))
         }
     }
 
@@ -190,7 +201,6 @@ impl Core {
             self.sessions.insert(link.index, index);
             if let Some(gone) = peer.old.replace(Box::new(link)) {
                 self.sessions.remove(&gone.index);
-                self.staged -= gone.staged.min(self.staged);
             }
         }
         self.next_tick.get_or_insert(now + TICK);
@@ -207,7 +217,14 @@ impl Core {
         };
         if let Some(link) = link {
             self.sessions.remove(&link.index);
-            self.staged -= link.staged.min(self.staged);
+        }
+    }
+
+    /// Packets for which no session came.
+    fn drop_staged(&mut self, index: u32) {
+        if let Some(peer) = self.peers.get_mut(index as usize).and_then(Option::as_mut) {
+            self.staged -= peer.staged.len().min(self.staged);
+            peer.staged = VecDeque::new();
         }
     }
 }

@@ -75,6 +75,8 @@ counters! {
     BadSource = "bad_source",
     /// Refused by the protocol for another reason.
     Protocol = "protocol",
+    /// A handshake message that came while too many waited for their turn.
+    HandshakesFull = "handshakes_full",
     /// Handshakes completed.
     Handshakes = "handshakes",
     /// Sessions or handshakes given up.

@@ -408,12 +408,129 @@ fn a_flood_of_handshakes_is_answered_with_cookies() {
         let endpoint = Some(b.address);
         a.set_peer(key(2), peer(&["10.0.0.2/32"], endpoint), now);
         a.send(&there(100, 1), now);
+        a.turn(now);
         for (_, datagram) in a.take() {
             b.receive(a.address, &datagram, now);
         }
         cookies += b.take().iter().filter(|(_, bytes)| bytes[0] == 3).count();
     }
     assert!(cookies > 100, "{cookies} cookies");
+}
+
+#[test]
+fn a_storm_of_handshakes_takes_a_turn_each_and_packets_go_between() {
+    let now = start();
+    let (mut a, mut b) = connected(now);
+    let callers: Vec<Node> = (10..110)
+        .map(|n| Node::new(&secret(n), &format!("198.51.100.{n}:1000")))
+        .collect();
+    for (n, caller) in (10..).zip(&callers) {
+        let range = format!("10.1.0.{n}/32");
+        let planned = peer(&[&range], Some(caller.address));
+        b.plan.peers.insert(caller.plan.key.public(), planned);
+    }
+    b.apply(now);
+    b.turn(now);
+    for mut caller in callers {
+        let planned = peer(&["10.0.0.2/32"], Some(b.address));
+        caller.set_peer(key(2), planned, now);
+        caller.send(&there(100, 1), now);
+        caller.turn(now);
+        let (_, initiation) = caller.take().remove(0);
+        b.receive(caller.address, &initiation, now);
+    }
+    assert!(b.take().is_empty(), "they wait");
+    for n in 0..100 {
+        a.send(&there(100, n), now);
+        let (_, datagram) = a.take().remove(0);
+        b.receive(a.address, &datagram, now);
+        assert_eq!(b.received.pop(), Some(there(100, n)), "no packet waits");
+        b.core.handle_timeout(now, &mut b.out);
+        let answers = b.take();
+        assert_eq!(answers.len(), 1, "turn {n}");
+        assert_eq!(answers[0].1[0], 2, "a response");
+    }
+    assert!(b.core.poll_timeout(now).is_none_or(|(at, _)| at > now));
+}
+
+#[test]
+fn handshakes_that_a_plan_asks_for_begin_one_a_turn() {
+    let now = start();
+    let mut a = Node::new(&secret(1), A);
+    for n in 10..60 {
+        let range = format!("10.1.0.{n}/32");
+        let mut planned = peer(&[&range], Some(B.parse().unwrap()));
+        planned.keepalive = Some(Duration::from_secs(25));
+        a.plan.peers.insert(key(n), planned);
+    }
+    a.apply(now);
+    let mut begun = 0;
+    for _ in 0..50 {
+        assert!(a.core.poll_timeout(now).is_some_and(|(at, _)| at <= now));
+        a.core.handle_timeout(now, &mut a.out);
+        let sent = a.take().len();
+        assert!(sent <= 1, "{sent} at once");
+        begun += sent;
+    }
+    assert_eq!(begun, 50);
+}
+
+#[test]
+fn packets_to_many_sleeping_peers_begin_one_handshake_a_turn() {
+    let now = start();
+    let mut a = Node::new(&secret(1), A);
+    for n in 10..60 {
+        let range = format!("10.1.0.{n}/32");
+        a.plan
+            .peers
+            .insert(key(n), peer(&[&range], Some(B.parse().unwrap())));
+    }
+    a.apply(now);
+    a.turn(now);
+    for n in 10..60 {
+        a.send(&packet("10.0.0.1", &format!("10.1.0.{n}"), 100, 1), now);
+    }
+    assert!(a.take().is_empty());
+    for _ in 0..50 {
+        a.core.handle_timeout(now, &mut a.out);
+        assert_eq!(a.take().len(), 1);
+    }
+}
+
+#[test]
+fn no_more_than_1024_handshake_messages_wait() {
+    let now = start();
+    let (mut a, _) = pair(now);
+    a.send(&there(100, 1), now);
+    a.turn(now);
+    let (_, initiation) = a.take().remove(0);
+    let mut response = vec![0; 92];
+    response[0] = 2;
+    response[8..12].copy_from_slice(&initiation[4..8]);
+    for _ in 0..1100 {
+        a.receive(B.parse().unwrap(), &response, now);
+    }
+    assert_eq!(a.count(Count::HandshakesFull), 76);
+    a.turn(now);
+    assert_eq!(a.count(Count::BadMac), 1024);
+}
+
+#[test]
+fn packets_that_wait_are_forgotten_with_their_peer() {
+    let now = start();
+    let (mut a, mut b) = pair(now);
+    let planned = a.plan.peers[&key(2)].clone();
+    for _ in 0..100 {
+        for n in 0..100 {
+            a.send(&there(100, n), now);
+        }
+        a.plan.peers.clear();
+        a.apply(now);
+        a.set_peer(key(2), planned.clone(), now);
+    }
+    assert_eq!(a.count(Count::StagedFull), 0, "none is counted as waiting");
+    settle(&mut a, &mut b, now);
+    assert!(b.received.is_empty());
 }
 
 #[test]

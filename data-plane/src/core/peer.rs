@@ -1,6 +1,6 @@
 //! A peer and its links.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
@@ -20,11 +20,13 @@ pub(super) enum Age {
     Old,
 }
 
-/// A handshake or keepalive to be sent soon because the plan changed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// A handshake or keepalive to be sent soon, because packets wait or the plan changed; the last counts most.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Kick {
     /// None.
     Idle,
+    /// A handshake where there is no session under our present key and none is under way.
+    Start,
     /// A keepalive, or a handshake where there is no session and none is under way.
     Hello,
     /// The same, but a handshake under way is begun afresh: its first message went elsewhere.
@@ -53,6 +55,8 @@ pub(super) struct Peer {
     pub rx: u64,
     pub tx: u64,
     pub kick: Kick,
+    /// Packets that wait for a session.
+    pub staged: VecDeque<Box<[u8]>>,
 }
 
 impl Peer {
@@ -73,6 +77,7 @@ impl Peer {
             rx: 0,
             tx: 0,
             kick: Kick::Idle,
+            staged: VecDeque::new(),
         }
     }
 
@@ -156,9 +161,6 @@ pub(super) struct Link {
     pub live: bool,
     /// Receiver index of a session that we answered and the peer has not used yet.
     pub unconfirmed: Option<u32>,
-    /// Packets that wait for a session, and the longest of them.
-    pub staged: usize,
-    pub staged_max: usize,
     /// Last look at its timers; sessions take their time from it.
     pub ticked_at: Instant,
 }
@@ -186,8 +188,6 @@ impl Link {
             epoch: own.epoch,
             live: false,
             unconfirmed: None,
-            staged: 0,
-            staged_max: 0,
             ticked_at: now,
         })
     }

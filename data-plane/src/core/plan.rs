@@ -45,6 +45,7 @@ impl Core {
             if let Some(index) = self.by_key.remove(&key) {
                 self.drop_link(index, Age::Current);
                 self.drop_link(index, Age::Old);
+                self.drop_staged(index);
                 self.peers[index as usize] = None;
                 self.free.push(index);
             }
@@ -147,8 +148,7 @@ impl Core {
             }
         }
         if kick != Kick::Idle {
-            peer.kick = kick;
-            self.kicks.push_back(index);
+            self.begin(index, kick);
         }
         if rekeyed {
             self.drop_link(index, Age::Current);

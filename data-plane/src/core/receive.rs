@@ -5,18 +5,18 @@ use std::time::Instant;
 
 use boringtun::noise::errors::WireGuardError;
 use boringtun::noise::handshake::parse_handshake_anon;
-use boringtun::noise::{Packet, TunnResult};
+use boringtun::noise::{Packet, Tunn, TunnResult};
 use mesh_types::key::WgKey;
 
 use super::peer::Age;
 use super::send::{INITIATION, written};
+use super::shakes::COOKIE;
 use super::{Core, OwnKey, TICK};
 use crate::counters::{Count, reason};
 use crate::inbox::Inbox;
 use crate::outbox::{Destination, Outbox};
 
 const RESPONSE: usize = 92;
-const COOKIE: usize = 64;
 const DATA_MIN: usize = 32;
 
 /// Is this datagram STUN: a Binding request, indication, response or error with the magic cookie (RFC 8489 5)?
@@ -49,9 +49,9 @@ impl Core {
         let from = (remote, local);
         match (bytes.first_chunk(), bytes.len()) {
             (Some(&[4, 0, 0, 0]), DATA_MIN..) => self.handle_data(from, bytes, now, inbox, out),
-            (Some(&[1, 0, 0, 0]), INITIATION) => self.handle_initiation(from, bytes, now, out),
+            (Some(&[1, 0, 0, 0]), INITIATION) => self.queue_initiation(from, bytes, out),
             (Some(&[2, 0, 0, 0]), RESPONSE) => {
-                self.handle_answer(from, word(8).unwrap_or(0), bytes, now, out);
+                self.queue_response(from, word(8).unwrap_or(0), bytes);
             }
             (Some(&[3, 0, 0, 0]), COOKIE) => {
                 self.handle_answer(from, word(4).unwrap_or(0), bytes, now, out);
@@ -127,7 +127,7 @@ impl Core {
     }
 
     /// A handshake response or a cookie: both answer something we sent.
-    fn handle_answer(
+    pub(super) fn handle_answer(
         &mut self,
         (remote, local): (SocketAddr, Option<IpAddr>),
         receiver: u32,
@@ -187,31 +187,26 @@ impl Core {
         }
     }
 
-    fn handle_initiation(
+    /// An initiation to that one of our keys.
+    pub(super) fn handle_initiation(
         &mut self,
         (remote, local): (SocketAddr, Option<IpAddr>),
+        age: Age,
         bytes: &[u8],
         now: Instant,
         out: &mut Outbox,
     ) {
-        let (age, key) = match self.initiator(remote, bytes) {
-            Initiator::Key(age, key) => (age, key),
-            Initiator::Cookie(cookie) => {
-                let to = Destination {
-                    peer: u32::MAX,
-                    remote,
-                    local,
-                    also: None,
-                };
-                out.seal(to, INITIATION, |room| {
-                    room[..COOKIE].copy_from_slice(&cookie);
-                    Some(COOKIE)
-                });
-                self.counters.add(Count::CookieSent, 1);
-                return;
-            }
-            Initiator::Nobody(count) => {
-                self.counters.add(count, 1);
+        let own = match age {
+            Age::Current => &self.own,
+            Age::Old => &self.previous,
+        };
+        let Some(own) = own else {
+            return;
+        };
+        let key = match initiator(own, bytes) {
+            Ok(key) => key,
+            Err(error) => {
+                self.counters.add(reason(&error), 1);
                 return;
             }
         };
@@ -265,53 +260,21 @@ impl Core {
         peer.sent(sent, now);
     }
 
-    /// Who sends this initiation, and to which of our keys.
-    fn initiator(&self, remote: SocketAddr, bytes: &[u8]) -> Initiator {
-        let own = self.own.iter().map(|own| (Age::Current, own));
-        let previous = self.previous.iter().map(|own| (Age::Old, own));
-        for (age, own) in own.chain(previous) {
-            own.limiter.reset_count();
-            let mut cookie = [0; COOKIE];
-            match own
-                .limiter
-                .verify_packet(Some(remote.ip()), bytes, &mut cookie)
-            {
-                Ok(packet) => return open(age, own, &packet),
-                Err(TunnResult::WriteToNetwork(_)) => return Initiator::Cookie(cookie),
-                Err(TunnResult::Err(WireGuardError::InvalidMac)) => {}
-                Err(TunnResult::Err(error)) => return Initiator::Nobody(reason(&error)),
-                Err(
-                    TunnResult::Done
-                    | TunnResult::WriteToTunnelV4(..)
-                    | TunnResult::WriteToTunnelV6(..),
-                ) => return Initiator::Nobody(Count::Protocol),
-            }
-        }
-        Initiator::Nobody(Count::BadMac)
-    }
-
-    fn link_of(&self, receiver: u32) -> Option<(u32, Age)> {
+    pub(super) fn link_of(&self, receiver: u32) -> Option<(u32, Age)> {
         let index = *self.sessions.get(&(receiver >> 8))?;
         Some((index, self.peer(index)?.age_of(receiver >> 8)?))
     }
 }
 
-/// What an initiation told.
-enum Initiator {
-    /// It is for this of our keys, from that peer.
-    Key(Age, WgKey),
-    /// Too many come: this is to be sent instead of an answer.
-    Cookie([u8; COOKIE]),
-    /// It is for none of our keys, or broken.
-    Nobody(Count),
-}
-
-fn open(age: Age, own: &OwnKey, packet: &Packet<'_>) -> Initiator {
-    let Packet::HandshakeInit(initiation) = packet else {
-        return Initiator::Nobody(Count::Protocol);
-    };
-    match parse_handshake_anon(&own.secret, &own.public_key(), initiation) {
-        Ok(half) => Initiator::Key(age, WgKey(half.peer_static_public)),
-        Err(error) => Initiator::Nobody(reason(&error)),
+/// Who sends this initiation.
+fn initiator(own: &OwnKey, bytes: &[u8]) -> Result<WgKey, WireGuardError> {
+    match Tunn::parse_incoming_packet(bytes)? {
+        Packet::HandshakeInit(initiation) => {
+            let half = parse_handshake_anon(&own.secret, &own.public_key(), &initiation)?;
+            Ok(WgKey(half.peer_static_public))
+        }
+        Packet::HandshakeResponse(_) | Packet::PacketCookieReply(_) | Packet::PacketData(_) => {
+            Err(WireGuardError::UnexpectedPacket)
+        }
     }
 }

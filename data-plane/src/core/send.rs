@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use boringtun::noise::TunnResult;
 
-use super::peer::{Age, Link};
+use super::peer::{Age, Kick, Link};
 use super::routes::Route;
 use super::{Core, STAGED, STAGED_PER_PEER};
 use crate::counters::{Count, Counters, reason};
@@ -32,7 +32,7 @@ impl Core {
             .get(..len)
             .and_then(packet::destination)
             .and_then(|ip| self.routes.find(ip));
-        let Ok(mut segments) = Segments::new(buffer, len, header, self.mtu) else {
+        let Ok(segments) = Segments::new(buffer, len, header, self.mtu) else {
             self.counters.add(Count::TunMalformed, 1);
             return;
         };
@@ -42,10 +42,45 @@ impl Core {
             self.counters.add(Count::NoRoute, packets);
             return;
         };
-        let Some((index, age)) = self.carrier(route, now, out) else {
-            self.counters.add(Count::NoEndpoint, packets);
+        match self.carrier(route) {
+            Carrier::Session(index, age) => self.seal_all(index, age, segments, now, out),
+            Carrier::Handshake(index) => self.stage(index, segments),
+            Carrier::Nobody => self.counters.add(Count::NoEndpoint, packets),
+        }
+    }
+
+    fn seal_all(
+        &mut self,
+        index: u32,
+        age: Age,
+        mut segments: Segments<'_>,
+        now: Instant,
+        out: &mut Outbox,
+    ) {
+        let Self {
+            peers, counters, ..
+        } = self;
+        let Some(peer) = peers.get_mut(index as usize).and_then(Option::as_mut) else {
             return;
         };
+        let Some(to) = peer.destination(index) else {
+            counters.add(Count::NoEndpoint, segments.count() as u64);
+            return;
+        };
+        let Some(link) = peer.link_mut(age) else {
+            return;
+        };
+        let mut sent = 0;
+        while let Some(plain) = segments.next_segment() {
+            sent += seal(link, plain, to, counters, out);
+        }
+        if sent > 0 {
+            peer.sent(sent, now);
+        }
+    }
+
+    /// Keeps packets until there is a session, and has its handshake begin.
+    fn stage(&mut self, index: u32, mut segments: Segments<'_>) {
         let Self {
             peers,
             counters,
@@ -55,63 +90,57 @@ impl Core {
         let Some(peer) = peers.get_mut(index as usize).and_then(Option::as_mut) else {
             return;
         };
-        let Some(to) = peer.destination(index) else {
-            counters.add(Count::NoEndpoint, packets);
-            return;
-        };
-        let Some(link) = peer.link_mut(age) else {
-            return;
-        };
-        let mut sent = 0;
         while let Some(plain) = segments.next_segment() {
-            if link.live {
-                sent += seal(link, plain, to, counters, out);
-            } else if link.staged < STAGED_PER_PEER && *staged < STAGED {
-                link.staged += 1;
-                link.staged_max = link.staged_max.max(plain.len());
+            if peer.staged.len() < STAGED_PER_PEER && *staged < STAGED {
+                peer.staged.push_back(plain.into());
                 *staged += 1;
-                sent += seal(link, plain, to, counters, out);
             } else {
                 counters.add(Count::StagedFull, 1);
             }
         }
-        if sent > 0 {
-            peer.sent(sent, now);
-        }
+        self.begin(index, Kick::Start);
     }
 
-    /// Whose session carries a range now. Starts the owner's handshake where a stand-in carries it.
-    fn carrier(&mut self, route: Route, now: Instant, out: &mut Outbox) -> Option<(u32, Age)> {
-        let owner = self.peer(route.owner)?;
-        let startable = owner.endpoint.is_some() && !owner.passive;
+    /// Who carries a range now. Has the owner's handshake begin where a stand-in carries it.
+    fn carrier(&mut self, route: Route) -> Carrier {
+        let Some(owner) = self.peer(route.owner) else {
+            return Carrier::Nobody;
+        };
+        let startable = owner.endpoint.is_some() && !owner.passive && self.own.is_some();
         let live = owner.live();
         if live == Some(Age::Current) {
-            return Some((route.owner, Age::Current));
+            return Carrier::Session(route.owner, Age::Current);
         }
         let stand_in = live.map(|age| (route.owner, age)).or_else(|| {
             let fallback = route.fallback?;
             Some((fallback, self.peer(fallback)?.live()?))
         });
-        if stand_in.is_some() {
-            if startable {
-                self.start(route.owner, false, now, out);
+        match stand_in {
+            Some((index, age)) => {
+                if startable {
+                    self.begin(route.owner, Kick::Start);
+                }
+                Carrier::Session(index, age)
             }
-            return stand_in;
+            None if startable => Carrier::Handshake(route.owner),
+            None => Carrier::Nobody,
         }
-        if !startable {
-            return None;
-        }
-        self.current_link(route.owner, now)?;
-        Some((route.owner, Age::Current))
     }
 
-    /// Sends a handshake initiation under the present key, unless one is under way (`afresh`: even then).
-    pub(super) fn start(&mut self, index: u32, afresh: bool, now: Instant, out: &mut Outbox) {
+    /// Sends a handshake initiation under the present key, unless one is under way (`afresh`: even then). Says
+    /// whether it did.
+    pub(super) fn start(
+        &mut self,
+        index: u32,
+        afresh: bool,
+        now: Instant,
+        out: &mut Outbox,
+    ) -> bool {
         let Some(to) = self.peer(index).and_then(|peer| peer.destination(index)) else {
-            return;
+            return false;
         };
         let Some(link) = self.current_link(index, now) else {
-            return;
+            return false;
         };
         let mut sent = 0;
         out.seal(to, INITIATION, |room| {
@@ -124,6 +153,7 @@ impl Core {
         {
             peer.sent(sent, now);
         }
+        sent > 0
     }
 
     /// Sends an empty packet on a live session.
@@ -143,35 +173,27 @@ impl Core {
 
     /// Sends what waited for a session.
     pub(super) fn flush_staged(&mut self, index: u32, age: Age, now: Instant, out: &mut Outbox) {
-        let Some(peer) = self.peers.get_mut(index as usize).and_then(Option::as_mut) else {
+        let Self {
+            peers,
+            counters,
+            staged,
+            ..
+        } = self;
+        let Some(peer) = peers.get_mut(index as usize).and_then(Option::as_mut) else {
             return;
         };
+        let waiting = std::mem::take(&mut peer.staged);
+        *staged -= waiting.len().min(*staged);
         let Some(to) = peer.destination(index) else {
+            counters.add(Count::NoEndpoint, waiting.len() as u64);
             return;
         };
         let Some(link) = peer.link_mut(age) else {
             return;
         };
         let mut sent = 0;
-        let expected = (link.staged_max + OVERHEAD).max(INITIATION);
-        while link.staged > 0 {
-            let (mut asked, mut len) = (false, 0);
-            out.seal(to, expected, |room| {
-                asked = true;
-                len = written(&link.tunn.decapsulate(None, &[], room))?;
-                Some(len)
-            });
-            if !asked {
-                break;
-            }
-            // An empty answer: nothing waits any more, whatever was counted.
-            let gone = if len == 0 { link.staged } else { 1 };
-            sent += len;
-            link.staged -= gone;
-            self.staged = self.staged.saturating_sub(gone);
-        }
-        if link.staged == 0 {
-            link.staged_max = 0;
+        for plain in waiting {
+            sent += seal(link, &plain, to, counters, out);
         }
         if sent > 0 {
             peer.sent(sent, now);
@@ -179,7 +201,17 @@ impl Core {
     }
 }
 
-/// Seals a plaintext; without a session it is staged and a handshake may go out instead.
+/// How packets to a range go on.
+enum Carrier {
+    /// By this session.
+    Session(u32, Age),
+    /// They wait for this peer's.
+    Handshake(u32),
+    /// The owner cannot be reached.
+    Nobody,
+}
+
+/// Seals a plaintext; says how long the datagram is.
 fn seal(
     link: &mut Link,
     plain: &[u8],

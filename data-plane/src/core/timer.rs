@@ -6,55 +6,53 @@ use boringtun::noise::TunnResult;
 
 use super::peer::{Age, Kick};
 use super::send::{INITIATION, written};
-use super::{Core, KICKS_PER_TURN, OLD_LINK, TICK};
+use super::{Core, OLD_LINK, TICK, TICKS_PER_TURN};
 use crate::counters::Count;
 use crate::outbox::{Destination, Outbox};
 
 impl Core {
-    /// Does what is due.
+    /// Does what is due, but of handshakes and timers only as much as packets may wait for.
     pub fn handle_timeout(&mut self, now: Instant, out: &mut Outbox) {
-        for _ in 0..KICKS_PER_TURN {
-            let Some(index) = self.kicks.pop_front() else {
-                break;
-            };
-            self.kick(index, now, out);
-        }
-        if self.next_tick.is_some_and(|at| at <= now) {
+        self.handle_shakes(now, out);
+        if self.round.is_none() && self.next_tick.is_some_and(|at| at <= now) {
             self.next_tick = None;
-            let mut busy = false;
-            for index in 0..self.peers.len() as u32 {
-                busy |= self.tick_peer(index, now, out);
-            }
-            if busy {
-                self.next_tick = Some(now + TICK);
-            }
+            self.round = Some((0, false));
         }
-    }
-
-    fn kick(&mut self, index: u32, now: Instant, out: &mut Outbox) {
-        let Some(peer) = self.peer_mut(index) else {
+        let Some((first, mut busy)) = self.round.take() else {
             return;
         };
-        let kick = std::mem::replace(&mut peer.kick, Kick::Idle);
-        if kick == Kick::Idle || peer.passive || peer.endpoint.is_none() {
-            return;
+        let mut looks = 0;
+        for index in first..self.peers.len() as u32 {
+            let Some(peer) = self.peer(index) else {
+                continue;
+            };
+            if looks == TICKS_PER_TURN {
+                self.round = Some((index, busy));
+                return;
+            }
+            looks += usize::from(peer.current.is_some() || peer.old.is_some());
+            let ticked = self.tick_peer(index, now, out);
+            busy |= ticked.again;
+            if ticked.initiated {
+                self.round = Some((index + 1, busy));
+                return;
+            }
         }
-        match peer.live() {
-            Some(age) => self.keepalive(index, age, now, out),
-            None => self.start(index, kick == Kick::Afresh, now, out),
+        if busy {
+            self.next_tick.get_or_insert(now + TICK);
         }
     }
 
-    /// Says whether this peer needs the next tick too.
-    fn tick_peer(&mut self, index: u32, now: Instant, out: &mut Outbox) -> bool {
-        if self.peer(index).is_none() {
-            return false;
-        }
-        let mut busy = self.tick_link(index, Age::Current, now, out);
-        busy |= self.tick_link(index, Age::Old, now, out);
+    fn tick_peer(&mut self, index: u32, now: Instant, out: &mut Outbox) -> Ticked {
+        let current = self.tick_link(index, Age::Current, now, out);
+        let old = self.tick_link(index, Age::Old, now, out);
+        let mut ticked = Ticked {
+            again: current.again || old.again,
+            initiated: current.initiated || old.initiated,
+        };
         let forgotten = self.previous.is_none();
         let Some(peer) = self.peer(index) else {
-            return false;
+            return ticked;
         };
         if let Some(old) = &peer.old {
             let established = peer
@@ -65,10 +63,11 @@ impl Core {
                 self.drop_link(index, Age::Old);
             }
         }
-        busy | self.tick_keepalive(index, now, out)
+        ticked.again |= self.tick_keepalive(index, now, out);
+        ticked
     }
 
-    /// Persistent keepalive. Kept here, not by the sessions: theirs cannot be changed later, and sends even
+    /// Persistent keepalive; says whether there is one. Kept here, not by the sessions: theirs cannot be changed later, and sends even
     /// when other packets did the work.
     fn tick_keepalive(&mut self, index: u32, now: Instant, out: &mut Outbox) -> bool {
         let Some(peer) = self.peer(index) else {
@@ -86,34 +85,34 @@ impl Core {
                 self.keepalive(index, age, now, out);
             }
             if live != Some(Age::Current) {
-                self.start(index, false, now, out);
+                self.begin(index, Kick::Start);
             }
         }
         true
     }
 
-    /// Says whether the link needs the next tick too.
     pub(super) fn tick_link(
         &mut self,
         index: u32,
         age: Age,
         now: Instant,
         out: &mut Outbox,
-    ) -> bool {
+    ) -> Ticked {
         let may_start = age == Age::Current || self.previous.is_some();
+        let nothing = Ticked {
+            again: false,
+            initiated: false,
+        };
         let Self {
-            peers,
-            counters,
-            staged,
-            ..
+            peers, counters, ..
         } = self;
         let Some(peer) = peers.get_mut(index as usize).and_then(Option::as_mut) else {
-            return false;
+            return nothing;
         };
         let to = peer.destination(index);
         let may_start = may_start && !peer.passive;
         let Some(link) = peer.link_mut(age) else {
-            return false;
+            return nothing;
         };
         let slept = link.tunn.is_expired();
         link.ticked_at = now;
@@ -121,22 +120,31 @@ impl Core {
         let result = link.tunn.update_timers(&mut scratch);
         let expired = matches!(result, TunnResult::Err(_));
         let len = written(&result).unwrap_or(0);
-        if expired && !slept {
-            counters.add(Count::Expired, 1);
-            *staged -= link.staged.min(*staged);
-            link.staged = 0;
-        }
         link.live &= link.tunn.time_since_last_handshake().is_some();
-        let (live, staged) = (link.live, link.staged);
-        let sent = len > 0 && (scratch[0] != 1 || may_start) && send(to, &scratch[..len], out);
-        if sent {
+        let initiated = len > 0 && scratch[0] == 1;
+        if len > 0 && (!initiated || may_start) && send(to, &scratch[..len], out) {
             peer.sent(len, now);
         }
-        if live && staged > 0 {
-            self.flush_staged(index, age, now, out);
+        if expired && !slept {
+            counters.add(Count::Expired, 1);
+            if age == Age::Current {
+                self.drop_staged(index);
+            }
         }
-        !expired
+        Ticked {
+            again: !expired,
+            initiated,
+        }
     }
+}
+
+/// What a look at timers brought.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Ticked {
+    /// The next tick is wanted too.
+    again: bool,
+    /// A handshake was begun or repeated, which takes long.
+    initiated: bool,
 }
 
 fn send(to: Option<Destination>, datagram: &[u8], out: &mut Outbox) -> bool {

@@ -104,6 +104,13 @@ impl Node {
         all
     }
 
+    /// Does what is due.
+    pub fn turn(&mut self, now: Instant) {
+        while self.core.poll_timeout(now).is_some_and(|(at, _)| at <= now) {
+            self.core.handle_timeout(now, &mut self.out);
+        }
+    }
+
     pub fn receive(&mut self, from: SocketAddr, datagram: &[u8], now: Instant) {
         let from = (from, Some(self.address.ip()));
         self.core
@@ -122,6 +129,8 @@ impl Node {
 /// Lets both talk until nothing is left to say.
 pub fn settle(a: &mut Node, b: &mut Node, now: Instant) {
     for _ in 0..100 {
+        a.turn(now);
+        b.turn(now);
         let (from_a, from_b) = (a.take(), b.take());
         if from_a.is_empty() && from_b.is_empty() {
             return;
