@@ -44,6 +44,7 @@ pub mod outbox;
 pub mod packet;
 pub mod relay;
 pub mod segment;
+mod sender;
 mod tun;
 pub mod turn;
 mod udp;

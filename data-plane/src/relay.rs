@@ -20,7 +20,7 @@ use crate::counters::{Count, Counters};
 use crate::engine::ControlDatagram;
 use crate::lent::{self, LentSocket, LentSockets};
 use crate::outbox::{Destination, Outbox};
-use crate::udp::Sender;
+use crate::sender::Sender;
 use crate::worker::now;
 use table::{Table, Verdict};
 

@@ -1,13 +1,11 @@
 //! The UDP port: one socket a family, both on the same port.
 #![expect(unsafe_code, reason = "two socket options have no safe wrapper")]
 
-use std::collections::BTreeMap;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::atomic::AtomicBool;
 
 use mesh_types::consts::MTU_PROBE_MIN;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -16,18 +14,13 @@ use parking_lot::{Mutex, MutexGuard};
 use quinn_udp::{RecvMeta, Transmit, UdpSocketState};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::counters::{Count, Counters};
 use crate::engine::EngineError;
-use crate::outbox::{Destination, Message, Outbox};
+use crate::outbox::Destination;
 
 /// Socket buffers, bytes: a few turns of 256 KiB each way, and bursts while the worker sleeps.
 const BUFFER: usize = 4 * 1024 * 1024;
 /// How long a full socket buffer may hold the worker before the message is dropped.
 const BUSY_WAIT_MS: u16 = 5;
-/// How long no segmentation offload is tried towards a path that refused it.
-const PLAIN_FOR: Duration = Duration::from_secs(60);
-/// Most such paths remembered.
-const PLAIN_MAX: usize = 1024;
 
 /// A socket, and what it can do.
 pub(crate) struct Family {
@@ -250,7 +243,8 @@ impl Family {
         self.state.recv((&*self.socket).into(), buffers, meta)
     }
 
-    fn send(&self, to: Destination, bytes: &[u8], segment: Option<usize>) -> io::Result<()> {
+    /// Sends a datagram, or as many as there are segments in `bytes`.
+    pub fn send(&self, to: Destination, bytes: &[u8], segment: Option<usize>) -> io::Result<()> {
         let transmit = Transmit {
             destination: to.remote,
             ecn: None,
@@ -358,150 +352,5 @@ fn set_fragments(socket: BorrowedFd<'_>, v6: bool, fragments: Fragments) -> io::
         Ok(())
     } else {
         Err(io::Error::last_os_error())
-    }
-}
-
-/// Sends an outbox, and remembers which paths refuse segmentation offload.
-#[derive(Debug, Default)]
-pub(crate) struct Sender {
-    /// The shortest segments refused, bytes, and until when that counts.
-    plain: BTreeMap<SocketAddr, (usize, Instant)>,
-}
-
-impl Sender {
-    /// Sends all messages, each from the socket that `family` finds, and clears the outbox. `segment` is cleared where
-    /// the device cannot segment. `lost` is told of local addresses that are gone.
-    pub fn flush<'a>(
-        &mut self,
-        (family, segment): (
-            impl Fn(&Destination) -> io::Result<&'a Family>,
-            &'a AtomicBool,
-        ),
-        out: &mut Outbox,
-        now: Instant,
-        counters: &Counters,
-        mut lost: impl FnMut(Destination),
-    ) {
-        for message in out.messages() {
-            let also = message.to.also.map(|remote| Destination {
-                remote,
-                local: None,
-                also: None,
-                ..message.to
-            });
-            for to in [Some(message.to), also].into_iter().flatten() {
-                let Ok(family) = family(&to) else {
-                    counters.add(Count::UdpRefused, message.count as u64);
-                    continue;
-                };
-                if self.send(segment, family, (message, to), now, counters) {
-                    lost(to);
-                }
-            }
-        }
-        out.clear();
-    }
-
-    /// Says whether the local address of the message is gone.
-    fn send(
-        &mut self,
-        may_segment: &AtomicBool,
-        family: &Family,
-        (message, mut to): (&Message, Destination),
-        now: Instant,
-        counters: &Counters,
-    ) -> bool {
-        let count = message.count as u64;
-        let mut gone = false;
-        if message.count > 1 && self.may_segment(may_segment, message, now) {
-            let segment = Some(message.segment);
-            let mut result = family.send(to, message.bytes(), segment);
-            if to.local.is_some() && result.as_ref().is_err_and(bad_source) {
-                let anywhere = Destination { local: None, ..to };
-                let again = family.send(anywhere, message.bytes(), segment);
-                if again.is_ok() {
-                    gone = true;
-                    to = anywhere;
-                    result = again;
-                }
-            }
-            counters.add(Count::UdpSends, 1);
-            match result {
-                Ok(()) => {
-                    counters.add(Count::UdpSent, count);
-                    return gone;
-                }
-                Err(error) if segmentation_refused(&error) => {
-                    counters.add(Count::UdpUnsegmented, 1);
-                    if error.raw_os_error() == Some(libc::EIO) {
-                        may_segment.store(false, Ordering::Relaxed);
-                    } else {
-                        if self.plain.len() >= PLAIN_MAX {
-                            self.plain.clear();
-                        }
-                        self.plain
-                            .insert(to.remote, (message.segment, now + PLAIN_FOR));
-                    }
-                }
-                Err(error) => {
-                    counters.add(refusal(&error), count);
-                    return gone;
-                }
-            }
-        }
-        for datagram in message.datagrams() {
-            let mut result = family.send(to, datagram, None);
-            if to.local.is_some() && result.as_ref().is_err_and(bad_source) {
-                let anywhere = Destination { local: None, ..to };
-                let again = family.send(anywhere, datagram, None);
-                if again.is_ok() {
-                    gone = true;
-                    to = anywhere;
-                    result = again;
-                }
-            }
-            counters.add(Count::UdpSends, 1);
-            match result {
-                Ok(()) => counters.add(Count::UdpSent, 1),
-                Err(error) => counters.add(refusal(&error), 1),
-            }
-        }
-        gone
-    }
-
-    fn may_segment(&mut self, segment: &AtomicBool, message: &Message, now: Instant) -> bool {
-        let remote = message.to.remote;
-        if let Some((_, until)) = self.plain.get(&remote)
-            && *until <= now
-        {
-            self.plain.remove(&remote);
-        }
-        // Once the MTU of a path is known, shorter segments pass.
-        let refused = self.plain.get(&remote);
-        segment.load(Ordering::Relaxed)
-            && refused.is_none_or(|(segment, _)| message.segment < *segment)
-    }
-}
-
-/// Could the error come from a source address that is gone? Which one the kernel chooses depends on the route.
-fn bad_source(error: &io::Error) -> bool {
-    matches!(
-        error.raw_os_error(),
-        Some(libc::EINVAL | libc::EADDRNOTAVAIL | libc::ENETUNREACH | libc::EHOSTUNREACH)
-    )
-}
-
-/// EMSGSIZE (before Linux 6.14 EINVAL): a segment is longer than the path's MTU. EIO: the device cannot.
-fn segmentation_refused(error: &io::Error) -> bool {
-    matches!(
-        error.raw_os_error(),
-        Some(libc::EMSGSIZE | libc::EINVAL | libc::EIO)
-    )
-}
-
-fn refusal(error: &io::Error) -> Count {
-    match error.raw_os_error() {
-        Some(libc::EAGAIN | libc::ENOBUFS) => Count::UdpBusy,
-        Some(_) | None => Count::UdpRefused,
     }
 }

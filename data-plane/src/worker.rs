@@ -20,8 +20,9 @@ use crate::inbox::{Inbox, Merged};
 use crate::lent::{self, Lent, LentSocket};
 use crate::outbox::{Destination, Message, Outbox};
 use crate::segment::{SLACK, VnetHeader};
+use crate::sender::Sender;
 use crate::tun::Tun;
-use crate::udp::{Sender, Sockets};
+use crate::udp::Sockets;
 
 /// Bytes taken from one side before the other gets its turn.
 const TURN: usize = 256 * 1024;
@@ -250,6 +251,10 @@ impl Worker {
             };
             self.errors = 0;
             taken += self.take(now, source, &meta[..filled], &mut control);
+            if filled < SLOTS {
+                // It is empty; what comes meanwhile is told of again.
+                break;
+            }
         }
         self.write_inbox();
         self.flush(now);
