@@ -38,6 +38,8 @@ pub struct Settings {
 /// Offloads, all on by default. One that the kernel refuses turns itself off.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Offload {
+    /// A header before each packet from and to the TUN (`IFF_VNET_HDR`); without it no super-packets cross the TUN.
+    pub tun_header: bool,
     /// TCP super-packets from and to the TUN (TSO).
     pub tun_tcp: bool,
     /// UDP super-packets from and to the TUN (USO, Linux 6.2).
@@ -51,6 +53,7 @@ pub struct Offload {
 impl Default for Offload {
     fn default() -> Self {
         Self {
+            tun_header: true,
             tun_tcp: true,
             tun_udp: true,
             udp_send: true,

@@ -1,4 +1,4 @@
-//! The TUN device, with a `vnet_hdr` before every packet.
+//! The TUN device, with a `vnet_hdr` before every packet where the kernel knows it.
 //!
 //! Made by hand rather than by a crate: the ones there are cut and merge on their own, by copying, into buffers
 //! of their own shape.
@@ -13,6 +13,7 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use socket2::{Domain, Socket, Type};
 
 use crate::engine::Offload;
+use crate::segment::VnetHeader;
 
 const IFF_TUN: libc::c_short = 0x0001;
 const IFF_NO_PI: libc::c_short = 0x1000;
@@ -31,6 +32,8 @@ const TUN_F_USO: libc::c_ulong = 0x20 | 0x40;
 #[derive(Debug)]
 pub(crate) struct Tun {
     file: File,
+    /// Each packet is preceded by a `vnet_hdr`.
+    header: bool,
     /// TCP super-packets may be written.
     pub tcp: bool,
     /// UDP super-packets may be written.
@@ -40,22 +43,23 @@ pub(crate) struct Tun {
 impl Tun {
     /// Makes the device, down and without addresses.
     pub fn create(name: &str, mtu: u16, offload: Offload) -> io::Result<Self> {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .custom_flags(libc::O_NONBLOCK)
-            .open("/dev/net/tun")?;
-        let mut request = request(name)?;
-        request.ifr_ifru.ifru_flags = IFF_TUN | IFF_NO_PI | IFF_VNET_HDR | IFF_TUN_EXCL;
-        // SAFETY: the descriptor is open, and the kernel reads and writes one ifreq, which is what this is.
-        check(unsafe { libc::ioctl(file.as_raw_fd(), TUNSETIFF, &raw mut request) })?;
+        let (file, header) = match open(name, offload.tun_header) {
+            Err(error) if offload.tun_header && error.raw_os_error() == Some(libc::EINVAL) => {
+                // Sandboxes with a kernel of their own know no such header.
+                (open(name, false)?, false)
+            }
+            result => (result?, offload.tun_header),
+        };
         set_mtu(name, mtu)?;
         let mut tun = Self {
             file,
-            tcp: offload.tun_tcp,
-            udp: offload.tun_udp,
+            header,
+            tcp: header && offload.tun_tcp,
+            udp: header && offload.tun_udp,
         };
-        tun.set_offload()?;
+        if header {
+            tun.set_offload()?;
+        }
         Ok(tun)
     }
 
@@ -87,13 +91,19 @@ impl Tun {
         Ok(())
     }
 
-    /// Reads one packet or super-packet and its `vnet_hdr`.
+    /// Reads one packet or super-packet behind its `vnet_hdr`, which is empty where the kernel has none.
     pub fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        (&self.file).read(buffer)
+        if self.header {
+            return (&self.file).read(buffer);
+        }
+        let (header, packet) = buffer.split_at_mut(VnetHeader::LEN);
+        header.fill(0);
+        Ok((&self.file).read(packet)? + VnetHeader::LEN)
     }
 
-    /// Writes one packet or super-packet, `vnet_hdr` first.
+    /// Writes one packet or super-packet; the first part is its `vnet_hdr`.
     pub fn write(&self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
+        let parts = if self.header { parts } else { &parts[1..] };
         (&self.file).write_vectored(parts)
     }
 }
@@ -102,6 +112,21 @@ impl AsFd for Tun {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
     }
+}
+
+/// Makes the device.
+fn open(name: &str, header: bool) -> io::Result<File> {
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open("/dev/net/tun")?;
+    let mut request = request(name)?;
+    let vnet = if header { IFF_VNET_HDR } else { 0 };
+    request.ifr_ifru.ifru_flags = IFF_TUN | IFF_NO_PI | IFF_TUN_EXCL | vnet;
+    // SAFETY: the descriptor is open, and the kernel reads and writes one ifreq, which is what this is.
+    check(unsafe { libc::ioctl(file.as_raw_fd(), TUNSETIFF, &raw mut request) })?;
+    Ok(file)
 }
 
 fn request(name: &str) -> io::Result<libc::ifreq> {
