@@ -8,6 +8,7 @@
 //! fallback. Where none has, they are staged with the owner and start its handshake.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -72,6 +73,30 @@ impl OwnKey {
     }
 }
 
+/// Peers by receiver index. The indices are random and our own, so nothing is left for a hash to do but to spread
+/// their bits; it is looked up for every datagram.
+type Sessions = HashMap<u32, u32, BuildHasherDefault<Spread>>;
+
+/// Multiplies by 2^64 over the golden ratio, as Fibonacci hashing does.
+#[derive(Default)]
+struct Spread(u64);
+
+impl Hasher for Spread {
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u32(u32::from(*byte));
+        }
+    }
+
+    fn write_u32(&mut self, word: u32) {
+        self.0 = (self.0 ^ u64::from(word)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
 /// The engine without its sockets.
 pub struct Core {
     mtu: usize,
@@ -82,7 +107,7 @@ pub struct Core {
     free: Vec<u32>,
     by_key: BTreeMap<WgKey, u32>,
     /// Peer by the upper 24 bits of the receiver index of its links. Looked up, never iterated.
-    sessions: HashMap<u32, u32>,
+    sessions: Sessions,
     routes: Routes,
     /// Handshake messages that came.
     received: VecDeque<Received>,
@@ -117,7 +142,7 @@ impl Core {
             peers: Vec::new(),
             free: Vec::new(),
             by_key: BTreeMap::new(),
-            sessions: HashMap::new(),
+            sessions: Sessions::default(),
             routes: Routes::default(),
             received: VecDeque::new(),
             kicks: VecDeque::new(),

@@ -1,6 +1,6 @@
 //! A peer and its links.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
@@ -8,7 +8,7 @@ use boringtun::noise::Tunn;
 use boringtun::x25519::PublicKey;
 use mesh_types::key::{PresharedKey, WgKey};
 
-use super::OwnKey;
+use super::{OwnKey, Sessions};
 use crate::outbox::Destination;
 
 /// Which of a peer's links.
@@ -167,7 +167,7 @@ pub(super) struct Link {
 
 impl Link {
     /// `None` where the system has no randomness.
-    pub fn new(own: &OwnKey, peer: &Peer, taken: &HashMap<u32, u32>, now: Instant) -> Option<Self> {
+    pub fn new(own: &OwnKey, peer: &Peer, taken: &Sessions, now: Instant) -> Option<Self> {
         let mut index = 0;
         while index == 0 || taken.contains_key(&index) {
             let mut random = [0; 3];
