@@ -129,6 +129,38 @@ fn replayed_and_corrupted_datagrams_are_refused() {
 }
 
 #[test]
+fn a_datagram_cut_short_is_refused_at_every_length() {
+    let now = start();
+    let (mut a, mut b) = connected(now);
+    a.send(&there(200, 1), now);
+    let (_, datagram) = a.take().remove(0);
+    for len in 0..datagram.len() {
+        b.receive(a.address, &datagram[..len], now);
+    }
+    assert!(b.received.is_empty());
+    b.receive(a.address, &datagram, now);
+    assert_eq!(b.received, [there(200, 1)], "none of them used its number");
+}
+
+#[test]
+fn datagrams_out_of_order_are_taken_once_within_the_window_and_never_beyond() {
+    let now = start();
+    let (mut a, mut b) = connected(now);
+    let mut sent = Vec::new();
+    for n in 0..1200u32 {
+        a.send(&there(100, n as u8), now);
+        sent.extend(a.take());
+    }
+    for (_, datagram) in sent.iter().rev().chain(&sent) {
+        b.receive(a.address, datagram, now);
+    }
+    let window = 1024..1200;
+    assert!(window.contains(&b.received.len()), "{}", b.received.len());
+    let replayed = 2 * 1200 - b.received.len() as u64;
+    assert_eq!(b.count(Count::Replayed), replayed);
+}
+
+#[test]
 fn a_source_outside_the_senders_ranges_is_refused() {
     let now = start();
     let (mut a, mut b) = connected(now);

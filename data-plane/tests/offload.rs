@@ -406,6 +406,48 @@ fn a_lone_packet_is_written_as_it_came_even_with_a_wrong_checksum() {
 }
 
 #[test]
+fn a_packet_with_a_wrong_checksum_is_merged_with_none_and_stays_wrong() {
+    for (udp, v6) in [(false, false), (false, true), (true, false), (true, true)] {
+        let shape = Shape {
+            v6,
+            udp,
+            options: 0,
+            flow: 1,
+            unfragmented: true,
+        };
+        for broken in [0, 4, 9] {
+            let mut packets = reference(shape, 500, 0x10, &[7; 5000]);
+            let last = packets[broken].len() - 1;
+            packets[broken][last] ^= 0x20;
+            let written = merge(&packets, true, true);
+            let lone = written
+                .iter()
+                .filter(|(_, bytes, ..)| *bytes == packets[broken]);
+            assert_eq!(lone.count(), 1, "packet {broken}, udp {udp} v6 {v6}");
+            assert_eq!(uncut(&written), packets);
+        }
+    }
+}
+
+#[test]
+fn a_super_packet_whose_end_is_missing_is_cut_to_what_there_is() {
+    let shape = Shape {
+        v6: false,
+        udp: false,
+        options: 0,
+        flow: 1,
+        unfragmented: true,
+    };
+    let (packet, header) = super_packet(shape, 500, 0x10, &[7; 5000]);
+    for len in 0..packet.len() {
+        let payload = len.saturating_sub(shape.header_len());
+        let most = payload + payload.div_ceil(500).max(1) * (shape.header_len() + 15);
+        let total = run(&packet[..len], header);
+        assert!(total <= most, "{total} bytes of {len}");
+    }
+}
+
+#[test]
 fn a_begun_checksum_is_completed() {
     let shape = Shape {
         v6: true,
