@@ -12,6 +12,9 @@
 //! their session by receiver index (`core`), are opened into an arena, checked against the sender's ranges,
 //! and merged with their neighbours of the same flow into super-packets (`inbox`) that are written to the TUN.
 //!
+//! *Handshakes* cost as much as hundreds of packets. Each turn does a message or two of them, after the packets
+//! (`core::shakes`); the others wait, bounded.
+//!
 //! *Lent sockets.* A socket that somebody else opened can carry single peers: what goes to their addresses leaves
 //! from it, what comes to it is opened as if it had come to the tunnel's port (`lent`).
 //!
