@@ -154,6 +154,29 @@ fn handshake(bencher: Bencher<'_, '_>) {
         });
 }
 
+/// What a packet waits at most when another peer wants a handshake: one initiation is answered, for a peer that
+/// had no session.
+#[divan::bench]
+fn turn_with_an_initiation(bencher: Bencher<'_, '_>) {
+    let now = start();
+    bencher
+        .with_inputs(|| {
+            let (mut a, mut b) = pair(now);
+            a.send(&common::packet("10.0.0.1", "10.0.0.2", 100, 1), now);
+            a.turn(now);
+            b.turn(now);
+            for (_, initiation) in a.take() {
+                b.receive(address(1), &initiation, now);
+            }
+            b
+        })
+        .bench_local_values(|mut b| {
+            b.core.handle_timeout(now, &mut b.out);
+            assert!(!b.out.is_empty());
+            b
+        });
+}
+
 fn key() -> LessSafeKey {
     LessSafeKey::new(UnboundKey::new(&CHACHA20_POLY1305, &[7; 32]).expect("32 bytes"))
 }
