@@ -211,7 +211,10 @@ impl Tasks {
         claims: mpsc::Receiver<Refused>,
     ) -> Result<(), Stopped> {
         let api = self.open(&metrics).await?;
-        if !self.config.external {
+        if self.config.external {
+            // Nobody waits for what is not to be written.
+            drop(claims);
+        } else {
             publish::start(
                 api.clone(),
                 self.config.node.clone(),

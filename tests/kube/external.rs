@@ -15,11 +15,12 @@ use crate::lab::wait::wait_until;
 use crate::lab::{Nat, NatKind, Node};
 
 const EXTERNALS: &str = "/apis/farspan.io/v1alpha1/externalpeers";
+const EVENTS: &str = "/apis/events.k8s.io/v1/namespaces/default/events";
 const ADDRESS: &str = "10.77.0.9";
 
 #[test]
 fn a_laptop_and_the_network_behind_it_join_by_an_external_peer_and_write_nothing() {
-    let cluster = Cluster::start(&["berlin", "paris"]);
+    let cluster = Cluster::start(&["berlin", "paris", "king"]);
     let home = cluster.lab.site("home", Nat::new(NatKind::Symmetric));
     let west = cluster.lab.site("west", Nat::new(NatKind::Prc));
     let berlin = cluster.lab.public_host("berlin");
@@ -94,6 +95,31 @@ fn a_laptop_and_the_network_behind_it_join_by_an_external_peer_and_write_nothing
             Some(pod.ipv4.into()),
         );
     }
+
+    // A claim that nobody believes, of which a Node's agent makes an Event.
+    let api_server = cluster.server.host.ipv4.to_string();
+    cluster.add_node("king", 7, &api_server);
+    let refused = "farspan_refused_claims_total{reason=\"protected\"}";
+    for reader in [&nodes[0], &laptop] {
+        let what = format!("{} refuses the claim", reader.name());
+        wait_until(&what, PATIENCE, || match reader.metric(refused)? {
+            Some(count) if count > 0.0 => Ok(()),
+            other => Err(format!("{other:?}")),
+        });
+    }
+    wait_until("the laptop writes no Event of it", PATIENCE, || {
+        let log = fs::read_to_string(laptop.file("agent-1.log")).unwrap_or_default();
+        match log.contains("No Event is made of a refused claim") {
+            true => Ok(()),
+            false => Err("it says nothing of that".to_owned()),
+        }
+    });
+    wait_until("an Event tells of it", PATIENCE, || {
+        let event = cluster
+            .admin
+            .get(&format!("{EVENTS}/king.farspan-protected"));
+        event.map(drop).map_err(|refusal| refusal.to_string())
+    });
 
     // It reads: neither its own name nor anything else was tried to be written.
     let audit = cluster.server.audit();
