@@ -6,16 +6,16 @@
 //! `agent/relaying.rs` says when a relay is needed, `agent/turning.rs` when a TURN server is, `agent/standby.rs` keeps a
 //! second way ready, `agent/rest.rs` lets idle peers sleep, `agent/searching.rs` finds ports that nobody can name.
 
-use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
+use litemap::LiteMap;
 use mesh_types::consts::CANDIDATES_MAX;
 use mesh_types::message::RelayDistance;
 use mesh_types::{Candidate, CandidateKind, Filtering, Idx, Now, PeerId, WgKey, WgSecret};
 
 use crate::activity::Activity;
-use crate::api::{Path, PeerSpec};
+use crate::api::{Path, PathKind, PeerSpec};
 use crate::budget::{Bucket, Calls, ELSEWHERE};
 use crate::candidate::claimed;
 use crate::node::Node;
@@ -23,6 +23,7 @@ use crate::path_mtu::PathMtu;
 use crate::probe::Link;
 use crate::remote::Remote;
 use crate::replay::Replay;
+use crate::standings::{Standing, Standings};
 
 pub(crate) mod calling;
 mod choice;
@@ -56,11 +57,12 @@ pub(crate) struct PathAgent {
     id: PeerId,
     spec: PeerSpec,
     /// By own and the peer's idx.
-    links: BTreeMap<(Idx, Idx), Link>,
+    links: LiteMap<(Idx, Idx), Link>,
     current: Option<(Idx, Idx)>,
     own_key: Option<WgKey>,
-    replays: BTreeMap<Idx, Replay>,
-    remotes: BTreeMap<SocketAddr, Remote>,
+    replays: LiteMap<Idx, Replay>,
+    // Thousands of agents have two or three: a B-tree would take room for eleven.
+    remotes: LiteMap<SocketAddr, Remote>,
     in_use: Option<InUse>,
     mtu: PathMtu,
     nomination: Option<Nomination>,
@@ -97,6 +99,8 @@ pub(crate) struct PathAgent {
     heard_direct: Option<Instant>,
     connect: Option<Duration>,
     wake: Option<(Instant, &'static str)>,
+    /// As the standings of all have it.
+    standing: Standing,
 }
 
 impl PathAgent {
@@ -104,11 +108,11 @@ impl PathAgent {
         Self {
             id,
             spec: PeerSpec::default(),
-            links: BTreeMap::new(),
+            links: LiteMap::new(),
             current: None,
             own_key: None,
-            replays: BTreeMap::new(),
-            remotes: BTreeMap::new(),
+            replays: LiteMap::new(),
+            remotes: LiteMap::new(),
             in_use: None,
             mtu: PathMtu::default(),
             nomination: None,
@@ -136,6 +140,7 @@ impl PathAgent {
             heard_direct: None,
             connect: None,
             wake: None,
+            standing: Standing::default(),
         }
     }
 
@@ -196,7 +201,7 @@ impl PathAgent {
             self.relink(node, now);
         }
         let listed: Vec<_> = self.spec.candidates.clone();
-        for remote in self.remotes.values_mut() {
+        for (_, remote) in self.remotes.iter_mut() {
             remote.announced = listed
                 .iter()
                 .any(|candidate| candidate.address == remote.candidate.address);
@@ -242,7 +247,7 @@ impl PathAgent {
 
     /// The own keys or the peer's have changed.
     pub(crate) fn relink(&mut self, node: &mut Node, now: Now) {
-        let mut links = BTreeMap::new();
+        let mut links = LiteMap::new();
         for own in &node.keys {
             for peer in &self.spec.keys {
                 let names = (own.public().idx(), peer.idx());
@@ -371,7 +376,7 @@ impl PathAgent {
     /// The host has moved or has slept: nothing that was learned of paths holds.
     pub(crate) fn moved(&mut self, node: &mut Node, now: Now) {
         self.stop_search(node);
-        for remote in self.remotes.values_mut() {
+        for (_, remote) in self.remotes.iter_mut() {
             remote.restart(true, now.mono);
             if remote.kind.is_direct_udp() {
                 remote.kind = node.tier(&remote.candidate.address.ip());
@@ -468,8 +473,8 @@ impl PathAgent {
         (remote.is_ipv4() && (public || open)).then_some((self.link()?, remote, other))
     }
 
-    /// Computes [`Self::wake`]; after every change.
-    pub(crate) fn rearm(&mut self) {
+    /// Computes [`Self::wake`] and tells how this agent stands now; after every change.
+    pub(crate) fn rearm(&mut self, all: &mut Standings) {
         self.wake = if self.current.is_none() || self.is_asleep() {
             None
         } else {
@@ -494,5 +499,31 @@ impl PathAgent {
             .flatten()
             .min()
         };
+        let now = self.stands();
+        all.change(self.id, self.standing, now);
+        self.standing = now;
+    }
+
+    /// It is gone, or gets another name.
+    pub(crate) fn disarm(&mut self, all: &mut Standings) {
+        all.change(self.id, self.standing, Standing::default());
+        self.standing = Standing::default();
+    }
+
+    fn stands(&self) -> Standing {
+        let path = self.path();
+        let by_udp = |path: &Path| path.turn.is_none() && path.kind != PathKind::Tcp;
+        Standing {
+            wake: self.wake.map(|(at, _)| at),
+            connected: path.is_some(),
+            by_udp: path.is_some_and(by_udp),
+            relays: self.reach_as_relay().is_some(),
+            link: self.turn_link(),
+        }
+    }
+
+    /// Is what was told of it last still so?
+    pub(crate) fn is_told(&self) -> bool {
+        self.standing == self.stands()
     }
 }

@@ -110,6 +110,7 @@ mod schedule;
 mod score;
 mod seal;
 mod servers;
+mod standings;
 mod stun;
 mod traversal;
 mod turn;

@@ -28,6 +28,7 @@ use crate::relay::server::Server;
 use crate::schedule::SUSPENDED;
 use crate::seal;
 use crate::servers::Servers;
+use crate::standings::{Deadlines, Standings};
 
 mod receive;
 mod relay;
@@ -53,6 +54,8 @@ pub struct Traversal {
     client: Client,
     server: Server,
     meetings: BTreeMap<PeerId, Meeting>,
+    /// When to look at them.
+    meeting_times: Deadlines,
     /// When to see whether a peer is to be tried through a TURN server, or no longer.
     turning: BTreeMap<PeerId, Instant>,
     /// Members that relay and are in reach.
@@ -61,6 +64,9 @@ pub struct Traversal {
     homes: BTreeMap<PeerId, Option<Instant>>,
     /// The host's addresses as last told, usable or not.
     addresses: (Vec<HostAddress>, bool),
+    standings: Standings,
+    /// Who else may be behind the own translator is to be counted anew.
+    recount: bool,
     wake: Option<(Instant, &'static str)>,
     /// The last moment told.
     latest: Instant,
@@ -85,10 +91,13 @@ impl Traversal {
             client: Client::default(),
             server,
             meetings: BTreeMap::new(),
+            meeting_times: Deadlines::default(),
             turning: BTreeMap::new(),
             in_reach: BTreeSet::new(),
             homes: BTreeMap::new(),
             addresses: (Vec::new(), false),
+            standings: Standings::default(),
+            recount: true,
             wake: None,
             latest: now.mono,
         };
@@ -105,7 +114,7 @@ impl Traversal {
         self.node.keys = std::iter::once(current).chain(previous).cloned().collect();
         for agent in self.agents.values_mut() {
             agent.relink(&mut self.node, now);
-            agent.rearm();
+            agent.rearm(&mut self.standings);
         }
         self.settle(now);
     }
@@ -161,7 +170,7 @@ impl Traversal {
         self.node.hosts = candidate::usable(addresses, *ipv6_off, &self.node.admission);
         for agent in self.agents.values_mut() {
             agent.readmit(&self.node);
-            agent.rearm();
+            agent.rearm(&mut self.standings);
         }
     }
 
@@ -176,16 +185,30 @@ impl Traversal {
     /// Adds a peer, or tells news of it. A first sight, a higher `announcement_seq` or a new address is
     /// probed at once.
     pub fn upsert_peer(&mut self, id: PeerId, peer: PeerSpec, now: Now) {
+        self.forget_names(&id);
         let agent = self
             .agents
             .entry(id)
             .or_insert_with(|| PathAgent::new(id, now));
+        let relayed = agent.may_relay();
         agent.update(&mut self.node, peer, now);
-        let names: Vec<_> = agent.keys().iter().map(mesh_types::WgKey::idx).collect();
-        self.by_idx.retain(|_, peer| *peer != id);
-        self.by_idx.extend(names.into_iter().map(|name| (name, id)));
-        self.note_relay_addresses();
+        let relays = relayed || agent.may_relay();
+        let names = agent.keys().iter().map(mesh_types::WgKey::idx);
+        self.by_idx.extend(names.map(|name| (name, id)));
+        if relays {
+            self.note_relay_addresses();
+        }
+        self.recount = true;
         self.with(&id, now, |agent, node| agent.run(node, now));
+    }
+
+    /// A peer's keys are no names of it any more.
+    fn forget_names(&mut self, id: &PeerId) {
+        for key in self.agents.get(id).map_or(&[][..], PathAgent::keys) {
+            if self.by_idx.get(&key.idx()) == Some(id) {
+                self.by_idx.remove(&key.idx());
+            }
+        }
     }
 
     /// Gives a peer another name; paths are kept. Where both names are known, the one with a path stays.
@@ -193,9 +216,12 @@ impl Traversal {
         if *from == to {
             return;
         }
+        self.forget_names(from);
+        self.recount = true;
         let Some(mut agent) = self.agents.remove(from) else {
             return;
         };
+        agent.disarm(&mut self.standings);
         agent.rename(to);
         let names: Vec<_> = agent.keys().iter().map(mesh_types::WgKey::idx).collect();
         let keep_old = agent.path().is_none()
@@ -203,14 +229,16 @@ impl Traversal {
                 .agents
                 .get(&to)
                 .is_some_and(|known| known.path().is_some());
-        self.by_idx.retain(|_, peer| peer != from);
         if keep_old {
             agent.close(&mut self.node);
         } else {
             self.by_idx.extend(names.into_iter().map(|name| (name, to)));
-            if let Some(mut other) = self.agents.insert(to, agent) {
+            if let Some(mut other) = self.agents.remove(&to) {
+                other.disarm(&mut self.standings);
                 other.close(&mut self.node);
             }
+            agent.rearm(&mut self.standings);
+            self.agents.insert(to, agent);
         }
         self.node.searches.end(from);
         self.tell_sockets();
@@ -233,6 +261,7 @@ impl Traversal {
         self.client.remove_peer(id);
         self.server.remove_peer(id);
         self.meetings.remove(id);
+        self.meeting_times.set(*id, None);
         self.homes.remove(id);
         self.in_reach.remove(id);
         let unbound = |purpose: Purpose| purpose != Purpose::Bind(*id);
@@ -243,11 +272,13 @@ impl Traversal {
 
     /// Forgets a peer.
     pub fn remove_peer(&mut self, id: &PeerId) {
+        self.forget_names(id);
+        self.recount = true;
         if let Some(mut agent) = self.agents.remove(id) {
+            agent.disarm(&mut self.standings);
             agent.close(&mut self.node);
             self.tell_sockets();
         }
-        self.by_idx.retain(|_, peer| peer != id);
         self.node.pending.retain(|_, pending| pending.peer != *id);
         self.forget_meetings(id);
         self.note_relay_addresses();
@@ -292,7 +323,7 @@ impl Traversal {
             .filter(|agent| agent.waits_for_sockets())
         {
             agent.run(&mut self.node, now);
-            agent.rearm();
+            agent.rearm(&mut self.standings);
         }
         self.settle(now);
     }
@@ -312,7 +343,7 @@ impl Traversal {
         let node = &mut self.node;
         let before = (agent.wake(), node.events.len(), node.transmits.len());
         agent.on_tunnel(node, stats, now.mono);
-        agent.rearm();
+        agent.rearm(&mut self.standings);
         let after = (agent.wake(), node.events.len(), node.transmits.len());
         // Reports are many, and mostly nothing follows from them.
         if before != after || node.refresh || !node.meet.is_empty() {
@@ -326,10 +357,10 @@ impl Traversal {
         self.servers.run(&mut self.node, now.mono);
         self.joins.run(&mut self.node, now.mono);
         self.node.nat.handle_timeout(now.mono);
-        for agent in self.agents.values_mut() {
-            if agent.wake().is_some_and(|(at, _)| at <= now.mono) {
+        for id in self.standings.due(now.mono) {
+            if let Some(agent) = self.agents.get_mut(&id) {
                 agent.run(&mut self.node, now);
-                agent.rearm();
+                agent.rearm(&mut self.standings);
             }
         }
         self.settle(now);
@@ -534,7 +565,7 @@ impl Traversal {
         self.hairpin.restart(&mut self.node, false, now.mono);
         for agent in self.agents.values_mut() {
             agent.heartbeat(&mut self.node, now.mono);
-            agent.rearm();
+            agent.rearm(&mut self.standings);
         }
         self.settle(now);
     }
@@ -552,7 +583,7 @@ impl Traversal {
         for agent in self.agents.values_mut() {
             agent.moved(&mut self.node, now);
             agent.run(&mut self.node, now);
-            agent.rearm();
+            agent.rearm(&mut self.standings);
         }
         self.client.moved(now.mono);
         self.node.turn.moved(now.mono);
@@ -570,7 +601,7 @@ impl Traversal {
     fn with(&mut self, id: &PeerId, now: Now, act: impl FnOnce(&mut PathAgent, &mut Node)) {
         if let Some(agent) = self.agents.get_mut(id) {
             act(agent, &mut self.node);
-            agent.rearm();
+            agent.rearm(&mut self.standings);
         }
         self.settle(now);
     }

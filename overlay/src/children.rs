@@ -85,8 +85,7 @@ impl Overlay {
             .next();
         let record = self
             .peers
-            .entry(id)
-            .or_insert_with(|| PeerRecord::new(key, now.mono));
+            .get_or_insert_with(id, || PeerRecord::new(key, now.mono));
         if last.is_some() {
             record.last_endpoint = last;
         }
@@ -286,10 +285,7 @@ impl Overlay {
 
     /// What time alone changes of peers.
     pub(crate) fn peers_due(&mut self, now: Now) {
-        let due = |record: &PeerRecord| record.deadline().is_some_and(|at| at <= now.mono);
-        let records = self.peers.iter().filter(|(_, record)| due(record));
-        let ids: Vec<PeerId> = records.map(|(id, _)| *id).collect();
-        for id in ids {
+        for id in self.peers.due(now.mono) {
             if let Some(record) = self.peers.get_mut(&id) {
                 if record.retired.is_some_and(|(_, until)| until <= now.mono) {
                     record.retired = None;

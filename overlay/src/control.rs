@@ -440,10 +440,11 @@ impl Overlay {
                 record.open(now.mono) && (planned || called)
             }
         };
-        let ready: Vec<(PeerId, Greeting)> = self
-            .peers
+        let greeted = self.peers.greeted();
+        let ready: Vec<(PeerId, Greeting)> = greeted
             .iter()
-            .filter_map(|(id, record)| Some((*id, record.greeting?, record)))
+            .filter_map(|id| Some((*id, self.peers.get(id)?)))
+            .filter_map(|(id, record)| Some((id, record.greeting?, record)))
             .filter(|(id, greeting, record)| due(record, *greeting) && self.host_holds(id))
             .map(|(id, greeting, _)| (id, greeting))
             .collect();

@@ -41,6 +41,7 @@ mod kubernetes;
 mod netcheck;
 mod overlay;
 mod peer;
+mod peers;
 mod plan;
 mod publish;
 mod relay;

@@ -23,7 +23,7 @@ use crate::gossip::Gossip;
 use crate::join::Joining;
 use crate::join::petition::Petitions;
 use crate::kubernetes::Cluster;
-use crate::peer::PeerRecord;
+use crate::peers::Peers;
 use crate::rotation::{Force, Rotation};
 use crate::snapshot::Snapshot;
 use crate::{Config, Event, Identity};
@@ -32,6 +32,8 @@ use crate::{Config, Event, Identity};
 const DRAIN_ROUNDS: usize = 16;
 /// Changes of the state that nobody waits for are written together.
 const PERSIST_LATER: Duration = Duration::from_secs(1);
+/// How soon a wall clock that was set is noticed, where anything happens at all.
+const DIRECTORY_EVERY: Duration = Duration::from_secs(1);
 /// A STUN server's name without a usable address is looked up again.
 pub(crate) const RESOLVE_AGAIN: Duration = Duration::from_secs(60);
 
@@ -44,7 +46,9 @@ pub struct Overlay {
     pub(crate) own: NodeKey,
     pub(crate) directory: Directory,
     pub(crate) traversal: Traversal,
-    pub(crate) peers: BTreeMap<PeerId, PeerRecord>,
+    pub(crate) peers: Peers,
+    /// When the directory was last told the time: each time it looks at all records.
+    directory_at: Instant,
     pub(crate) announcer: Announcer,
     pub(crate) gossip: Gossip,
     pub(crate) rotation: Rotation,
@@ -137,7 +141,8 @@ impl Overlay {
             own,
             directory,
             traversal,
-            peers: BTreeMap::new(),
+            peers: Peers::default(),
+            directory_at: now.mono,
             announcer: Announcer::default(),
             gossip: Gossip::default(),
             rotation: Rotation::default(),
@@ -292,7 +297,12 @@ impl Overlay {
 
     /// Time has come.
     pub fn handle_timeout(&mut self, now: Now) {
-        self.directory.handle_timeout(now);
+        let directory = self.directory.poll_timeout();
+        let due = directory.is_some_and(|(at, _)| at <= now.mono);
+        if due || now.mono >= self.directory_at + DIRECTORY_EVERY {
+            self.directory_at = now.mono;
+            self.directory.handle_timeout(now);
+        }
         self.publish_due(now);
         self.traversal.handle_timeout(now);
         self.drain(now);
@@ -315,7 +325,7 @@ impl Overlay {
 
     /// When to call [`Overlay::handle_timeout`], and why.
     pub fn poll_timeout(&self) -> Option<(Instant, &'static str)> {
-        let peers = self.peers.values().filter_map(PeerRecord::deadline).min();
+        let peers = self.peers.deadline();
         let revocation = self.revocations.iter().map(|one| one.at).min();
         let own = [
             (peers, "peers"),
@@ -369,6 +379,7 @@ impl Overlay {
         }
         self.tell_refused();
         self.refresh_plan(now);
+        self.peers.follow();
     }
 
     fn drain(&mut self, now: Now) {

@@ -148,6 +148,8 @@ pub(crate) struct PeerRecord {
     pub(crate) speaks_ipv4: bool,
     /// Protocol versions it says it speaks.
     pub(crate) protocol: Option<(u8, u8)>,
+    /// The deadline that the index of all peers has of it.
+    pub(crate) armed: Option<Instant>,
     /// State and since when.
     pub(crate) state: PeerState,
     /// See [`PeerRecord::state`].
@@ -187,6 +189,7 @@ impl PeerRecord {
             heard: None,
             speaks_ipv4: false,
             protocol: None,
+            armed: None,
             state: PeerState::Connecting,
             since: now,
             messages: Budget::new(MESSAGES_PER_SECOND),

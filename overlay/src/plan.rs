@@ -69,7 +69,7 @@ impl Overlay {
         if moved {
             self.addresses_since = Some(generation);
         }
-        for record in self.peers.values_mut() {
+        for (_, record) in self.peers.iter_mut() {
             record.held_since.get_or_insert(generation);
             record.opened = record.open(now.mono);
             if let Some(greeting) = &mut record.greeting

@@ -86,7 +86,7 @@ impl Overlay {
     pub(crate) fn aliases(&self) -> BTreeSet<Alias> {
         let kernel = self.config.backend == Backend::Kernel;
         let mut out = BTreeSet::new();
-        for (id, record) in &self.peers {
+        for (id, record) in self.peers.iter() {
             let path = self.traversal.path(id).map(|path| path.remote);
             let late = self.traversal.late(id).into_iter();
             let all = late.filter_map(|late| Some(Alias { late, path: path? }));

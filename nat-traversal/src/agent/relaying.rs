@@ -68,6 +68,11 @@ impl PathAgent {
         (self.spec.relay_capable && !self.is_suspect()).then_some((path.remote, path.rtt))
     }
 
+    /// Does it say that it relays?
+    pub(crate) fn may_relay(&self) -> bool {
+        self.spec.relay_capable
+    }
+
     /// Its public addresses, where it relays.
     pub(crate) fn relay_addresses(&self) -> BTreeMap<IpAddr, RelayAddress> {
         if !self.spec.relay_capable {
@@ -99,7 +104,7 @@ impl PathAgent {
 
     /// A member that relays has got another name.
     pub(crate) fn rename_relay(&mut self, from: &PeerId, to: PeerId) {
-        let named = self.remotes.values_mut().map(|remote| &mut remote.relay);
+        let named = self.remotes.iter_mut().map(|(_, remote)| &mut remote.relay);
         let in_use = self.in_use.iter_mut().map(|in_use| &mut in_use.path.via);
         for relay in named.chain(in_use) {
             if *relay == Some(*from) {

@@ -109,7 +109,7 @@ impl PathAgent {
         self.calling.stop();
         self.calling.at = None;
         self.stop_search(node);
-        for remote in self.remotes.values_mut() {
+        for (_, remote) in self.remotes.iter_mut() {
             remote.next = None;
         }
     }

@@ -154,7 +154,7 @@ impl Traversal {
             caller.message.data.as_deref(),
             now.mono,
         );
-        agent.rearm();
+        agent.rearm(&mut self.standings);
         let reply = Reply::Success {
             to,
             data,
@@ -389,7 +389,7 @@ impl Traversal {
                     .answered(node, pending.purpose, !same_port, now.mono);
             }
         }
-        agent.rearm();
+        agent.rearm(&mut self.standings);
         Ok(())
     }
 
@@ -405,7 +405,7 @@ impl Traversal {
         if self.node.raise_epoch(highest, now.unix_secs()) {
             for agent in self.agents.values_mut() {
                 agent.again(&mut self.node, now.mono);
-                agent.rearm();
+                agent.rearm(&mut self.standings);
             }
         }
         Ok(())

@@ -98,10 +98,10 @@ impl Traversal {
     }
 
     fn reach(&self) -> Vec<Reach> {
-        let mut all: Vec<Reach> = self
-            .agents
-            .iter()
-            .filter_map(|(id, agent)| {
+        let relays = self.standings.relays().iter();
+        let mut all: Vec<Reach> = relays
+            .filter_map(|id| {
+                let agent = self.agents.get(id)?;
                 let (main, rtt) = agent.reach_as_relay()?;
                 Some(Reach {
                     id: *id,
@@ -123,12 +123,7 @@ impl Traversal {
         self.client.handle_timeout(now.mono);
         self.server.handle_timeout(now.mono);
         self.tell_again(now.mono);
-        let due = |meeting: &Meeting| {
-            let times = [meeting.next, meeting.leave];
-            times.into_iter().flatten().any(|at| at <= now.mono)
-        };
-        let meetings = self.meetings.iter().filter(|(_, meeting)| due(meeting));
-        let mut peers: BTreeSet<PeerId> = meetings.map(|(id, _)| *id).collect();
+        let mut peers = self.meeting_times.due(now.mono);
         peers.append(&mut self.node.meet);
         peers.extend(self.due_turn(now.mono));
         for id in peers {
@@ -233,8 +228,15 @@ impl Traversal {
         !self.homes.keys().eq(before.iter())
     }
 
-    /// Sees to it that a peer that needs a relay has one.
+    /// Sees to it that a peer that needs a relay has one, and when to look again.
     fn meet(&mut self, id: PeerId, reach: &[Reach], now: Instant) {
+        self.meet_once(id, reach, now);
+        let times = self.meetings.get(&id).map(|m| [m.next, m.leave]);
+        let next = times.and_then(|times| times.into_iter().flatten().min());
+        self.meeting_times.set(id, next);
+    }
+
+    fn meet_once(&mut self, id: PeerId, reach: &[Reach], now: Instant) {
         let Some(agent) = self.agents.get_mut(&id) else {
             self.meetings.remove(&id);
             return;
@@ -302,7 +304,7 @@ impl Traversal {
             self.client.release(id, relay);
             if let Some(agent) = self.agents.get_mut(&id) {
                 agent.leave_relay(relay);
-                agent.rearm();
+                agent.rearm(&mut self.standings);
             }
         }
         self.node.events.push_back(Event::RelayChanged);
@@ -322,7 +324,7 @@ impl Traversal {
         }
         if meeting.unready.is_none() {
             agent.ask_relays(&mut self.node, now);
-            agent.rearm();
+            agent.rearm(&mut self.standings);
         }
         let since = *meeting.unready.get_or_insert(now);
         let controlling = agent.controlling();
@@ -459,7 +461,7 @@ impl Traversal {
         self.client.release(id, relay);
         if let Some(agent) = self.agents.get_mut(&id) {
             agent.leave_relay(relay);
-            agent.rearm();
+            agent.rearm(&mut self.standings);
         }
     }
 
@@ -475,11 +477,11 @@ impl Traversal {
                     let others = self.agents.iter_mut().filter(|(id, _)| **id != peer);
                     for (_, agent) in others {
                         agent.lent_to_another(&mut self.node, address, now);
-                        agent.rearm();
+                        agent.rearm(&mut self.standings);
                     }
                     if let Some(agent) = self.agents.get_mut(&peer) {
                         agent.met_at(&mut self.node, relay, address, now);
-                        agent.rearm();
+                        agent.rearm(&mut self.standings);
                     }
                     // Its patience begins.
                     self.node.meet.insert(peer);
@@ -641,9 +643,7 @@ impl Traversal {
     }
 
     pub(super) fn relay_deadline(&self) -> Option<(Instant, &'static str)> {
-        let meetings = self.meetings.values();
-        let times = meetings.flat_map(|meeting| [meeting.next, meeting.leave]);
-        let meeting = times.flatten().min().map(|at| (at, "relay"));
+        let meeting = self.meeting_times.first().map(|(at, _)| (at, "relay"));
         [
             meeting,
             self.client.poll_timeout(),

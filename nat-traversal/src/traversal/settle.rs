@@ -3,17 +3,19 @@
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use mesh_types::{Candidate, CandidateKind, Now};
+use mesh_types::{Candidate, CandidateKind, Now, PeerId};
 
 use super::Traversal;
 use crate::agent::PathAgent;
-use crate::api::{Event, PathKind};
+use crate::api::Event;
 use crate::budget::Rate;
 use crate::hard::sampler::Observer;
 use crate::node::Change;
 
 /// Peers asked how they see us, when somebody must know.
 const REFRESH_PEERS: usize = 2;
+/// Meshes up to this size are looked through in tests, to see that the standings are right.
+const CHECKED_MAX: usize = 40;
 /// Observers remembered; four are asked, the others stand in for those that do not answer.
 const OBSERVERS_MAX: usize = 8;
 /// A translator whose mappings never rest must not make us ask for ever.
@@ -23,19 +25,15 @@ impl Traversal {
     /// After everything: own candidates, refreshes asked for, the next NAT test, the next wake-up.
     pub(super) fn settle(&mut self, now: Now) {
         self.latest = now.mono;
-        let connected = self.agents.values().any(|agent| agent.path().is_some());
+        let connected = !self.standings.connected().is_empty();
         if connected && !std::mem::replace(&mut self.node.connected, connected) {
             for agent in self.agents.values_mut() {
                 agent.neighbour_found(&self.node, now.mono);
-                agent.rearm();
+                agent.rearm(&mut self.standings);
             }
         }
         self.node.connected = connected;
-        let by_udp = |agent: &PathAgent| {
-            let path = agent.path();
-            path.is_some_and(|path| path.turn.is_none() && path.kind != PathKind::Tcp)
-        };
-        self.node.by_udp = self.agents.values().any(by_udp);
+        self.node.by_udp = self.standings.is_by_udp();
         self.node.searches.peers = self.agents.len();
         if std::mem::take(&mut self.node.refresh) && self.refreshes.take(REFRESHES, now.mono) {
             self.refresh(now.mono);
@@ -55,33 +53,38 @@ impl Traversal {
                 .filter(|agent| agent.waits_for_samples())
             {
                 agent.run(&mut self.node, now);
-                agent.rearm();
+                agent.rearm(&mut self.standings);
             }
         }
         let change = self.node.update_endpoints(now.mono);
         if change != Change::Nothing || homes {
             self.node.events.push_back(Event::EndpointsChanged);
         }
+        self.recount |= change != Change::Nothing;
         match change {
             Change::Nothing => {}
             Change::Verdict => {
                 for agent in self.agents.values_mut() {
                     agent.verdict_changed(&mut self.node, now.mono);
-                    agent.rearm();
+                    agent.rearm(&mut self.standings);
                 }
             }
             Change::Endpoints => {
                 for agent in self.agents.values_mut() {
                     agent.endpoints_changed(&mut self.node, now.mono);
-                    agent.rearm();
+                    agent.rearm(&mut self.standings);
                 }
             }
         }
         self.tell_sockets();
-        self.wake = self
-            .agents
-            .values()
-            .filter_map(|agent| agent.wake())
+        debug_assert!(
+            self.agents.len() > CHECKED_MAX || self.agents.values().all(PathAgent::is_told),
+            "every change of an agent is told"
+        );
+        let first = self.standings.first();
+        let first = first.and_then(|(_, id)| self.agents.get(&id)?.wake());
+        self.wake = first
+            .into_iter()
             .chain(self.servers.deadline())
             .chain(self.joins.deadline())
             .chain(self.nat_test.deadline())
@@ -94,6 +97,12 @@ impl Traversal {
             .min()
             // What had to wait for something else is due now; it does not mean that the machine slept.
             .map(|(at, why)| (at.max(now.mono), why));
+    }
+
+    /// The agents of those with a path.
+    fn connected(&self) -> impl Iterator<Item = (&PeerId, &PathAgent)> {
+        let ids = self.standings.connected().iter();
+        ids.filter_map(|id| self.agents.get_key_value(id))
     }
 
     pub(super) fn tell_sockets(&mut self) {
@@ -120,7 +129,7 @@ impl Traversal {
             self.node.events.push_back(Event::KeepaliveChanged);
             for agent in self.agents.values_mut() {
                 agent.hasten(&mut self.node, now);
-                agent.rearm();
+                agent.rearm(&mut self.standings);
             }
         }
     }
@@ -139,7 +148,7 @@ impl Traversal {
 
     /// Members of one site divide the ports of its translator.
     fn count_neighbours(&mut self) {
-        if self.node.nat.is_hard() {
+        if self.node.nat.is_hard() && std::mem::take(&mut self.recount) {
             let ours: Vec<IpAddr> = external(&self.node.endpoints).collect();
             let near =
                 |agent: &&PathAgent| external(agent.announced()).any(|ip| ours.contains(&ip));
@@ -149,7 +158,7 @@ impl Traversal {
 
     /// Who can tell how new sockets appear: peers' main ports, STUN servers, peers' alternate ports.
     fn observers(&self) -> Vec<Observer> {
-        let peers = self.agents.iter().filter_map(|(id, agent)| {
+        let peers = self.connected().filter_map(|(id, agent)| {
             let (link, remote, other) = agent.observes()?;
             Some((*id, link, remote, other))
         });
@@ -181,8 +190,7 @@ impl Traversal {
     /// Asks up to two good paths, those heard last, and the servers, how they see us now.
     fn refresh(&mut self, now: Instant) {
         let mut peers: Vec<_> = self
-            .agents
-            .iter()
+            .connected()
             .filter(|(_, agent)| agent.shows_nat().is_some())
             .map(|(id, agent)| (agent.last_heard(), *id))
             .collect();
@@ -190,7 +198,7 @@ impl Traversal {
         for (_, id) in peers.into_iter().rev().take(REFRESH_PEERS) {
             if let Some(agent) = self.agents.get_mut(&id) {
                 agent.heartbeat(&mut self.node, now);
-                agent.rearm();
+                agent.rearm(&mut self.standings);
             }
         }
         self.refresh_ipv4(now);
@@ -200,13 +208,17 @@ impl Traversal {
     /// Peers without IPv6 find us only by an IPv4 address, which paths of IPv6 do not keep known.
     fn refresh_ipv4(&mut self, now: Instant) {
         let by_ipv4 = |agent: &PathAgent| agent.shows_nat().is_some_and(|remote| remote.is_ipv4());
-        if self.agents.values().any(by_ipv4) {
+        if self.connected().any(|(_, agent)| by_ipv4(agent)) {
             return;
         }
         let mut left = REFRESH_PEERS;
-        for agent in self.agents.values_mut() {
+        let connected = self.standings.connected().clone();
+        for id in connected {
+            let Some(agent) = self.agents.get_mut(&id) else {
+                continue;
+            };
             if left > 0 && agent.ask_ipv4(&mut self.node, now) {
-                agent.rearm();
+                agent.rearm(&mut self.standings);
                 left -= 1;
             }
         }
@@ -218,8 +230,7 @@ impl Traversal {
         }
         let last = self.nat_test.last();
         let fit = self
-            .agents
-            .iter()
+            .connected()
             .filter_map(|(id, agent)| Some((*id, agent.shows_nat()?, agent.other()?)))
             .min_by_key(|(id, ..)| Some(*id) == last);
         if let Some((id, remote, other)) = fit {

@@ -10,8 +10,8 @@ use mesh_types::turn::TurnServer;
 use mesh_types::{Now, PeerId, SocketId};
 
 use super::Traversal;
-use crate::agent::{Need, PathAgent};
-use crate::api::{Event, PathKind, TurnReport};
+use crate::agent::Need;
+use crate::api::{Event, TurnReport};
 use crate::turn;
 
 /// A pair that is reached otherwise again keeps its channels for this long, in case it was too soon.
@@ -32,9 +32,8 @@ impl Traversal {
 
     /// Do all paths lead through TURN servers, or by what these have led to? Nothing without a path.
     pub fn reaches_by_turn_only(&self) -> Option<bool> {
-        let paths = self.agents.values().filter_map(PathAgent::path);
-        let over_udp = paths.map(|path| path.turn.is_none() && path.kind != PathKind::Tcp);
-        over_udp.reduce(|one, other| one || other).map(|any| !any)
+        let connected = !self.standings.connected().is_empty();
+        connected.then(|| !self.standings.is_by_udp())
     }
 
     /// A name of [`Event::TurnResolve`] was looked up.
@@ -94,7 +93,7 @@ impl Traversal {
                     for id in peers {
                         if let Some(agent) = self.agents.get_mut(&id) {
                             agent.turn_bound(&mut self.node, loopback, now);
-                            agent.rearm();
+                            agent.rearm(&mut self.standings);
                         }
                     }
                 }
@@ -130,13 +129,12 @@ impl Traversal {
     fn prune_turn(&mut self, now: Instant) {
         for agent in self.agents.values_mut() {
             agent.prune_turn(&mut self.node, now);
-            agent.rearm();
+            agent.rearm(&mut self.standings);
         }
     }
 
     fn used_links(&self) -> BTreeSet<u32> {
-        let agents = self.agents.values();
-        agents.filter_map(|agent| agent.turn_link()).collect()
+        self.standings.links()
     }
 
     /// Sees to it that a peer that needs a server is tried through one.
@@ -176,7 +174,7 @@ impl Traversal {
         self.node.turn.wish(Some(id), targets, now);
         if leaving {
             agent.prune_turn(&mut self.node, now);
-            agent.rearm();
+            agent.rearm(&mut self.standings);
         }
     }
 
