@@ -232,6 +232,7 @@ impl PathAgent {
             }
         }
         if let Some(address) = last_endpoint {
+            node.nat.sent_before(address.ip());
             let kind = CandidateKind::PeerReflexive;
             self.learn(node, Candidate { kind, address }, now.mono);
         }

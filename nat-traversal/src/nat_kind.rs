@@ -103,9 +103,24 @@ impl NatKind {
         self.report
     }
 
-    /// The host has moved, or is asked to learn all anew: nothing known holds.
+    /// The host has moved: nothing known holds.
     pub(crate) fn reset(&mut self) {
         *self = Self::new();
+    }
+
+    /// All is to be learned anew in the same network: what was sent to stays open.
+    pub(crate) fn forget(&mut self) {
+        *self = Self {
+            contacted: std::mem::take(&mut self.contacted),
+            ..Self::new()
+        };
+    }
+
+    /// An earlier run has sent there, and the translator may still let in what comes from there: it is no stranger.
+    pub(crate) fn sent_before(&mut self, to: IpAddr) {
+        if self.contacted.len() < CONTACTED_MAX {
+            self.contacted.insert(to);
+        }
     }
 
     /// Sixteen sockets were seen from outside: how ports are allocated, and how many a second others take.
@@ -304,9 +319,7 @@ impl NatKind {
 
     /// A datagram was sent; `watched` where silence says something (nobody is connected).
     pub(crate) fn sent(&mut self, to: IpAddr, watched: bool, now: Instant) {
-        if self.contacted.len() < CONTACTED_MAX {
-            self.contacted.insert(to);
-        }
+        self.sent_before(to);
         if watched && self.silent.len() < BLOCKED_REMOTES {
             self.silent.insert(to);
             if self.silent.len() == BLOCKED_REMOTES {
@@ -523,6 +536,20 @@ mod tests {
         );
         nat.sampled(Allocation::Block(50_000, 52_047), 0);
         assert_eq!(nat.sharing, Sharing::Unknown);
+    }
+
+    #[test]
+    fn who_was_sent_to_before_proves_nothing_by_getting_in() {
+        let mut nat = NatKind::new();
+        let (known, stranger) = (at("203.0.113.1:1").ip(), at("203.0.113.2:1").ip());
+        nat.sent_before(known);
+        nat.request_from(known);
+        assert_eq!(nat.report().filtering, Filtering::Unknown);
+        nat.forget();
+        nat.request_from(known);
+        assert_eq!(nat.report().filtering, Filtering::Unknown);
+        nat.request_from(stranger);
+        assert_eq!(nat.report().filtering, Filtering::EndpointIndependent);
     }
 
     #[test]

@@ -142,6 +142,10 @@ impl Traversal {
         self.addresses = (addresses.to_vec(), ipv6_off);
         let hosts = candidate::usable(addresses, ipv6_off, &self.node.admission);
         if hosts != self.node.hosts {
+            // The first addresses of a run are no move: translators may remember what an earlier run sent.
+            if !self.node.hosts.is_empty() {
+                self.node.nat.reset();
+            }
             self.node.hosts = hosts;
             self.node.nat.unjudged = true;
             if self.agents.is_empty() {
@@ -557,7 +561,7 @@ impl Traversal {
     /// Learns the own NAT afresh (`farspan netcheck`): forgets what is told from answers, asks servers and peers.
     /// What takes a test of its own ([`Self::hairpin`], [`Self::lifetime`]) is known until a new one is over.
     pub fn reprobe(&mut self, now: Now) {
-        self.node.nat.reset();
+        self.node.nat.forget();
         self.servers.refresh(now.mono);
         self.nat_test.repeat(now.mono);
         self.sampler.restart(&mut self.node);
@@ -573,7 +577,7 @@ impl Traversal {
     /// The host has moved or slept.
     fn moved(&mut self, now: Now) {
         self.node.counters.add("moved");
-        self.node.nat.reset();
+        self.node.nat.forget();
         self.node.validated.clear();
         self.servers.refresh(now.mono);
         self.nat_test.restart(now.mono);
@@ -593,6 +597,7 @@ impl Traversal {
     /// A wake-up that comes much later than asked for means that the machine slept.
     fn check_suspended(&mut self, now: Now) {
         if self.wake.is_some_and(|(at, _)| now.mono >= at + SUSPENDED) {
+            self.node.nat.reset();
             self.moved(now);
         }
     }

@@ -246,6 +246,22 @@ fn a_rolling_restart_cuts_nobody_off_and_writes_nothing() {
 }
 
 #[test]
+fn a_mass_restart_with_unchanged_facts_writes_nothing() {
+    let mut cluster = Cluster::connected(12, 24);
+    cluster.world.seconds(120);
+    for id in &cluster.ids {
+        cluster.world.power_off(*id);
+    }
+    cluster.world.seconds(1);
+    let since = cluster.world.net.now();
+    cluster.world.boot_all();
+    cluster.all_meet(30 * SECOND);
+    cluster.world.seconds(300);
+    let writes = cluster.world.api().writes_since(since);
+    assert!(writes.is_empty(), "{writes:#?}");
+}
+
+#[test]
 fn two_protocol_versions_make_one_mesh_where_they_overlap() {
     let mut cluster = Cluster::of(8, 3);
     for (index, protocol) in [(0, (1, 2)), (1, (1, 1)), (2, (2, 2))] {

@@ -19,6 +19,8 @@ const WAY: Duration = Duration::from_millis(20);
 pub struct Write {
     pub at: Instant,
     pub node: NodeId,
+    /// What it changed: keys with the values before and after.
+    pub changed: BTreeMap<String, [Option<String>; 2]>,
 }
 
 pub struct Api {
@@ -173,6 +175,7 @@ impl Api {
         let Some(mut object) = held.cloned() else {
             return Err("no Node has that UID".to_owned());
         };
+        let before = object.annotations.clone();
         object
             .annotations
             .retain(|key, _| !key.starts_with("farspan.io/"));
@@ -180,7 +183,12 @@ impl Api {
         let annotations = annotations.map(|(key, value)| ((*key).to_owned(), value.clone()));
         object.annotations.extend(annotations);
         let seq = publication.seq;
-        self.writes.push(Write { at: now, node });
+        let changed = changes(&before, &object.annotations);
+        self.writes.push(Write {
+            at: now,
+            node,
+            changed,
+        });
         self.apply(object);
         Ok(seq)
     }
@@ -229,6 +237,18 @@ impl Api {
         }
         out
     }
+}
+
+fn changes(
+    before: &BTreeMap<String, String>,
+    after: &BTreeMap<String, String>,
+) -> BTreeMap<String, [Option<String>; 2]> {
+    let keys = before.keys().chain(after.keys());
+    let both = keys.map(|key| {
+        let values = [before, after].map(|all| all.get(key).cloned());
+        (key.clone(), values)
+    });
+    both.filter(|(_, [old, new])| old != new).collect()
 }
 
 impl World {

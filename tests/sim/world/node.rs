@@ -40,6 +40,9 @@ pub struct Node {
     pub overlay: Option<Overlay>,
     pub tunnel: Option<Tunnel>,
     pub wake: Option<Instant>,
+    /// When it was woken last, and how often in that very moment.
+    woken: Option<Instant>,
+    pub(super) woken_now: u32,
     pub inbox: Vec<Inner>,
     pub events: Vec<Event>,
     pub replies: BTreeMap<CommandId, Result<Reply, String>>,
@@ -102,6 +105,8 @@ impl Node {
             overlay: None,
             tunnel: None,
             wake: None,
+            woken: None,
+            woken_now: 0,
             inbox: Vec::new(),
             events: Vec::new(),
             replies: BTreeMap::new(),
@@ -343,6 +348,8 @@ impl Node {
     }
 
     pub(super) fn handle_timeout(&mut self, now: Now) {
+        let again = self.woken.replace(now.mono) == Some(now.mono);
+        self.woken_now = if again { self.woken_now + 1 } else { 1 };
         if let Some(tunnel) = &mut self.tunnel
             && tunnel.poll_timeout().is_some_and(|at| at <= now.mono)
         {
@@ -376,8 +383,13 @@ impl Node {
         };
     }
 
-    pub(super) fn why(&self) -> Option<&'static str> {
-        Some(self.overlay.as_ref()?.poll_timeout()?.1)
+    pub(super) fn why(&self) -> String {
+        let agent = self.overlay.as_ref().and_then(Overlay::poll_timeout);
+        let tunnel = self.tunnel.as_ref().and_then(Tunnel::poll_timeout);
+        format!(
+            "agent {agent:?}, tunnel {tunnel:?}, report {:?}",
+            self.report_at
+        )
     }
 
     /// Does all that the node wants; what is to leave the host.
