@@ -441,14 +441,27 @@ impl Overlay {
             }
         };
         let greeted = self.peers.greeted();
-        let ready: Vec<(PeerId, Greeting)> = greeted
+        let due: Vec<(PeerId, Greeting)> = greeted
             .iter()
             .filter_map(|id| Some((*id, self.peers.get(id)?)))
             .filter_map(|(id, record)| Some((id, record.greeting?, record)))
-            .filter(|(id, greeting, record)| due(record, *greeting) && self.host_holds(id))
+            .filter(|(_, greeting, record)| due(record, *greeting))
             .map(|(id, greeting, _)| (id, greeting))
             .collect();
-        for (id, greeting) in ready {
+        for (id, greeting) in due {
+            if !self.host_holds(&id) {
+                // What the host has applied next brings it up again; until then time changes nothing.
+                if !self.plan_dirty
+                    && greeting.again.is_some()
+                    && let Some(record) = self.peers.get_mut(&id)
+                {
+                    record.greeting = Some(Greeting {
+                        again: None,
+                        ..greeting
+                    });
+                }
+                continue;
+            }
             let (min, max) = self.config.protocol;
             self.send_message(&id, &Hello { min, max }.into());
             if greeting.records && greeting.said.is_none() {

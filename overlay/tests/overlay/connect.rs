@@ -78,6 +78,16 @@ fn the_lower_idx_starts_the_handshake_and_the_other_side_follows_after_a_second(
 }
 
 #[test]
+fn an_agent_whose_host_is_slow_to_follow_the_plan_sleeps_meanwhile() {
+    let mut world = Net::new();
+    world.slow = Duration::from_millis(1500);
+    world.start(1, identity(1), listed(1, &[2]), State::default());
+    world.start(2, identity(2), listed(2, &[1]), State::default());
+    world.run(Duration::from_secs(20));
+    assert!(world.is_direct(1, "node-2") && world.is_direct(2, "node-1"));
+}
+
+#[test]
 fn a_ping_inside_the_mesh_tells_round_trip_and_path() {
     let mut world = pair();
     let ping = Command::Ping {
