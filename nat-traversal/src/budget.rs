@@ -12,6 +12,10 @@ pub(crate) const PER_ANNOUNCEMENT: u8 = 7;
 const DESTINATIONS_MAX: usize = 4096;
 /// All unconfirmed destinations together: 500 in any second.
 const NODE: Rate = Rate::new(450, 50);
+/// What waits is let go at four fifths of that rate, so that something is left for what is new.
+const QUEUE: Rate = Rate::new(360, 1);
+/// ...and not sooner than this.
+const DEFER: Duration = Duration::from_millis(100);
 /// One destination address: 20 in any second.
 const DESTINATION: Rate = Rate::new(13, 7);
 /// Calls that renew the allowance of unconfirmed addresses, per peer: the backoff of CallMe and its answers.
@@ -73,6 +77,8 @@ impl Bucket {
 pub(crate) struct Budget {
     node: Bucket,
     destinations: BTreeMap<IpAddr, Bucket>,
+    /// When the last of those that were refused is tried again.
+    queue: Option<Instant>,
 }
 
 impl Budget {
@@ -90,6 +96,18 @@ impl Budget {
             .or_default()
             .take(DESTINATION, now)
             && self.node.take(NODE, now)
+    }
+}
+
+impl Budget {
+    /// When to try again what was refused: one after the other, else thousands would ask again and again at once.
+    pub(crate) fn later(&mut self, now: Instant) -> Instant {
+        let soonest = now + DEFER;
+        let at = self
+            .queue
+            .map_or(soonest, |last| soonest.max(last + QUEUE.interval));
+        self.queue = Some(at);
+        at
     }
 }
 
@@ -140,6 +158,8 @@ impl Admission {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
     use crate::instant::start;
 
@@ -168,6 +188,21 @@ mod tests {
             })
             .count();
         assert!((450..=500).contains(&sent), "{sent}");
+    }
+
+    #[test]
+    fn ten_thousand_that_wait_ask_again_little_more_than_once_each() {
+        let (mut budget, start) = (Budget::default(), start());
+        let mut waiting: BTreeSet<(Instant, u32)> = (0..10_000).map(|i| (start, i)).collect();
+        let mut asked = 0;
+        while let Some((now, i)) = waiting.pop_first() {
+            asked += 1;
+            assert!(now - start < Duration::from_secs(30));
+            if !budget.take(IpAddr::from((0xc633_0000 + i).to_be_bytes()), now) {
+                waiting.insert((budget.later(now), i));
+            }
+        }
+        assert!(asked < 25_000, "{asked}");
     }
 
     #[test]

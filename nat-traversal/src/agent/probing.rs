@@ -13,9 +13,6 @@ use crate::node::{Node, Purpose};
 use crate::remote::{Local, Remote};
 use crate::schedule::{BURST, SLOT_LAZY_AFTER, SLOT_PROBES, next_slot};
 
-/// Budgets refuse for a moment only.
-const DEFER: (Duration, Duration) = (Duration::from_millis(100), Duration::from_millis(300));
-
 /// Where several sockets have got through, each is tried for so long: else every datagram would begin a burst.
 const HIT_KEPT: Duration = Duration::from_millis(500);
 
@@ -36,12 +33,12 @@ impl PathAgent {
         now: Instant,
     ) -> bool {
         let by_udp = |remote: &Remote| remote.kind.is_direct_udp();
-        if self.is_silent() && self.remotes.get(&address).is_none_or(by_udp) {
+        if self.is_silent() && self.remotes.get(&address).is_none_or(|remote| by_udp(remote)) {
             return true;
         }
         let on_path = self.path().is_some_and(|path| path.remote == address);
         let ip = node.turn.real(address).ip();
-        let sure = on_path || self.remotes.get(&address).is_some_and(Remote::is_sure);
+        let sure = on_path || self.remotes.get(&address).is_some_and(|remote| remote.is_sure());
         if !sure && !node.budget.take(ip, now) {
             node.counters.add("budget-deferred");
             return false;
@@ -52,7 +49,7 @@ impl PathAgent {
         let socket = self
             .remotes
             .get(&address)
-            .map_or(SocketId::Main, Remote::socket);
+            .map_or(SocketId::Main, |remote| remote.socket());
         node.probe(self.id, link, (socket, address), purpose, now);
         self.probes_sent += 1;
         if let Some(remote) = self.remotes.get_mut(&address) {
@@ -80,7 +77,7 @@ impl PathAgent {
             .map(|(address, _)| *address)
             .collect();
         for address in due {
-            let lost = self.remotes.get(&address).is_some_and(Remote::is_lost);
+            let lost = self.remotes.get(&address).is_some_and(|remote| remote.is_lost());
             if lost && self.is_spare(&address) {
                 self.remotes.remove(&address);
                 continue;
@@ -91,7 +88,7 @@ impl PathAgent {
                 if sent {
                     remote.schedule(direct || (any && remote.kind.is_relayed()), now);
                 } else {
-                    remote.defer(now + node.jitter(DEFER));
+                    remote.defer(node.budget.later(now));
                 }
             }
         }
