@@ -62,7 +62,7 @@ pub(crate) struct PathAgent {
     own_key: Option<WgKey>,
     replays: LiteMap<Idx, Replay>,
     // Thousands of agents have two or three: a B-tree would take room for eleven.
-    remotes: LiteMap<SocketAddr, Remote>,
+    remotes: LiteMap<SocketAddr, Box<Remote>>,
     in_use: Option<InUse>,
     mtu: PathMtu,
     nomination: Option<Nomination>,
@@ -248,7 +248,7 @@ impl PathAgent {
 
     /// The own keys or the peer's have changed.
     pub(crate) fn relink(&mut self, node: &mut Node, now: Now) {
-        let mut links = LiteMap::new();
+        let mut links = LiteMap::with_capacity(node.keys.len() * self.spec.keys.len());
         for own in &node.keys {
             for peer in &self.spec.keys {
                 let names = (own.public().idx(), peer.idx());
@@ -322,7 +322,7 @@ impl PathAgent {
         let mut remote = Remote::new(candidate, kind, now);
         remote.relay = relay;
         remote.turn = turn.map(|(link, _)| link);
-        self.remotes.insert(candidate.address, remote);
+        self.remotes.insert(candidate.address, Box::new(remote));
         if !self.has_direct() {
             // It may be tried through a TURN server too.
             node.meet.insert(self.id);

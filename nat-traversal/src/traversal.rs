@@ -9,7 +9,8 @@ use mesh_types::message::Forward;
 use mesh_types::report::{HostAddress, TunnelStats};
 use mesh_types::token::{TicketId, TicketKeys};
 use mesh_types::{
-    Candidate, CandidateKind, Idx, IpNet, Message, NatReport, Now, PeerId, SocketId, Transmit,
+    Candidate, CandidateKind, Idx, IpNet, Message, NatReport, Now, PeerId, SocketId, Table,
+    Transmit,
 };
 
 use crate::agent::PathAgent;
@@ -41,7 +42,7 @@ use relay::Meeting;
 #[derive(Debug)]
 pub struct Traversal {
     node: Node,
-    agents: BTreeMap<PeerId, PathAgent>,
+    agents: Table<PeerId, PathAgent>,
     /// Peers by the names of all their keys.
     by_idx: BTreeMap<Idx, PeerId>,
     servers: Servers,
@@ -79,7 +80,7 @@ impl Traversal {
         let server = Server::new(node.random(), now.mono);
         let mut traversal = Self {
             node,
-            agents: BTreeMap::new(),
+            agents: Table::default(),
             by_idx: BTreeMap::new(),
             servers: Servers::default(),
             joins: Joins::default(),
@@ -192,8 +193,7 @@ impl Traversal {
         self.forget_names(&id);
         let agent = self
             .agents
-            .entry(id)
-            .or_insert_with(|| PathAgent::new(id, now));
+            .get_or_insert_with(id, || PathAgent::new(id, now));
         let relayed = agent.may_relay();
         agent.update(&mut self.node, peer, now);
         let relays = relayed || agent.may_relay();

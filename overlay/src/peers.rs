@@ -1,17 +1,17 @@
 //! The records of all peers, and which of them wait for something: thousands are kept, few have anything due.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::ops::Deref;
 use std::time::Instant;
 
-use mesh_types::PeerId;
+use mesh_types::{PeerId, Table};
 
 use crate::peer::PeerRecord;
 
 /// Records by peer. Whoever changes one says so by how it is asked for; [`Peers::follow`] then makes the indexes follow.
 #[derive(Debug, Default)]
 pub(crate) struct Peers {
-    records: BTreeMap<PeerId, PeerRecord>,
+    records: Table<PeerId, PeerRecord>,
     /// Handed out to be changed since the indexes followed.
     touched: BTreeSet<PeerId>,
     /// When state, key or keepalive of whom changes by time alone, as [`PeerRecord::armed`] says too.
@@ -21,7 +21,7 @@ pub(crate) struct Peers {
 }
 
 impl Deref for Peers {
-    type Target = BTreeMap<PeerId, PeerRecord>;
+    type Target = Table<PeerId, PeerRecord>;
 
     fn deref(&self) -> &Self::Target {
         &self.records
@@ -43,12 +43,12 @@ impl Peers {
         make: impl FnOnce() -> PeerRecord,
     ) -> &mut PeerRecord {
         self.touched.insert(id);
-        self.records.entry(id).or_insert_with(make)
+        self.records.get_or_insert_with(id, make)
     }
 
     /// All records, to change.
     pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = (&PeerId, &mut PeerRecord)> {
-        self.touched.extend(self.records.keys());
+        self.touched.extend(self.records.keys().copied());
         self.records.iter_mut()
     }
 

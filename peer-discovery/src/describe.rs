@@ -79,7 +79,7 @@ impl<'a> Claimant<'a> {
             (Some(entry), _) => !entry.plain,
             (None, None) => false,
         };
-        let of_node = |nets: fn(&Vouched) -> &BTreeSet<IpNet>| {
+        let of_node = |nets: fn(&Vouched) -> &Vec<IpNet>| {
             let vouched = self.member.and_then(Member::vouched);
             let nets = vouched.into_iter().flat_map(nets);
             nets.filter(|net| allowed_ips.contains(*net))

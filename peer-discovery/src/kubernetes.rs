@@ -15,7 +15,7 @@ use std::time::Instant;
 use mesh_types::annotations::{self, AnnotationError, CONFIG_PREFIX, IDENTITY};
 use mesh_types::cluster::{ClusterEvent, Node, PodNetwork, Policy, Saved};
 use mesh_types::record::{Announcement, Record as _};
-use mesh_types::{ConfigPeer, DomainId, IdentityKey, IpNet, NodeKey, Now, PeerId, Signed};
+use mesh_types::{ConfigPeer, DomainId, IdentityKey, IpNet, NodeKey, Now, PeerId, Signed, Table};
 
 use crate::records::NODES_MAX;
 use crate::refusal::Reason;
@@ -40,7 +40,7 @@ pub(crate) struct Cluster {
     domain: Option<DomainId>,
     /// Whose events come now. Differs where the API server became another cluster's, until a listing of that counts.
     told: Option<DomainId>,
-    nodes: BTreeMap<String, Held>,
+    nodes: Table<String, Held>,
     policy: Option<Policy>,
     protected: BTreeSet<IpNet>,
     externals: Vec<ConfigPeer>,
@@ -58,7 +58,7 @@ pub(crate) struct Cluster {
 /// A Node, and what its annotations came to.
 #[derive(Debug)]
 struct Held {
-    /// Of the agent's annotations only the identity is kept; all of this node's own.
+    /// Without the agent's annotations, but for this node's own.
     node: Node,
     /// Who has proven to be this Node.
     identity: Option<IdentityKey>,
@@ -74,7 +74,7 @@ impl Cluster {
             config,
             domain: None,
             told: None,
-            nodes: BTreeMap::new(),
+            nodes: Table::default(),
             policy: None,
             protected: BTreeSet::new(),
             externals: Vec::new(),
@@ -154,9 +154,12 @@ impl Cluster {
         self.protected = saved.protected;
         self.externals = saved.externals;
         self.nodes.clear();
-        for node in saved.nodes.into_iter().take(NODES_MAX) {
+        for mut node in saved.nodes.into_iter().take(NODES_MAX) {
             let identity = node.annotations.get(IDENTITY);
             let identity = identity.and_then(|text| text.parse().ok());
+            if node.name != self.config.node {
+                node.annotations.remove(IDENTITY);
+            }
             let held = Held {
                 identity,
                 fingerprint: None,
@@ -172,11 +175,23 @@ impl Cluster {
     pub(crate) fn saved(&self) -> Option<Saved> {
         Some(Saved {
             domain: self.domain?,
-            nodes: self.nodes.values().map(|held| held.node.clone()).collect(),
+            nodes: self.nodes.values().map(|held| self.kept(held)).collect(),
             policy: self.policy.clone(),
             protected: self.protected.clone(),
             externals: self.externals.clone(),
         })
+    }
+
+    /// A Node as the disk holds it: of others' agents the identity only.
+    fn kept(&self, held: &Held) -> Node {
+        let mut node = held.node.clone();
+        if node.name != self.config.node
+            && let Some(identity) = held.identity
+        {
+            let identity = identity.to_string();
+            node.annotations.insert(IDENTITY.to_owned(), identity);
+        }
+        node
     }
 
     pub(crate) fn domain(&self) -> Option<DomainId> {
@@ -316,10 +331,6 @@ impl Cluster {
         if node.name != self.config.node {
             node.annotations
                 .retain(|key, _| key.starts_with(CONFIG_PREFIX));
-            if let Some(identity) = identity {
-                node.annotations
-                    .insert(IDENTITY.to_owned(), identity.to_string());
-            }
         }
         self.changed |= same.as_ref().is_none_or(|held| {
             held.identity != identity || held.flaw != flaw || !alike(&held.node, &node)

@@ -31,10 +31,10 @@ pub struct Peer {
     /// Its own overlay IPv4 address, where an authority or the cluster says so; one of `allowed_ips`. Of a Node, the
     /// network address of its first pod range; where the mesh does not carry pods, its InternalIP.
     pub ipv4: Option<Ipv4Addr>,
-    /// Those of `allowed_ips` that are its pods', where it is a Node.
-    pub pod_cidrs: BTreeSet<IpNet>,
-    /// Those of `allowed_ips` that are its Node's InternalIPs.
-    pub node_ips: BTreeSet<IpNet>,
+    /// Those of `allowed_ips` that are its pods', where it is a Node; sorted.
+    pub pod_cidrs: Vec<IpNet>,
+    /// Those of `allowed_ips` that are its Node's InternalIPs; sorted.
+    pub node_ips: Vec<IpNet>,
     /// Where it may be reached, best kinds first, the file's own before all; at most
     /// [`mesh_types::consts::CANDIDATES_MAX`].
     pub endpoints: Vec<Candidate>,

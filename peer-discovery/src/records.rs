@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use mesh_types::observation::ConfigPeer;
 use mesh_types::record::{Announcement, Membership, Record, Signed, Tombstone};
-use mesh_types::{AuthorityKey, DomainId, IdentityKey, IpNet, NodeKey, Now, Source, WgKey};
+use mesh_types::{AuthorityKey, DomainId, IdentityKey, IpNet, NodeKey, Now, Source, Table, WgKey};
 
 use crate::kubernetes::Vouched;
 use crate::refusal::Reason;
@@ -130,9 +130,9 @@ pub(crate) struct Records {
     pub pins: BTreeMap<WgKey, NodeKey>,
     /// The reverse.
     pinned: BTreeMap<IdentityKey, WgKey>,
-    pub members: BTreeMap<NodeKey, Member>,
+    pub members: Table<NodeKey, Member>,
     pub tombstones: BTreeMap<NodeKey, Signed<Tombstone>>,
-    pub announced: BTreeMap<NodeKey, Announced>,
+    pub announced: Table<NodeKey, Announced>,
 }
 
 /// An entry that cannot stand.
@@ -172,9 +172,9 @@ impl Records {
             listed: false,
             pins: BTreeMap::new(),
             pinned: BTreeMap::new(),
-            members: BTreeMap::new(),
+            members: Table::default(),
             tombstones: BTreeMap::new(),
-            announced: BTreeMap::new(),
+            announced: Table::default(),
         }
     }
 

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use mesh_types::address::{mesh_prefix, overlay_ipv6};
 use mesh_types::observation::ConfigPeer;
-use mesh_types::{Idx, IpNet, NodeKey, Now, PeerId, WgKey};
+use mesh_types::{Idx, IpNet, NodeKey, Now, PeerId, Table, WgKey};
 
 use crate::describe::{Claimant, label};
 use crate::peer::Peer;
@@ -19,7 +19,7 @@ const CONFLICTS_MAX: usize = 256;
 
 #[derive(Debug, Default)]
 pub(crate) struct View {
-    pub peers: BTreeMap<PeerId, Peer>,
+    pub peers: Table<PeerId, Peer>,
     /// Current, next and configured keys.
     pub keys: BTreeMap<WgKey, PeerId>,
     pub ranges: Ranges,

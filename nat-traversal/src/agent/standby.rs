@@ -109,7 +109,7 @@ impl PathAgent {
             .iter()
             .filter(|(_, remote)| remote.relay.is_some() && remote.relay != via)
             .max_by_key(|(_, remote)| remote.last_answer)
-            .map(|(address, remote)| (*address, remote))
+            .map(|(address, remote)| (*address, &**remote))
     }
 
     /// The relays' knowledge of the own mapping is to be renewed, once.

@@ -62,7 +62,7 @@ impl PathAgent {
             .filter(|(_, remote)| proven(remote))
             .map(|(address, _)| node.turn.real(*address))
             .collect();
-        let own = |remote: &&Remote| remote.turn.is_none() && remote.relay.is_none();
+        let own = |remote: &&Box<Remote>| remote.turn.is_none() && remote.relay.is_none();
         let mut candidates: Vec<(bool, bool, Candidate)> = self
             .remotes
             .values()
@@ -95,7 +95,7 @@ impl PathAgent {
             };
             let mut remote = Remote::new(candidate, kind, now);
             remote.turn = Some(link);
-            self.remotes.insert(loopback, remote);
+            self.remotes.insert(loopback, Box::new(remote));
         } else if self.path().is_none_or(|path| path.remote != loopback) {
             self.burst(&[loopback], false, now);
         }

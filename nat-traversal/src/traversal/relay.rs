@@ -255,6 +255,10 @@ impl Traversal {
             self.leave_relays(id, now);
             return;
         }
+        if reach.is_empty() && !self.meetings.contains_key(&id) {
+            // Once a relay is in reach, all are looked at that lack a path.
+            return;
+        }
         let meeting = self.meetings.entry(id).or_default();
         meeting.leave = None;
         meeting.next = None;

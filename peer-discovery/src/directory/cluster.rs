@@ -55,7 +55,7 @@ impl Directory {
         self.cluster.as_ref()?.own_node()
     }
 
-    /// All Nodes, by name. Of others' annotations, only the agent's identity and what people wish are kept.
+    /// All Nodes, by name. Of others' annotations, only what people wish is kept.
     pub fn cluster_nodes(&self) -> impl Iterator<Item = &Node> {
         self.cluster.iter().flat_map(Cluster::nodes)
     }

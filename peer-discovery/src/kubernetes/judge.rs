@@ -26,9 +26,9 @@ pub(crate) struct Vouched {
     /// As an authority would say it, without a signature; its serial is the Node's age.
     pub record: Membership,
     /// Those of its ranges that are its pods'.
-    pub pods: BTreeSet<IpNet>,
+    pub pods: Vec<IpNet>,
     /// Those that are its InternalIPs.
-    pub addresses: BTreeSet<IpNet>,
+    pub addresses: Vec<IpNet>,
     /// Its region, as a person or the cloud says.
     pub region: Option<String>,
     /// Where a person says it is reached.
@@ -338,8 +338,8 @@ impl Judge<'_> {
                 serial: held.node.created,
                 not_after: None,
             },
-            pods: pods.into_iter().collect(),
-            addresses: addresses.into_iter().collect(),
+            pods: sorted(pods),
+            addresses: sorted(addresses),
             region: wishes.region,
             forced: wishes.forced,
         }
@@ -357,6 +357,13 @@ impl Verdict {
             });
         }
     }
+}
+
+fn sorted(mut nets: Vec<IpNet>) -> Vec<IpNet> {
+    nets.sort_unstable();
+    nets.dedup();
+    nets.shrink_to_fit();
+    nets
 }
 
 fn overlapping(names: &[&str], holder: usize, own: &str) -> (Reason, String) {
