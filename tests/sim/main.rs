@@ -1,7 +1,9 @@
 //! The whole mesh on a simulated internet: scenarios by name, then random worlds by seed.
 
 mod matrix;
+mod memory;
 mod property;
+mod scale;
 mod world;
 
 mod scenarios {

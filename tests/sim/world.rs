@@ -6,6 +6,7 @@
 
 mod api;
 mod build;
+mod cloud;
 mod flow;
 mod node;
 mod noise;

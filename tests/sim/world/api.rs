@@ -32,6 +32,10 @@ pub struct Api {
     pub breaks: u32,
     /// All writes of announcements that were taken.
     pub writes: Vec<Write>,
+    /// Nodes in all listings that were given.
+    pub listed: u64,
+    /// Events of Nodes that watches were told.
+    pub told: u64,
     /// Requests that failed because the server was away.
     pub missed: u64,
     /// What listings show in place of the truth: a stale cache.
@@ -61,6 +65,8 @@ impl Api {
             lag: Duration::from_millis(200),
             breaks: 0,
             writes: Vec::new(),
+            listed: 0,
+            told: 0,
             missed: 0,
             stale: None,
             objects: BTreeMap::new(),
@@ -106,6 +112,12 @@ impl Api {
     pub fn uid(&mut self) -> String {
         self.made += 1;
         format!("00000000-0000-4000-8000-{:012}", self.made)
+    }
+
+    /// Counts writes and what is read from now on.
+    pub fn forget_traffic(&mut self) {
+        self.writes.clear();
+        (self.listed, self.told) = (0, 0);
     }
 
     /// Writes since then.
@@ -219,6 +231,7 @@ impl Api {
                     out.push((*node, ClusterEvent::Policy(None)));
                     let nodes = || self.objects.values().cloned().collect();
                     let nodes = self.stale.clone().unwrap_or_else(nodes);
+                    self.listed += nodes.len() as u64;
                     out.push((*node, ClusterEvent::Listed(nodes)));
                     watch.next = Some(self.log.len());
                 }
@@ -228,6 +241,7 @@ impl Api {
                         watch.at = now + RECONNECT + self.random.time(RECONNECT);
                         continue;
                     }
+                    self.told += 1;
                     out.push((*node, self.log[next].clone()));
                     watch.next = Some(next + 1);
                 }

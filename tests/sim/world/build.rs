@@ -403,7 +403,8 @@ impl World {
         self.pump(id);
     }
 
-    fn update_host_report(&mut self, id: NodeId) {
+    /// Looks up what a node's host looks like now.
+    pub fn update_host_report(&mut self, id: NodeId) {
         let addresses = self.net.addresses(self.nodes[id.0].host);
         let has = |ipv4| addresses.iter().any(|address| address.ip.is_ipv4() == ipv4);
         let (v4, v6) = (has(true), has(false));
