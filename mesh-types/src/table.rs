@@ -1,7 +1,19 @@
-//! A map for thousands of large values.
+//! A map for thousands of large values, and queues that are long for a moment.
 
-use std::collections::BTreeMap;
 use std::collections::btree_map;
+use std::collections::{BTreeMap, VecDeque};
+
+/// Room that a queue keeps while it is empty.
+const KEPT: usize = 64;
+
+/// Takes the first of a queue. An empty one gives back the room that it took when thousands waited.
+pub fn take_first<T>(queue: &mut VecDeque<T>) -> Option<T> {
+    let first = queue.pop_front();
+    if queue.is_empty() {
+        queue.shrink_to(KEPT);
+    }
+    first
+}
 
 /// A sorted map whose values stand outside of the tree. The nodes of a B-tree that grew in order are half empty, so values
 /// inside of them would take almost twice their room.
@@ -139,6 +151,13 @@ impl<'a, K, V> IntoIterator for &'a Table<K, V> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_empty_queue_gives_its_room_back() {
+        let mut queue: VecDeque<u32> = (0..10_000).collect();
+        while take_first(&mut queue).is_some() {}
+        assert!(queue.capacity() < 1_000);
+    }
 
     #[test]
     fn a_table_holds_what_was_put_in_by_key() {

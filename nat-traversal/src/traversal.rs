@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use mesh_types::WgSecret;
 use mesh_types::message::Forward;
 use mesh_types::report::{HostAddress, TunnelStats};
+use mesh_types::table::take_first;
 use mesh_types::token::{TicketId, TicketKeys};
 use mesh_types::{
     Candidate, CandidateKind, Idx, IpNet, Message, NatReport, Now, PeerId, SocketId, Table,
@@ -377,12 +378,12 @@ impl Traversal {
 
     /// The next datagram to send. Events come first: [`Event::EpochRaised`] must be stored before.
     pub fn poll_transmit(&mut self) -> Option<Transmit> {
-        self.node.transmits.pop_front()
+        take_first(&mut self.node.transmits)
     }
 
     /// The next event.
     pub fn poll_event(&mut self) -> Option<Event> {
-        self.node.events.pop_front()
+        take_first(&mut self.node.events)
     }
 
     /// The path in use to a peer.

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use mesh_types::command::{Command, CommandId};
 use mesh_types::observation::Fact;
 use mesh_types::report::{Answer, PortMapping};
+use mesh_types::table::take_first;
 use mesh_types::{
     Applied, HostPlan, HostReport, Message, NodeKey, Now, Observation, PeerId, SocketId, Source,
     State, Transmit, TunnelReport, WgSecret,
@@ -350,14 +351,12 @@ impl Overlay {
 
     /// The next datagram to send. Poll all events first: an [`Event::Persist`] among them comes before it.
     pub fn poll_transmit(&mut self) -> Option<Transmit> {
-        self.transmits
-            .pop_front()
-            .or_else(|| self.traversal.poll_transmit())
+        take_first(&mut self.transmits).or_else(|| self.traversal.poll_transmit())
     }
 
     /// The next event.
     pub fn poll_event(&mut self) -> Option<Event> {
-        self.events.pop_front()
+        take_first(&mut self.events)
     }
 
     /// What the host should hold.
