@@ -116,7 +116,8 @@ impl NatKind {
         };
     }
 
-    /// An earlier run has sent there, and the translator may still let in what comes from there: it is no stranger.
+    /// Something else than a probe was sent there, by the tunnel or by an earlier run, and the translator may let in what
+    /// comes from there: it is no stranger.
     pub(crate) fn sent_before(&mut self, to: IpAddr) {
         if self.contacted.len() < CONTACTED_MAX {
             self.contacted.insert(to);

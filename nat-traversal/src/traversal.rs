@@ -1,7 +1,7 @@
 //! The node's side of it all: one [`Traversal`] per node.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use mesh_types::WgSecret;
@@ -337,6 +337,11 @@ impl Traversal {
     /// those that paths leave from. A number is never used for two sockets.
     pub fn sockets(&self) -> impl Iterator<Item = SocketId> + '_ {
         self.node.sockets.wanted()
+    }
+
+    /// The tunnel has sent there by itself, from the port it shares with probes: whoever comes from there is no stranger.
+    pub fn tunnel_sent(&mut self, to: IpAddr) {
+        self.node.nat.sent_before(to);
     }
 
     /// What the tunnel knows of a peer: where it sends, what it moves.

@@ -43,6 +43,7 @@ impl Overlay {
 
     /// The tunnel has sent a handshake initiation to `remote`.
     pub fn handle_initiation(&mut self, remote: SocketAddr, bytes: &[u8], now: Now) {
+        self.traversal.tunnel_sent(remote.ip());
         let (kind, len) = INITIATION;
         let there = |id: &PeerId| {
             self.traversal

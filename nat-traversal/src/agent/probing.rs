@@ -33,12 +33,21 @@ impl PathAgent {
         now: Instant,
     ) -> bool {
         let by_udp = |remote: &Remote| remote.kind.is_direct_udp();
-        if self.is_silent() && self.remotes.get(&address).is_none_or(|remote| by_udp(remote)) {
+        if self.is_silent()
+            && self
+                .remotes
+                .get(&address)
+                .is_none_or(|remote| by_udp(remote))
+        {
             return true;
         }
         let on_path = self.path().is_some_and(|path| path.remote == address);
         let ip = node.turn.real(address).ip();
-        let sure = on_path || self.remotes.get(&address).is_some_and(|remote| remote.is_sure());
+        let sure = on_path
+            || self
+                .remotes
+                .get(&address)
+                .is_some_and(|remote| remote.is_sure());
         if !sure && !node.budget.take(ip, now) {
             node.counters.add("budget-deferred");
             return false;
@@ -77,7 +86,10 @@ impl PathAgent {
             .map(|(address, _)| *address)
             .collect();
         for address in due {
-            let lost = self.remotes.get(&address).is_some_and(|remote| remote.is_lost());
+            let lost = self
+                .remotes
+                .get(&address)
+                .is_some_and(|remote| remote.is_lost());
             if lost && self.is_spare(&address) {
                 self.remotes.remove(&address);
                 continue;

@@ -127,7 +127,13 @@ impl PathAgent {
             return;
         }
         let kind = CandidateKind::Relayed;
-        let new = || Box::new(Remote::new(Candidate { kind, address }, PathKind::NodeRelay, now));
+        let new = || {
+            Box::new(Remote::new(
+                Candidate { kind, address },
+                PathKind::NodeRelay,
+                now,
+            ))
+        };
         let remote = self.remotes.entry(address).or_insert_with(new);
         remote.relay = Some(relay);
         remote.lent = true;
