@@ -51,6 +51,7 @@ const DEPENDENCIES: [(&str, Allowed); 9] = [
                 "hkdf",
                 "hmac-sha1",
                 "ipnet",
+                "litemap",
                 "md5",
                 "rand_chacha",
                 "rand_core",
