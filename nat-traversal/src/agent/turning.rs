@@ -62,11 +62,11 @@ impl PathAgent {
             .filter(|(_, remote)| proven(remote))
             .map(|(address, _)| node.turn.real(*address))
             .collect();
-        let own = |remote: &&Box<Remote>| remote.turn.is_none() && remote.relay.is_none();
+        let own = |remote: &Remote| remote.turn.is_none() && remote.relay.is_none();
         let mut candidates: Vec<(bool, bool, Candidate)> = self
             .remotes
             .values()
-            .filter(own)
+            .filter(|remote| own(remote))
             .map(|remote| {
                 let candidate = remote.candidate;
                 let relayed = candidate.kind == CandidateKind::Relayed;

@@ -144,7 +144,7 @@ fn a_policy_that_goes_takes_its_limits_with_it() {
     assert!(directory.of(&two).node_ips.is_empty());
     assert!(directory.own_membership().is_some());
     directory.hear(mesh_types::cluster::ClusterEvent::Policy(None), 0);
-    assert_eq!(directory.of(&two).node_ips, [net("192.0.2.2/32")].into());
+    assert_eq!(directory.of(&two).node_ips, [net("192.0.2.2/32")]);
     assert!(directory.policy().is_none());
 }
 
@@ -209,7 +209,7 @@ fn a_pod_range_that_the_policy_routes_nowhere_is_still_its_nodes() {
     });
     directory.list(&[&worker(1), &worker(3), &thief]);
     let expected = [net("2001:db8::4/128")];
-    assert_eq!(directory.of(&thief).node_ips, expected.into());
+    assert_eq!(directory.of(&thief).node_ips, expected);
     assert_eq!(directory.carried(&thief).len(), 2);
     assert_eq!(directory.count(Reason::OwnRange), 1);
     assert_eq!(directory.count(Reason::Overlap), 1);

@@ -22,7 +22,7 @@ fn a_node_with_a_record_is_a_peer_with_its_ranges_and_its_region() {
     assert_eq!(peer.source, Source::Kubernetes { domain: CLUSTER });
     assert_eq!(peer.ipv4, Some([10, 244, 2, 0].into()));
     assert!(peer.pod_cidrs.contains(&net("10.244.2.0/24")));
-    assert_eq!(peer.node_ips, [net("192.0.2.2/32")].into());
+    assert_eq!(peer.node_ips, [net("192.0.2.2/32")]);
     let carried: Vec<String> = peer.allowed_ips.iter().map(ToString::to_string).collect();
     let overlay = mesh_types::address::overlay_ipv6(&two.node()).to_string() + "/128";
     let mut expected = [
@@ -55,7 +55,7 @@ fn where_the_mesh_lies_under_the_cni_only_node_addresses_are_routed() {
     assert!(peer.pod_cidrs.is_empty());
     assert_eq!(peer.ipv4, Some([192, 0, 2, 2].into()));
     let one_a_family = [net("192.0.2.2/32"), net("2001:db8::2/128")];
-    assert_eq!(peer.node_ips, one_a_family.into());
+    assert_eq!(peer.node_ips, one_a_family);
     assert_eq!(peer.allowed_ips.len(), 3);
 }
 
