@@ -132,7 +132,8 @@ mod tests {
 
     #[test]
     fn a_deadline_is_found_by_time_until_it_moves_or_goes() {
-        let second = |n| start() + Duration::from_secs(n);
+        let start = start();
+        let second = |n| start + Duration::from_secs(n);
         let id = |n| PeerId::Key(WgKey([n; 32]));
         let mut deadlines = Deadlines::default();
         deadlines.set(id(1), Some(second(5)));
