@@ -13,7 +13,7 @@
 mod peer;
 mod wire;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
@@ -51,6 +51,10 @@ pub struct Tunnel {
     public: Option<WgKey>,
     previous: Option<WgKey>,
     peers: BTreeMap<WgKey, Peer>,
+    /// Those with a timer, a session or a packet: all that most questions are about, among thousands of peers.
+    awake: BTreeSet<WgKey>,
+    /// Whose an address is, as far as asked since the last plan.
+    routes: BTreeMap<IpAddr, Option<WgKey>>,
     transmits: VecDeque<(SocketAddr, Vec<u8>)>,
     received: VecDeque<(WgKey, Inner)>,
     dropped: BTreeMap<&'static str, u64>,
@@ -68,6 +72,8 @@ impl Tunnel {
             public: None,
             previous: None,
             peers: BTreeMap::new(),
+            awake: BTreeSet::new(),
+            routes: BTreeMap::new(),
             transmits: VecDeque::new(),
             received: VecDeque::new(),
             dropped: BTreeMap::new(),
@@ -92,6 +98,7 @@ impl Tunnel {
                 .values_mut()
                 .for_each(|peer| peer.own_key_changed(may_send));
         }
+        self.routes.clear();
         self.peers.retain(|key, _| plan.peers.contains_key(key));
         for (key, planned) in &plan.peers {
             let peer = self
@@ -107,6 +114,8 @@ impl Tunnel {
             };
             peer.configure(planned, self.backend, &mut context);
         }
+        let awake = self.peers.iter().filter(|(_, peer)| peer.is_awake());
+        self.awake = awake.map(|(key, _)| *key).collect();
     }
 
     /// Sends a packet to the peer whose ranges hold its destination.
@@ -170,8 +179,7 @@ impl Tunnel {
     /// Lets timers fire.
     pub fn handle_timeout(&mut self, now: Instant) {
         let due: Vec<WgKey> = self
-            .peers
-            .iter()
+            .awake()
             .filter(|(_, peer)| peer.deadline().is_some_and(|at| at <= now))
             .map(|(key, _)| *key)
             .collect();
@@ -182,7 +190,7 @@ impl Tunnel {
 
     /// When the next timer fires.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.peers.values().filter_map(Peer::deadline).min()
+        self.awake().filter_map(|(_, peer)| peer.deadline()).min()
     }
 
     /// What is to be sent, and where to.
@@ -213,10 +221,10 @@ impl Tunnel {
 
     /// Packets that wait for a session, for the longest time first.
     pub fn staged(&self) -> usize {
-        self.peers.values().map(Peer::staged).sum()
+        self.awake().map(|(_, peer)| peer.staged()).sum()
     }
 
-    fn may_come_from(&self, key: WgKey, source: IpAddr) -> bool {
+    fn may_come_from(&mut self, key: WgKey, source: IpAddr) -> bool {
         let former = match self.backend {
             Backend::Kernel => false,
             Backend::Userspace => self.peers.get(&key).is_some_and(|p| p.covered(source)),
@@ -224,17 +232,22 @@ impl Tunnel {
         former || self.route(source) == Some(key)
     }
 
-    fn route(&self, ip: IpAddr) -> Option<WgKey> {
-        self.peers
-            .iter()
-            .filter_map(|(key, peer)| Some((peer.covers(ip)?, *key)))
-            .max()
-            .map(|(_, key)| key)
+    fn route(&mut self, ip: IpAddr) -> Option<WgKey> {
+        let Self { peers, routes, .. } = self;
+        *routes.entry(ip).or_insert_with(|| {
+            let owners = peers.iter();
+            let owners = owners.filter_map(|(key, peer)| Some((peer.covers(ip)?, *key)));
+            owners.max().map(|(_, key)| key)
+        })
+    }
+
+    fn awake(&self) -> impl Iterator<Item = (&WgKey, &Peer)> {
+        let peers = self.awake.iter();
+        peers.filter_map(|key| self.peers.get_key_value(key))
     }
 
     fn find(&self, wanted: impl Fn(&Peer) -> bool) -> Option<WgKey> {
-        self.peers
-            .iter()
+        self.awake()
             .find(|(_, peer)| wanted(peer))
             .map(|(key, _)| *key)
     }
@@ -256,6 +269,11 @@ impl Tunnel {
             now,
         };
         act(peer, &mut context);
+        if peer.is_awake() {
+            self.awake.insert(key);
+        } else {
+            self.awake.remove(&key);
+        }
         for reason in peer.take_drops() {
             self.drop(reason);
         }

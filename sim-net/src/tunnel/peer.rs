@@ -210,6 +210,12 @@ impl Peer {
         }
     }
 
+    /// Has it a timer, a session or a packet?
+    pub(super) fn is_awake(&self) -> bool {
+        let waits = self.pending.is_some() || !self.staged.is_empty();
+        waits || self.deadline().is_some() || self.sessions().next().is_some()
+    }
+
     pub(super) fn staged(&self) -> usize {
         self.staged.len()
     }
