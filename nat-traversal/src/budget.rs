@@ -123,15 +123,29 @@ impl Calls {
 }
 
 /// Addresses that may be candidates at all.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub(crate) struct Admission {
-    /// Mesh, pod and service ranges.
-    pub(crate) excluded: Vec<IpNet>,
+    /// Mesh, pod and service ranges: in order, and none within another.
+    excluded: Vec<IpNet>,
     /// For tests on one machine.
     pub(crate) allow_loopback: bool,
 }
 
 impl Admission {
+    pub(crate) fn new(allow_loopback: bool) -> Self {
+        Self {
+            excluded: Vec::new(),
+            allow_loopback,
+        }
+    }
+
+    /// No address within these.
+    pub(crate) fn exclude(&mut self, ranges: Vec<IpNet>) {
+        self.excluded = ranges;
+        self.excluded = IpNet::aggregate(&self.excluded);
+        self.excluded.sort_unstable_by_key(IpNet::network);
+    }
+
     /// May packets be sent there?
     pub(crate) fn admits(&self, address: &SocketAddr) -> bool {
         address.port() >= 1024 && self.admits_ip(&address.ip())
@@ -150,9 +164,13 @@ impl Admission {
                     || ip.to_ipv4_mapped().is_some()
             }
         };
-        !special
-            && (self.allow_loopback || !ip.is_loopback())
-            && !self.excluded.iter().any(|net| net.contains(ip))
+        !special && (self.allow_loopback || !ip.is_loopback()) && !self.is_excluded(ip)
+    }
+
+    fn is_excluded(&self, ip: &IpAddr) -> bool {
+        let next = self.excluded.partition_point(|net| net.network() <= *ip);
+        let last = next.checked_sub(1).and_then(|at| self.excluded.get(at));
+        last.is_some_and(|net| net.contains(ip))
     }
 }
 
@@ -207,10 +225,9 @@ mod tests {
 
     #[test]
     fn addresses_that_are_no_nodes_are_not_admitted() {
-        let admission = Admission {
-            excluded: vec!["10.77.0.0/16".parse().unwrap()],
-            allow_loopback: false,
-        };
+        let mut admission = Admission::new(false);
+        let ranges = ["10.77.3.0/24", "fd77::/16", "10.77.0.0/16", "10.1.0.0/16"];
+        admission.exclude(ranges.map(|net| net.parse().unwrap()).into());
         for refused in [
             "127.0.0.1:5000",
             "224.0.0.1:5000",
@@ -218,6 +235,9 @@ mod tests {
             "0.0.0.0:5000",
             "255.255.255.255:5000",
             "10.77.3.4:5000",
+            "10.77.255.255:5000",
+            "10.1.0.0:5000",
+            "[fd77::1]:5000",
             "203.0.113.1:53",
             "[fe80::1]:5000",
             "[ff02::1]:5000",
@@ -227,7 +247,16 @@ mod tests {
         ] {
             assert!(!admission.admits(&refused.parse().unwrap()), "{refused}");
         }
-        assert!(admission.admits(&"203.0.113.1:5000".parse().unwrap()));
-        assert!(admission.admits(&"[2001:db8::1]:5000".parse().unwrap()));
+        for admitted in [
+            "203.0.113.1:5000",
+            "10.0.255.255:5000",
+            "10.2.0.0:5000",
+            "10.76.255.255:5000",
+            "10.78.0.0:5000",
+            "[2001:db8::1]:5000",
+            "[fd78::1]:5000",
+        ] {
+            assert!(admission.admits(&admitted.parse().unwrap()), "{admitted}");
+        }
     }
 }

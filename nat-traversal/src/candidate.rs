@@ -87,10 +87,8 @@ mod tests {
 
     #[test]
     fn only_underlay_addresses_become_candidates() {
-        let admission = Admission {
-            excluded: vec!["10.244.0.0/16".parse().unwrap()],
-            allow_loopback: false,
-        };
+        let mut admission = Admission::new(false);
+        admission.exclude(vec!["10.244.0.0/16".parse().unwrap()]);
         let hosts = [
             host("eth0", "192.0.2.5", true),
             host("eth0", "2001:db8::5", true),

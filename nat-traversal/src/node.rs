@@ -157,10 +157,7 @@ impl Node {
         let mut rng = ChaCha20Rng::from_seed(seed);
         let mut turn_seed = seed;
         turn_seed[0] ^= 0xff;
-        let admission = Admission {
-            excluded: Vec::new(),
-            allow_loopback: config.allow_loopback,
-        };
+        let admission = Admission::new(config.allow_loopback);
         Self {
             config,
             keys: Vec::new(),

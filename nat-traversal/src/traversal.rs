@@ -170,7 +170,7 @@ impl Traversal {
     /// Sets mesh, pod and service ranges: never candidates, ours or theirs. Those of peers go at once, a
     /// path in use excepted; own ones with the next call that has a `now`.
     pub fn set_excluded(&mut self, ranges: Vec<IpNet>) {
-        self.node.admission.excluded = ranges;
+        self.node.admission.exclude(ranges);
         self.node.nat.unjudged = true;
         let (addresses, ipv6_off) = &self.addresses;
         self.node.hosts = candidate::usable(addresses, *ipv6_off, &self.node.admission);
