@@ -242,10 +242,9 @@ impl Overlay {
         let but = [target, from];
         let mut out: Vec<(bool, bool, bool, PeerId)> = self
             .peers
-            .iter()
-            .filter(|(id, record)| !but.contains(&Some(**id)) && record.idx != sender)
-            .map(|(id, _)| id)
-            .filter(|id| self.connected(id, now))
+            .met()
+            .filter(|id| !but.contains(&Some(**id)) && self.connected(id, now))
+            .filter(|id| self.peers.get(id).is_some_and(|peer| peer.idx != sender))
             .filter_map(|id| {
                 let peer = self.directory.peer(id)?;
                 let public = public(&peer.nat, &peer.endpoints);
@@ -422,8 +421,8 @@ impl Overlay {
 
     /// Everybody a message can be sent to, those that sleep too: it wakes them.
     pub(crate) fn connected_peers(&self, now: Now) -> Vec<PeerId> {
-        let all = self.peers.keys();
-        all.filter(|id| self.connected(id, now)).copied().collect()
+        let met = self.peers.met();
+        met.filter(|id| self.connected(id, now)).copied().collect()
     }
 
     /// Says what is due to peers on new paths.

@@ -388,6 +388,7 @@ impl Overlay {
                 quiet = false;
                 self.handle_directory(&event, now);
             }
+            self.peers.follow();
             while let Some(event) = self.traversal.poll_event() {
                 quiet = false;
                 self.handle_traversal(event, now);

@@ -260,6 +260,11 @@ impl PeerRecord {
             .is_some_and(|at| now.saturating_duration_since(at) < ACTIVITY_WINDOW)
     }
 
+    /// Is there a path, or was there ever a session? [`Self::session`] says whether it lives.
+    pub(crate) fn met(&self) -> bool {
+        self.path_since.is_some() || self.heard.is_some() || self.stats.handshake_age.is_some()
+    }
+
     /// Is there a WireGuard session, as far as anybody can tell?
     pub(crate) fn session(&self, now: Instant) -> bool {
         let reported = self

@@ -18,6 +18,8 @@ pub(crate) struct Peers {
     deadlines: BTreeSet<(Instant, PeerId)>,
     /// Who is to be greeted.
     greeted: BTreeSet<PeerId>,
+    /// Whom a message may reach: there is a path, or was a session.
+    met: BTreeSet<PeerId>,
 }
 
 impl Deref for Peers {
@@ -69,6 +71,7 @@ impl Peers {
             self.deadlines.remove(&(at, *id));
         }
         self.greeted.remove(id);
+        self.met.remove(id);
         self.touched.remove(id);
         Some(record)
     }
@@ -87,12 +90,14 @@ impl Peers {
                 self.deadlines.extend(deadline.map(|at| (at, id)));
                 record.armed = deadline;
             }
-            if record.greeting.is_some() {
-                self.greeted.insert(id);
-            } else {
-                self.greeted.remove(&id);
-            }
+            keep(&mut self.greeted, id, record.greeting.is_some());
+            keep(&mut self.met, id, record.met());
         }
+    }
+
+    /// All who may have a path or a session, in the order of their names.
+    pub(crate) fn met(&self) -> impl Iterator<Item = &PeerId> {
+        self.met.union(&self.touched)
     }
 
     /// The earliest deadline.
@@ -114,6 +119,14 @@ impl Peers {
     pub(crate) fn greeted(&mut self) -> BTreeSet<PeerId> {
         self.follow();
         self.greeted.clone()
+    }
+}
+
+fn keep(set: &mut BTreeSet<PeerId>, id: PeerId, wanted: bool) {
+    if wanted {
+        set.insert(id);
+    } else {
+        set.remove(&id);
     }
 }
 
@@ -156,5 +169,27 @@ mod tests {
         peers.follow();
         assert_eq!(peers.deadline(), None);
         assert!(peers.due(start + 100 * second).is_empty());
+    }
+
+    #[test]
+    fn whoever_was_met_is_among_the_met_at_once_and_until_that_is_forgotten() {
+        let start = Instant::now();
+        let id = PeerId::Key(WgKey([1; 32]));
+        let met = |peers: &Peers| peers.met().any(|met| *met == id);
+        let mut peers = Peers::default();
+        peers.insert(id, PeerRecord::new(WgKey([1; 32]), start));
+        peers.follow();
+        assert!(!met(&peers));
+        peers.get_mut(&id).expect("a record").path_since = Some(start);
+        assert!(met(&peers));
+        peers.follow();
+        assert!(met(&peers));
+        let record = peers.get_mut(&id).expect("a record");
+        (record.path_since, record.heard) = (None, Some(start));
+        peers.follow();
+        assert!(met(&peers));
+        peers.get_mut(&id).expect("a record").heard = None;
+        peers.follow();
+        assert!(!met(&peers));
     }
 }
