@@ -17,6 +17,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
+use ipnet::IpNet;
 use mesh_types::plan::TunnelPlan;
 use mesh_types::report::{Backend, TunnelReport};
 use mesh_types::{WgKey, WgSecret};
@@ -53,8 +54,9 @@ pub struct Tunnel {
     peers: BTreeMap<WgKey, Peer>,
     /// Those with a timer, a session or a packet: all that most questions are about, among thousands of peers.
     awake: BTreeSet<WgKey>,
-    /// Whose an address is, as far as asked since the last plan.
-    routes: BTreeMap<IpAddr, Option<WgKey>>,
+    /// Whose ranges these are, and which lengths they have.
+    ranges: BTreeMap<IpNet, WgKey>,
+    lengths: BTreeSet<u8>,
     transmits: VecDeque<(SocketAddr, Vec<u8>)>,
     received: VecDeque<(WgKey, Inner)>,
     dropped: BTreeMap<&'static str, u64>,
@@ -73,7 +75,8 @@ impl Tunnel {
             previous: None,
             peers: BTreeMap::new(),
             awake: BTreeSet::new(),
-            routes: BTreeMap::new(),
+            ranges: BTreeMap::new(),
+            lengths: BTreeSet::new(),
             transmits: VecDeque::new(),
             received: VecDeque::new(),
             dropped: BTreeMap::new(),
@@ -98,7 +101,12 @@ impl Tunnel {
                 .values_mut()
                 .for_each(|peer| peer.own_key_changed(may_send));
         }
-        self.routes.clear();
+        let ranges = plan.peers.iter().flat_map(|(key, peer)| {
+            let nets = peer.allowed_ips.iter();
+            nets.map(|net| (net.trunc(), *key))
+        });
+        self.ranges = ranges.collect();
+        self.lengths = self.ranges.keys().map(IpNet::prefix_len).collect();
         self.peers.retain(|key, _| plan.peers.contains_key(key));
         for (key, planned) in &plan.peers {
             let peer = self
@@ -224,7 +232,7 @@ impl Tunnel {
         self.awake().map(|(_, peer)| peer.staged()).sum()
     }
 
-    fn may_come_from(&mut self, key: WgKey, source: IpAddr) -> bool {
+    fn may_come_from(&self, key: WgKey, source: IpAddr) -> bool {
         let former = match self.backend {
             Backend::Kernel => false,
             Backend::Userspace => self.peers.get(&key).is_some_and(|p| p.covered(source)),
@@ -232,12 +240,11 @@ impl Tunnel {
         former || self.route(source) == Some(key)
     }
 
-    fn route(&mut self, ip: IpAddr) -> Option<WgKey> {
-        let Self { peers, routes, .. } = self;
-        *routes.entry(ip).or_insert_with(|| {
-            let owners = peers.iter();
-            let owners = owners.filter_map(|(key, peer)| Some((peer.covers(ip)?, *key)));
-            owners.max().map(|(_, key)| key)
+    fn route(&self, ip: IpAddr) -> Option<WgKey> {
+        let mut lengths = self.lengths.iter().rev();
+        lengths.find_map(|length| {
+            let net = IpNet::new(ip, *length).ok()?;
+            self.ranges.get(&net.trunc()).copied()
         })
     }
 

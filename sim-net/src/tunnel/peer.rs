@@ -173,15 +173,6 @@ impl Peer {
         }
     }
 
-    pub(super) fn covers(&self, ip: IpAddr) -> Option<u8> {
-        self.planned
-            .allowed_ips
-            .iter()
-            .filter(|net| net.contains(&ip))
-            .map(IpNet::prefix_len)
-            .max()
-    }
-
     pub(super) fn covered(&self, ip: IpAddr) -> bool {
         self.former.iter().any(|net| net.contains(&ip))
     }
