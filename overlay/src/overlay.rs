@@ -388,6 +388,7 @@ impl Overlay {
                 quiet = false;
                 self.handle_directory(&event, now);
             }
+            // A start touches all, and each call below asks who was met.
             self.peers.follow();
             while let Some(event) = self.traversal.poll_event() {
                 quiet = false;

@@ -1,4 +1,4 @@
-//! Twenty whole agents that each see thousands of announced Nodes: what that costs, as docs/scale.md tells.
+//! Twenty whole agents that each see many announced Nodes: what that costs, as docs/scale.md tells.
 //!
 //! The agents are real and most of them stand behind translators; the other Nodes are objects with valid records of
 //! machines that never answer. `FARSPAN_SCALE_NODES` is the number of all Nodes: 100 unless given.
