@@ -67,24 +67,15 @@ impl Sender {
         counters: &Counters,
     ) -> bool {
         let count = message.count as u64;
-        let mut gone = false;
+        let local = to.local;
         if message.count > 1 && self.may_segment(may_segment, message, now) {
             let segment = Some(message.segment);
-            let mut result = send(to, message.bytes(), segment);
-            if to.local.is_some() && result.as_ref().is_err_and(bad_source) {
-                let anywhere = Destination { local: None, ..to };
-                let again = send(anywhere, message.bytes(), segment);
-                if again.is_ok() {
-                    gone = true;
-                    to = anywhere;
-                    result = again;
-                }
-            }
+            let result = send_by(&mut send, &mut to, message.bytes(), segment);
             counters.add(Count::UdpSends, 1);
             match result {
                 Ok(()) => {
                     counters.add(Count::UdpSent, count);
-                    return gone;
+                    return to.local != local;
                 }
                 Err(error) if segmentation_refused(&error) => {
                     counters.add(Count::UdpUnsegmented, 1);
@@ -100,28 +91,19 @@ impl Sender {
                 }
                 Err(error) => {
                     counters.add(refusal(&error), count);
-                    return gone;
+                    return to.local != local;
                 }
             }
         }
         for datagram in message.datagrams() {
-            let mut result = send(to, datagram, None);
-            if to.local.is_some() && result.as_ref().is_err_and(bad_source) {
-                let anywhere = Destination { local: None, ..to };
-                let again = send(anywhere, datagram, None);
-                if again.is_ok() {
-                    gone = true;
-                    to = anywhere;
-                    result = again;
-                }
-            }
+            let result = send_by(&mut send, &mut to, datagram, None);
             counters.add(Count::UdpSends, 1);
             match result {
                 Ok(()) => counters.add(Count::UdpSent, 1),
                 Err(error) => counters.add(refusal(&error), 1),
             }
         }
-        gone
+        to.local != local
     }
 
     fn may_segment(&mut self, segment: &AtomicBool, message: &Message, now: Instant) -> bool {
@@ -136,6 +118,23 @@ impl Sender {
         segment.load(Ordering::Relaxed)
             && refused.is_none_or(|(segment, _)| message.segment < *segment)
     }
+}
+
+/// Sends from where the peer expects it; from anywhere, and so from now on, where that address is gone.
+fn send_by(
+    send: &mut impl FnMut(Destination, &[u8], Option<usize>) -> io::Result<()>,
+    to: &mut Destination,
+    bytes: &[u8],
+    segment: Option<usize>,
+) -> io::Result<()> {
+    let result = send(*to, bytes, segment);
+    if to.local.is_none() || !result.as_ref().is_err_and(bad_source) {
+        return result;
+    }
+    let anywhere = Destination { local: None, ..*to };
+    send(anywhere, bytes, segment).or(result)?;
+    *to = anywhere;
+    Ok(())
 }
 
 /// Could the error come from a source address that is gone? Which one the kernel chooses depends on the route.
