@@ -1,10 +1,11 @@
 //! The command line: verbs, flags and their help.
 
+use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use mesh_types::IpNet;
 
 mod agent;
@@ -611,8 +612,8 @@ pub fn bytes(text: &str) -> Result<u64, String> {
     Ok(size)
 }
 
-/// Clap's report of a wrong command line as one sentence.
-pub fn usage_sentence(report: &str) -> String {
+/// Clap's report of a wrong command line, given word by word, as one sentence.
+pub fn usage_sentence(report: &str, words: impl Iterator<Item = OsString>) -> String {
     let lines = report.lines().map(str::trim);
     let mut sentence = lines
         .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more information"))
@@ -625,20 +626,14 @@ pub fn usage_sentence(report: &str) -> String {
     if let Some((before, rest)) = sentence.split_once(" [possible values: ") {
         sentence = format!("{before}; possible values: {}", rest.replacen(']', "", 1));
     }
-    let verb = report
-        .lines()
-        .find_map(|line| line.trim().strip_prefix("Usage: "));
-    let verb = verb.map_or_else(String::new, |usage| {
-        let words = usage
-            .split(' ')
-            .take_while(|word| word.starts_with(|c: char| c.is_ascii_lowercase()));
-        words.collect::<Vec<_>>().join(" ")
-    });
-    let verb = if verb.is_empty() {
-        "farspan".to_owned()
-    } else {
-        verb
-    };
+    let mut command = &Cli::command();
+    let mut verb = command.get_name().to_owned();
+    for word in words {
+        if let Some(found) = command.find_subcommand(word) {
+            command = found;
+            verb = format!("{verb} {}", found.get_name());
+        }
+    }
     format!("{sentence}; see `{verb} --help`")
 }
 
@@ -653,7 +648,6 @@ mod tests {
 
     #[test]
     fn the_command_line_is_consistent() {
-        use clap::CommandFactory as _;
         Cli::command().debug_assert();
     }
 

@@ -16,6 +16,7 @@ pub mod client;
 pub mod crd;
 pub mod custom;
 pub mod events;
+pub mod kubeconfig;
 pub mod node;
 pub mod nodes;
 pub mod publish;

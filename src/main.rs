@@ -51,7 +51,10 @@ fn refuse(error: &clap::Error) -> ExitCode {
             ExitCode::from(USAGE)
         }
         _ => {
-            eprintln!("farspan: {}", cli::usage_sentence(&error.to_string()));
+            eprintln!(
+                "farspan: {}",
+                cli::usage_sentence(&error.to_string(), std::env::args_os().skip(1))
+            );
             ExitCode::from(USAGE)
         }
     }

@@ -230,6 +230,10 @@ fn wrong_usage_is_one_sentence() {
         (&["status", "--chekc"], "unexpected argument '--chekc'"),
         (&["status", "-o", "xml"], "invalid value 'xml'"),
         (
+            &["peer", "add", "--keepalive", "x"],
+            "see `farspan peer add --help`",
+        ),
+        (
             &["agent", "--backend", "magic"],
             "possible values: auto, kernel, userspace",
         ),

@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use anyhow::{Result, anyhow};
 use axum::http::{Method, Request, header};
-use kube::config::{KubeConfigOptions, Kubeconfig};
 use serde_json::Value;
 
 use crate::cli::ClusterArgs;
+use crate::kube::kubeconfig;
 
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
 /// A large listing takes its time.
@@ -34,26 +34,11 @@ pub enum Patch {
 impl Cluster {
     /// Credentials as kubectl finds them.
     pub async fn connect(args: &ClusterArgs) -> Result<Self> {
-        let options = KubeConfigOptions {
-            context: args.context.clone(),
-            ..KubeConfigOptions::default()
+        let context = args.context.as_deref();
+        let mut config = match &args.kubeconfig {
+            Some(path) => kubeconfig::of_file(path, context).await?,
+            None => kubeconfig::found(context).await?,
         };
-        let config = match &args.kubeconfig {
-            Some(path) => {
-                let file = Kubeconfig::read_from(path)
-                    .map_err(|error| anyhow!("cannot read {}: {}", path.display(), crate::kube::client::chain(&error)))?;
-                kube::Config::from_custom_kubeconfig(file, &options)
-                    .await
-                    .map_err(|error| anyhow!("{}: {}", path.display(), crate::kube::client::chain(&error)))
-            }
-            None if args.context.is_some() => kube::Config::from_kubeconfig(&options)
-                .await
-                .map_err(|error| anyhow!("the kubeconfig cannot be used: {}", crate::kube::client::chain(&error))),
-            None => kube::Config::infer().await.map_err(|_| {
-                anyhow!("there are no credentials for a cluster: no KUBECONFIG, no ~/.kube/config, no ServiceAccount; give --kubeconfig FILE")
-            }),
-        };
-        let mut config = config?;
         config.connect_timeout = Some(CONNECT_WITHIN);
         config.read_timeout = Some(ANSWER_WITHIN);
         config.default_retry = false;

@@ -10,13 +10,13 @@ use axum::http;
 use axum::http::header::{AUTHORIZATION, HeaderValue};
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
-use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::params::{GetParams, ListParams, Patch, PatchParams, PostParams, WatchParams};
 use kube::core::request::{Error as RequestError, Request};
 use kube::core::{Status, WatchEvent};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use super::kubeconfig;
 use super::node::List;
 use crate::agent::metrics;
 use crate::config::kubernetes::Kubernetes;
@@ -472,20 +472,7 @@ async fn credentials(config: &Kubernetes) -> Result<kube::Config> {
             )
         });
     };
-    read_kubeconfig(file)
-        .await
-        .map_err(|error| anyhow!("cannot use {}: {error}", file.display()))
-}
-
-async fn read_kubeconfig(file: &Path) -> Result<kube::Config, String> {
-    let kubeconfig = Kubeconfig::read_from(file).map_err(|error| chain(&error))?;
-    let config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
-        .await
-        .map_err(|error| chain(&error))?;
-    if config.auth_info.exec.is_some() || config.auth_info.auth_provider.is_some() {
-        return Err("its user is known by a program (exec, auth-provider), and the agent starts none; give it a token or tokenFile".to_owned());
-    }
-    Ok(config)
+    kubeconfig::for_an_agent(file).await
 }
 
 /// Waits between attempts: from 1 s to 30 s, doubling, half of it by chance.
@@ -568,31 +555,6 @@ mod tests {
         );
         let page = failure(500, &"<html>\n".repeat(1000)).to_string();
         assert!(page.len() < 600 && !page.contains('\n'));
-    }
-
-    #[tokio::test]
-    async fn credentials_of_a_program_are_refused() {
-        let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("kubeconfig");
-        let write = |user: &str| {
-            let text = format!(
-                "apiVersion: v1\nkind: Config\ncurrent-context: c\n\
-                 contexts: [{{name: c, context: {{cluster: c, user: u}}}}]\n\
-                 clusters: [{{name: c, cluster: {{server: \"https://192.0.2.1:6443\"}}}}]\n\
-                 users: [{{name: u, user: {user}}}]\n"
-            );
-            std::fs::write(&file, text).unwrap();
-        };
-        write(
-            "{exec: {apiVersion: client.authentication.k8s.io/v1, command: /bin/true, interactiveMode: Never}}",
-        );
-        let error = read_kubeconfig(&file).await.unwrap_err();
-        assert!(error.contains("the agent starts none"), "{error}");
-        write("{token: t}");
-        let config = read_kubeconfig(&file).await.unwrap();
-        assert_eq!(config.cluster_url.host(), Some("192.0.2.1"));
-        std::fs::write(&file, "{").unwrap();
-        assert!(read_kubeconfig(&file).await.is_err());
     }
 
     #[test]
