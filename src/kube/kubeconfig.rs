@@ -68,26 +68,21 @@ async fn of_context(file: Kubeconfig, context: Option<&str>, place: &str) -> Res
 }
 
 fn missing(error: &KubeconfigError) -> bool {
-    match error {
-        KubeconfigError::FindPath => true,
-        KubeconfigError::ReadConfig(error, _) => error.kind() == ErrorKind::NotFound,
-        _ => false,
+    if let KubeconfigError::ReadConfig(error, _) = error {
+        return error.kind() == ErrorKind::NotFound;
     }
+    matches!(error, KubeconfigError::FindPath)
 }
 
 /// The parser quotes the lines around a mistake, with whatever token stands there.
 fn sentence(error: &KubeconfigError) -> String {
-    match error {
-        KubeconfigError::Parse(error) => match error.location() {
-            Some(place) => format!(
-                "it is no kubeconfig (line {}, column {})",
-                place.line(),
-                place.column()
-            ),
-            None => "it is no kubeconfig".to_owned(),
-        },
-        error => chain(error),
-    }
+    let KubeconfigError::Parse(error) = error else {
+        return chain(error);
+    };
+    let place = error.location().map_or_else(String::new, |place| {
+        format!(" (line {}, column {})", place.line(), place.column())
+    });
+    format!("it is no kubeconfig{place}")
 }
 
 #[cfg(test)]
