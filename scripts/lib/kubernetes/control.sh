@@ -15,8 +15,10 @@ YAML
 
 kubectl() { ip netns exec "$lab-hub" env KUBECONFIG="$files/admin.kubeconfig" "$tools/kubectl" --cache-dir="$files/kubectl" "$@"; }
 
-# region_of NODE, number_of NODE, addresses NODE, ranges NODE
-region_of() { printf '%s' "${1%%-*}"; }
+# labels_of NODE   what a cloud says of it; tokyo is on premises, and labelled by a person
+labels_of() { [ "$1" = tokyo-1 ] || echo "topology.kubernetes.io/region: ${1%%-*}, topology.kubernetes.io/zone: ${1%%-*},"; }
+
+# number_of NODE, addresses NODE, ranges NODE
 number_of() { case "$1" in hub) echo 1 ;; paris-1) echo 2 ;; paris-2) echo 3 ;; tokyo-1) echo 4 ;; *) die "no node $1" ;; esac; }
 addresses() {
   case "$1" in
@@ -46,7 +48,7 @@ start_control() {
   local ranges=10.96.0.0/16,fd10:96::/112 folder="$files/control"
   credentials
   service hub ../control/apiserver bash -c 'cd ../control && exec "$@"' apiserver "$tools/kube-apiserver" --cert-dir=certs --bind-address=0.0.0.0 --advertise-address=185.1.1.2 --secure-port=6443 \
-    --service-cluster-ip-range=$ranges --authorization-mode=Node,RBAC --enable-admission-plugins=NodeRestriction --token-auth-file=tokens.csv \
+    --service-cluster-ip-range=$ranges --authorization-mode=Node,RBAC --enable-admission-plugins=NodeRestriction --allow-privileged=true --token-auth-file=tokens.csv \
     --service-account-issuer=https://kubernetes.default.svc --service-account-key-file=sa.key --service-account-signing-key-file=sa.key \
     --kubelet-client-certificate=clients.crt --kubelet-client-key=clients.key --kubelet-preferred-address-types=InternalIP
   wait_for "the API server has its certificate: $folder/apiserver.log" test -s "$folder/certs/apiserver.crt"
@@ -59,16 +61,17 @@ start_control() {
   service hub ../control/scheduler "$tools/kube-scheduler" --kubeconfig "$folder/scheduler.kubeconfig" --leader-elect=false
 }
 
-# Nodes as a cloud would make them: with their ranges, their region and a zone in it.
+# Nodes with their ranges, and those of clouds with their region and a zone in it.
 create_nodes() {
   local node
   for node in "${nodes[@]}"; do
     cat <<YAML
 ---
-{apiVersion: v1, kind: Node, metadata: {name: $node, labels: {topology.kubernetes.io/region: $(region_of "$node"), topology.kubernetes.io/zone: $(region_of "$node"), kubernetes.io/os: linux}},
+{apiVersion: v1, kind: Node, metadata: {name: $node, labels: {$(labels_of "$node") kubernetes.io/os: linux}},
  spec: {podCIDR: $(ranges "$node" | cut -d, -f1), podCIDRs: [$(ranges "$node")]}}
 YAML
   done | kubectl create -f - >/dev/null
+  kubectl label node tokyo-1 topology.kubernetes.io/region=ap-northeast topology.kubernetes.io/zone=tokyo >/dev/null
 }
 
 ready_nodes() { [ "$(kubectl get nodes --no-headers | grep -cw Ready)" = ${#nodes[@]} ]; }

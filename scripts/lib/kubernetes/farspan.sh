@@ -6,43 +6,26 @@
 # The CLI on the administrator's machine.
 farspan() { ip netns exec "$lab-hub" env KUBECONFIG="$files/admin.kubeconfig" "$program" "$@"; }
 
-# manifests POD-NETWORK
-manifests() { farspan manifests --image "$farspan_image" --api-server "$api" --pod-network "$1"; }
+# manifests POD-NETWORK [FLAG...]
+manifests() { farspan manifests --image "$farspan_image" --api-server "$api" --pod-network "$@"; }
 
 rolled_out() { kubectl -n farspan rollout status daemonset/farspan --timeout=120s; }
 
 install() {
+  local node
   say "farspan preflight"
   farspan preflight --pod-network own
-  say "farspan manifests own | kubectl apply -f -"
-  manifests own | kubectl apply -f -
+  for node in "${nodes[@]}"; do row "forwarding and marks on $node without farspan" "0 0 0" "$(settings "$node")"; done
+  say "farspan manifests --pod-network own --sysctls | kubectl apply -f -"
+  manifests own --sysctls | kubectl apply -f -
   rolled_out
+  for node in "${nodes[@]}"; do
+    row "forwarding and marks on $node" "1 1 1" "$(settings "$node")"
+    eventually "by its init container" "*src_valid_mark set to 1*ipv4/ip_forward set to 1*all/forwarding set to 1*" init_container "$node"
+  done
   wait_for "the nodes are Ready" ready_nodes
   kubectl get nodes -o wide
-  row "the same again: every object is" "unchanged" "$(manifests own | kubectl apply -f - | awk '{ print $NF }' | sort -u | paste -sd' ')"
-}
-
-# shellcheck disable=SC2016  # expanded on the node
-# agent_pid NODE   its PID as the node sees it
-agent_pid() { on "$1" sh -c 'for p in /proc/[0-9]*; do if [ "$(cat $p/comm 2>/dev/null)" = farspan ]; then echo "${p#/proc/}"; break; fi; done'; }
-
-# shellcheck disable=SC2016  # awk's
-# What the pods of the DaemonSet may do.
-rights() {
-  local node pid effective='/^CapEff/ { print $2 }' root='$5 == "/" { print $6 }'
-  for node in "${nodes[@]}"; do
-    pid="$(agent_pid "$node")"
-    row "the agent's capabilities on $node: NET_ADMIN alone" "0000000000001000" "$(on "$node" awk "$effective" "/proc/$pid/status")"
-    row "its root on $node is mounted" "ro" "$(on "$node" awk "$root" "/proc/$pid/mountinfo" | cut -d, -f1)"
-  done
-}
-
-status() {
-  local node
-  for node in "${nodes[@]}"; do
-    say "farspan status on $node"
-    kubectl -n farspan exec "$(kubectl -n farspan get pods -o name --field-selector "spec.nodeName=$node")" -- farspan status
-  done
+  row "the same again: every object is" "unchanged" "$(manifests own --sysctls | kubectl apply -f - | awk '{ print $NF }' | sort -u | paste -sd' ')"
 }
 
 # start_workload [FAMILIES]

@@ -24,9 +24,10 @@ plug() {
   ip -n "$lab-$1" route add default via "fd16:$3::1"
 }
 
-# router NODE   what a machine must allow before it can be a node; strict as most distributions
-router() {
-  inside "$1" sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1 net.ipv4.conf.all.rp_filter=2 net.ipv4.conf.default.rp_filter=2
+# unprepared NODE   a machine as most distributions leave it: it forwards nothing, and return paths are looked at
+unprepared() {
+  inside "$1" sysctl -qw net.ipv4.ip_forward=0 net.ipv6.conf.all.forwarding=0 net.ipv4.conf.all.src_valid_mark=0
+  inside "$1" sysctl -qw net.ipv4.conf.all.rp_filter=2 net.ipv4.conf.default.rp_filter=2
 }
 
 # The API server's public address is 185.1.1.2; as a node that machine has a private one, as in a cloud.
@@ -49,5 +50,5 @@ sites() {
   namespace outside
   attach outside eth0 4
   local node
-  for node in "${nodes[@]}"; do router "$node"; done
+  for node in "${nodes[@]}"; do unprepared "$node"; done
 }
