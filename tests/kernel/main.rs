@@ -21,12 +21,19 @@ pub const BACKEND: &str = "kernel";
 
 mod agent;
 mod device;
+mod engine;
 mod failover;
 mod harness;
 mod initiations;
+#[expect(dead_code, reason = "programs are met where they are built")]
+#[path = "../../data-plane/tests/interop/mod.rs"]
+mod interop;
 mod matrix;
 #[path = "../netns/narrow.rs"]
 mod narrow;
+#[expect(dead_code, reason = "the rest of the lab serves the engine's own tests")]
+#[path = "../../data-plane/tests/netns/mod.rs"]
+mod netns;
 mod ranges;
 mod session;
 mod shared_port;
