@@ -225,6 +225,11 @@ fn unsafe_code_stands_in_the_named_files_only_and_says_why_it_is_sound() {
 }
 
 #[test]
+fn address_sanitizer_runs_over_every_crate_with_unsafe_code() {
+    assert_tidy(sanitised);
+}
+
+#[test]
 fn pure_crates_share_one_clippy_configuration() {
     assert_tidy(clippy_files);
 }
@@ -269,7 +274,7 @@ fn main_only_starts_things() {
 fn every_guard_objects_to_a_tree_that_breaks_it() {
     type Guard = fn(&Tree) -> Vec<String>;
     type Case<'a> = (&'a str, Guard, &'a [(&'a str, &'a str)]);
-    let broken: [Case; 12] = [
+    let broken: [Case; 13] = [
         (
             "upward import",
             dependencies,
@@ -321,6 +326,11 @@ fn every_guard_objects_to_a_tree_that_breaks_it() {
             "unsafe without a reason",
             unsafety,
             &[("data-plane/src/udp.rs", "fn f() { unsafe { g() } }\n")],
+        ),
+        (
+            "unsafe without the sanitizer",
+            sanitised,
+            &[("scripts/asan", "cargo test -p data-plane -q\n")],
         ),
         (
             "map without a folder",
@@ -521,6 +531,19 @@ fn processes(tree: &Tree) -> Vec<String> {
         }
     }
     objections
+}
+
+fn sanitised(tree: &Tree) -> Vec<String> {
+    let script = tree.files.get(Path::new("scripts/asan"));
+    let options: BTreeSet<_> = UNSAFE
+        .iter()
+        .filter_map(|(folder, _)| Some(format!("-p {} ", folder.split('/').next()?)))
+        .collect();
+    let lacks = |option: &String| !script.is_some_and(|text| text.contains(option));
+    let missing = options.into_iter().filter(lacks);
+    missing
+        .map(|option| format!("scripts/asan: lacks {option}"))
+        .collect()
 }
 
 fn unsafety(tree: &Tree) -> Vec<String> {
