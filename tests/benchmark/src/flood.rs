@@ -1,9 +1,9 @@
-//! Datagrams as fast as they can be sent, and who counts them at the other end.
+//! Datagrams as fast as they can be sent, or so many a second, and who counts them at the other end.
 
 use std::io::{ErrorKind, IoSlice};
 use std::net::UdpSocket;
 use std::os::fd::AsRawFd;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -11,14 +11,14 @@ use anyhow::{Context, Result, anyhow};
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, MultiHeaders, SockaddrStorage, sendmmsg};
 
-use crate::record::Outcome;
-
 /// Datagrams a system call.
 const BATCH: usize = 64;
 /// Bytes at the start of each: the flood it belongs to, its number.
 const HEADER: usize = 16;
 /// When nothing has come for so long after the last was sent, nothing more comes.
 const QUIET: Duration = Duration::from_millis(100);
+/// How long who sends at a rate sleeps when nothing is due.
+const TICK: Duration = Duration::from_micros(100);
 /// And this is waited for at most.
 const DRAIN: Duration = Duration::from_secs(3);
 
@@ -50,25 +50,42 @@ impl Tally {
     }
 }
 
-/// Sends from a connected socket to the other one for a while, with `payload` bytes a datagram.
+/// A flood that has ended.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Flood {
+    pub sent: u64,
+    /// Each counted once.
+    pub delivered: u64,
+    /// Arrived after a later one.
+    pub late: u64,
+    /// From the first arrival to the last.
+    pub seconds: f64,
+}
+
+/// Floods so far: each has a number.
+static FLOODS: AtomicU32 = AtomicU32::new(0);
+
+/// Sends from a connected socket to the other one for a while, with `payload` bytes a datagram; so many a second, or as
+/// fast as it can.
 pub fn flood(
     from: &UdpSocket,
     to: &UdpSocket,
     payload: usize,
+    rate: Option<f64>,
     duration: Duration,
-) -> Result<Outcome> {
-    let id = std::process::id().to_be_bytes();
-    let id = [id, (payload as u32).to_be_bytes()].concat();
+) -> Result<Flood> {
+    let number = FLOODS.fetch_add(1, Ordering::Relaxed);
+    let id = [std::process::id(), number].map(u32::to_be_bytes).concat();
     let sent_all = AtomicBool::new(false);
     thread::scope(|scope| {
         let receiver = scope.spawn(|| receive(to, &id, &sent_all));
-        let sent = send(from, &id, payload, duration);
+        let sent = send(from, &id, payload, rate, duration);
         sent_all.store(true, Ordering::Release);
         let received = receiver
             .join()
             .map_err(|_| anyhow!("The receiver panicked"))?;
         let (sent, (tally, span)) = (sent?, received?);
-        Ok(Outcome::Udp {
+        Ok(Flood {
             sent,
             delivered: tally.delivered,
             late: tally.late,
@@ -77,18 +94,32 @@ pub fn flood(
     })
 }
 
-fn send(socket: &UdpSocket, id: &[u8], payload: usize, duration: Duration) -> Result<u64> {
+fn send(
+    socket: &UdpSocket,
+    id: &[u8],
+    payload: usize,
+    rate: Option<f64>,
+    duration: Duration,
+) -> Result<u64> {
     let mut headers = MultiHeaders::<SockaddrStorage>::preallocate(BATCH, None);
     let mut packets = vec![vec![0; payload.max(HEADER)]; BATCH];
     for packet in &mut packets {
         packet[..8].copy_from_slice(id);
     }
-    let (mut sent, end) = (0_u64, clock() + duration);
-    while clock() < end {
-        for (number, packet) in (sent..).zip(&mut packets) {
+    let (mut sent, start) = (0_u64, clock());
+    while start.elapsed() < duration {
+        let due = rate.map_or(BATCH, |rate| {
+            let all = (start.elapsed().as_secs_f64() * rate) as u64;
+            all.saturating_sub(sent).min(BATCH as u64) as usize
+        });
+        if due == 0 {
+            thread::park_timeout(TICK);
+            continue;
+        }
+        for (number, packet) in (sent..).zip(&mut packets[..due]) {
             packet[8..HEADER].copy_from_slice(&number.to_be_bytes());
         }
-        let slices: Vec<_> = packets
+        let slices: Vec<_> = packets[..due]
             .iter()
             .map(|packet| [IoSlice::new(packet)])
             .collect();
@@ -162,18 +193,22 @@ mod tests {
         let from = UdpSocket::bind("127.0.0.1:0").unwrap();
         from.connect(to.local_addr().unwrap()).unwrap();
         from.send(&[0; 64]).unwrap();
-        let outcome = flood(&from, &to, 64, Duration::from_millis(20)).unwrap();
-        let Outcome::Udp {
-            sent,
-            delivered,
-            late,
-            seconds,
-        } = outcome
-        else {
-            panic!("{outcome:?}");
-        };
-        assert!(delivered > 0 && delivered <= sent, "{delivered} of {sent}");
-        assert_eq!(late, 0);
-        assert!(seconds > 0.0 && seconds < 10.0, "{seconds}");
+        let flood = flood(&from, &to, 64, None, Duration::from_millis(20)).unwrap();
+        assert!(
+            flood.delivered > 0 && flood.delivered <= flood.sent,
+            "{flood:?}"
+        );
+        assert_eq!(flood.late, 0);
+        assert!(flood.seconds > 0.0 && flood.seconds < 10.0, "{flood:?}");
+    }
+
+    #[test]
+    fn no_more_are_sent_than_the_rate_asks_for() {
+        let to = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let from = UdpSocket::bind("127.0.0.1:0").unwrap();
+        from.connect(to.local_addr().unwrap()).unwrap();
+        let duration = Duration::from_millis(50);
+        let sent = flood(&from, &to, 64, Some(2000.0), duration).unwrap().sent;
+        assert!(sent <= 100, "{sent} in {duration:?}");
     }
 }

@@ -5,6 +5,7 @@
 
 mod echo;
 mod flood;
+mod lossless;
 mod namespace;
 mod pair;
 mod processor;

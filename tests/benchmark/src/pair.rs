@@ -12,7 +12,7 @@ use serde_json::Value;
 use crate::namespace::Namespace;
 use crate::processor::Snapshot;
 use crate::record::{Cell, Family, Outcome, Pace};
-use crate::{echo, flood};
+use crate::{echo, flood, lossless};
 
 /// Where `iperf3 -s` listens.
 const IPERF_PORT: u16 = 5201;
@@ -138,12 +138,24 @@ impl Pair {
         // Datagrams need less time than streams for figures as steady.
         let flooded = Duration::from_secs(seconds.div_ceil(2));
         let asked = Duration::from_secs(seconds.div_ceil(3));
+        let tried = Duration::from_millis(100 * seconds);
         match cell {
             Cell::Tcp { streams, reverse } => tcp(&self
                 .iperf(seconds, streams, reverse)?
                 .wait_with_output()?
                 .stdout),
-            Cell::Udp { payload } => flood::flood(&near, &far, payload, flooded),
+            Cell::Udp { payload } => {
+                let flood = flood::flood(&near, &far, payload, None, flooded)?;
+                Ok(Outcome::Udp {
+                    sent: flood.sent,
+                    delivered: flood.delivered,
+                    late: flood.late,
+                    seconds: flood.seconds,
+                })
+            }
+            Cell::Lossless { payload } => Ok(Outcome::Lossless {
+                packets_per_second: lossless::search(&near, &far, payload, tried)?,
+            }),
             Cell::Rtt(Pace::BackToBack) => echo::round_trips(&near, &far, Duration::ZERO, asked),
             Cell::Rtt(Pace::Gaps) => echo::round_trips(&near, &far, GAP, asked),
             Cell::Rtt(Pace::Loaded) => self.loaded(&near, &far, flooded),

@@ -83,6 +83,8 @@ pub enum Cell {
     Tcp { streams: u8, reverse: bool },
     /// Datagrams from the first node to the second, as fast as they can be sent; bytes of payload.
     Udp { payload: usize },
+    /// Datagrams from the first node to the second, as fast as none is lost; bytes of payload.
+    Lossless { payload: usize },
     /// Datagrams that are sent back, one at a time.
     Rtt(Pace),
 }
@@ -96,6 +98,7 @@ impl fmt::Display for Cell {
                 write!(f, "TCP, {streams} stream{plural}{reverse}")
             }
             Self::Udp { payload } => write!(f, "UDP, {payload} bytes"),
+            Self::Lossless { payload } => write!(f, "UDP, {payload} bytes, none lost"),
             Self::Rtt(Pace::BackToBack) => f.write_str("round trip back to back"),
             Self::Rtt(Pace::Gaps) => f.write_str("round trip, 1 ms gaps"),
             Self::Rtt(Pace::Loaded) => f.write_str("round trip under load"),
@@ -117,13 +120,14 @@ pub enum Pace {
 
 impl Cell {
     /// All of them, in the order they are measured.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::tcp(1, false),
         Self::tcp(1, true),
         Self::tcp(4, false),
         Self::tcp(4, true),
         Self::Udp { payload: 64 },
         Self::Udp { payload: 1332 },
+        Self::Lossless { payload: 64 },
         Self::Rtt(Pace::BackToBack),
         Self::Rtt(Pace::Gaps),
         Self::Rtt(Pace::Loaded),
@@ -154,6 +158,10 @@ pub enum Outcome {
         late: u64,
         /// From the first arrival to the last.
         seconds: f64,
+    },
+    Lossless {
+        /// The highest rate at which not more than one in a thousand was lost.
+        packets_per_second: f64,
     },
     Rtt {
         /// Microseconds.

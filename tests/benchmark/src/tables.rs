@@ -57,12 +57,13 @@ const fn alone(measure: Measure) -> Measure {
 
 const SMALL: Cell = Cell::Udp { payload: 64 };
 const LARGE: Cell = Cell::Udp { payload: 1332 };
+const LOSSLESS: Cell = Cell::Lossless { payload: 64 };
 const IDLE: Cell = Cell::Rtt(Pace::BackToBack);
 const GAPS: Cell = Cell::Rtt(Pace::Gaps);
 const LOADED: Cell = Cell::Rtt(Pace::Loaded);
 
 /// The rows of all tables.
-const MEASURES: [Measure; 20] = [
+const MEASURES: [Measure; 21] = [
     measure("TCP, 1 stream, Gbit/s", Cell::tcp(1, false), gigabits),
     measure("TCP, 1 stream back, Gbit/s", Cell::tcp(1, true), gigabits),
     measure("TCP, 4 streams, Gbit/s", Cell::tcp(4, false), gigabits),
@@ -83,6 +84,11 @@ const MEASURES: [Measure; 20] = [
     whole(measure("UDP, 1332 bytes, k packets/s", LARGE, kilopackets)),
     alone(whole(measure("its loss, %", LARGE, loss))),
     measure("both daemons, CPU us a packet", LARGE, per_packet),
+    whole(measure(
+        "UDP, 64 bytes, none lost, k packets/s",
+        LOSSLESS,
+        kilopackets,
+    )),
     whole(measure("round trip, back to back, p50, us", IDLE, median)),
     whole(measure("p99, us", IDLE, late)),
     whole(measure("round trip, 1 ms gaps, p50, us", GAPS, median)),
@@ -102,14 +108,17 @@ fn gigabits(sample: &Sample) -> Option<f64> {
         Outcome::Tcp {
             bits_per_second, ..
         } => Some(bits_per_second / 1e9),
-        Outcome::Udp { .. } | Outcome::Rtt { .. } => None,
+        Outcome::Udp { .. } | Outcome::Lossless { .. } | Outcome::Rtt { .. } => None,
     }
 }
 
 fn per_gigabyte(sample: &Sample) -> Option<f64> {
     match sample.outcome {
         Outcome::Tcp { bytes, .. } if bytes > 0.0 => Some(both(sample) / (bytes / 1e9)),
-        Outcome::Tcp { .. } | Outcome::Udp { .. } | Outcome::Rtt { .. } => None,
+        Outcome::Tcp { .. }
+        | Outcome::Udp { .. }
+        | Outcome::Lossless { .. }
+        | Outcome::Rtt { .. } => None,
     }
 }
 
@@ -118,6 +127,7 @@ fn kilopackets(sample: &Sample) -> Option<f64> {
         Outcome::Udp {
             delivered, seconds, ..
         } if seconds > 0.0 => Some(delivered as f64 / seconds / 1e3),
+        Outcome::Lossless { packets_per_second } => Some(packets_per_second / 1e3),
         Outcome::Udp { .. } | Outcome::Tcp { .. } | Outcome::Rtt { .. } => None,
     }
 }
@@ -127,7 +137,10 @@ fn loss(sample: &Sample) -> Option<f64> {
         Outcome::Udp {
             sent, delivered, ..
         } if sent > 0 => Some(100.0 * (1.0 - delivered as f64 / sent as f64)),
-        Outcome::Udp { .. } | Outcome::Tcp { .. } | Outcome::Rtt { .. } => None,
+        Outcome::Udp { .. }
+        | Outcome::Lossless { .. }
+        | Outcome::Tcp { .. }
+        | Outcome::Rtt { .. } => None,
     }
 }
 
@@ -136,21 +149,24 @@ fn per_packet(sample: &Sample) -> Option<f64> {
         Outcome::Udp { delivered, .. } if delivered > 0 => {
             Some(both(sample) * 1e6 / delivered as f64)
         }
-        Outcome::Udp { .. } | Outcome::Tcp { .. } | Outcome::Rtt { .. } => None,
+        Outcome::Udp { .. }
+        | Outcome::Lossless { .. }
+        | Outcome::Tcp { .. }
+        | Outcome::Rtt { .. } => None,
     }
 }
 
 fn median(sample: &Sample) -> Option<f64> {
     match sample.outcome {
         Outcome::Rtt { p50, .. } => Some(p50),
-        Outcome::Udp { .. } | Outcome::Tcp { .. } => None,
+        Outcome::Udp { .. } | Outcome::Lossless { .. } | Outcome::Tcp { .. } => None,
     }
 }
 
 fn late(sample: &Sample) -> Option<f64> {
     match sample.outcome {
         Outcome::Rtt { p99, .. } => Some(p99),
-        Outcome::Udp { .. } | Outcome::Tcp { .. } => None,
+        Outcome::Udp { .. } | Outcome::Lossless { .. } | Outcome::Tcp { .. } => None,
     }
 }
 
@@ -159,7 +175,7 @@ fn lost(sample: &Sample) -> Option<f64> {
         Outcome::Rtt { answered, lost, .. } => {
             Some(100.0 * lost as f64 / (answered + lost).max(1) as f64)
         }
-        Outcome::Udp { .. } | Outcome::Tcp { .. } => None,
+        Outcome::Udp { .. } | Outcome::Lossless { .. } | Outcome::Tcp { .. } => None,
     }
 }
 
@@ -169,7 +185,7 @@ fn load(sample: &Sample) -> Option<f64> {
             load_bits_per_second,
             ..
         } => Some(load_bits_per_second? / 1e9),
-        Outcome::Udp { .. } | Outcome::Tcp { .. } => None,
+        Outcome::Udp { .. } | Outcome::Lossless { .. } | Outcome::Tcp { .. } => None,
     }
 }
 
