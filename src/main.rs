@@ -4,8 +4,7 @@
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
-use clap::error::ErrorKind;
+use clap::{Parser as _, error::ErrorKind};
 
 mod agent;
 mod api;

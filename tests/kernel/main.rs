@@ -31,7 +31,10 @@ mod interop;
 mod matrix;
 #[path = "../netns/narrow.rs"]
 mod narrow;
-#[expect(dead_code, reason = "the rest of the lab serves the engine's own tests")]
+#[expect(
+    dead_code,
+    reason = "the rest of the lab serves the engine's own tests"
+)]
 #[path = "../../data-plane/tests/netns/mod.rs"]
 mod netns;
 mod ranges;
