@@ -2,13 +2,43 @@
 # The steps of scripts/test: what ran, what failed, what could not run here. Sourced after common.sh.
 
 log="$(mktemp)" failed=() ran=() skipped=()
-trap 'rm -f "$log"' EXIT
+declare -A running=() words=()
+trap 'for group in "${running[@]}"; do kill -- -"$group" 2>/dev/null || true; done; rm -f "$log" "${words[@]}"' EXIT
 
 # step NAME COMMAND...   runs to its end, whatever came before
 step() {
   local name="$1" start=$SECONDS; shift
   say "$name"
   if "$@" 2>&1 | tee -a "$log"; then ran+=("$name ($((SECONDS - start)) s)"); else failed+=("$name"); fi
+}
+
+# beside NAME COMMAND...   begins a step that goes on beside the next ones, in the processor time that these leave. Such
+# steps take turns, in the order in which they were begun.
+beside() {
+  local name="$1"; shift
+  words[$name]="$(mktemp)"
+  set -m # a process group of its own, which ends with this script
+  (
+    exec 9>>"$log"
+    chrt --idle --pid 0 "$BASHPID" || renice -n 19 "$BASHPID"
+    flock 9
+    trap 'echo "$SECONDS"' EXIT
+    SECONDS=0
+    "$@"
+  ) </dev/null >"${words[$name]}" 2>&1 &
+  running[$name]=$!
+  set +m
+}
+
+# finish NAME   waits for the end of such a step, if it was begun, and counts it like any other
+finish() {
+  local name="$1" group="${running[$1]:-}"
+  [ -n "$group" ] || return 0
+  unset "running[$name]"
+  say "$name"
+  if wait "$group"; then ran+=("$name ($(tail -n 1 "${words[$name]}") s beside the others)"); else failed+=("$name"); fi
+  head -n -1 "${words[$name]}" | tee -a "$log"
+  [[ " ${failed[*]} " != *" $name "* ]]
 }
 
 skip() { say "SKIPPED $1: $2"; skipped+=("$1"); [ "${CI:-}" != true ] || failed+=("$1: $2"); }
