@@ -268,7 +268,8 @@ impl Overlay {
 
     fn routes(&self, ipv6: bool, left_out: &LeftOuts) -> BTreeSet<Route> {
         let source4 = self.own_ipv4().map(IpAddr::V4);
-        let source6 = ipv6.then(|| IpAddr::V6(self.own_ipv6()));
+        let (own6, given6) = (IpAddr::V6(self.own_ipv6()), self.given_ipv6());
+        let mesh = IpNet::V6(mesh_prefix(&self.own.domain));
         let mut out = BTreeSet::new();
         let mut carried = BTreeSet::new();
         for (id, peer) in self.directory.peers() {
@@ -282,7 +283,10 @@ impl Overlay {
                 let source = if prefix.addr().is_ipv4() {
                     source4
                 } else {
-                    source6
+                    // A peer of the file knows this node by another file; members know it by its identity.
+                    let by_file = matches!(peer.source, Source::Config) && !mesh.contains(prefix);
+                    let given = given6.filter(|_| by_file);
+                    ipv6.then(|| given.map_or(own6, IpAddr::V6))
                 };
                 carried.insert(*prefix);
                 out.insert(blackhole(*prefix));
@@ -300,7 +304,6 @@ impl Overlay {
                 }
             }
         }
-        let mesh = IpNet::V6(mesh_prefix(&self.own.domain));
         out.extend(std::iter::once(mesh).chain(self.ranges()).map(blackhole));
         for own in &self.config.routes {
             let own = own.trunc();
@@ -371,6 +374,14 @@ impl Overlay {
             self.directory
                 .own_membership()
                 .and_then(|membership| membership.ipv4)
+        })
+    }
+
+    /// The file's first IPv6 address.
+    fn given_ipv6(&self) -> Option<std::net::Ipv6Addr> {
+        self.config.addresses.iter().find_map(|net| match net {
+            IpNet::V4(_) => None,
+            IpNet::V6(net) => Some(net.addr()),
         })
     }
 

@@ -108,6 +108,24 @@ fn every_prefix_has_its_twin_and_own_routes_are_thrown_unless_a_phone_has_them()
 }
 
 #[test]
+fn the_source_towards_a_peer_of_the_file_is_the_files_address_in_both_families() {
+    let mut world = Net::new();
+    let with_ipv6 = Config {
+        addresses: vec![net("10.77.0.1/32"), net("fd77::1/128")],
+        ..carrier()
+    };
+    world.start(1, identity(1), with_ipv6, State::default());
+    world.run(Duration::from_secs(1));
+    let plan = &world.machine(1).plan;
+    let source = |text: &str| text.parse::<IpAddr>().expect("address");
+    for (prefix, own) in [("10.244.2.0/24", "10.77.0.1"), ("fd00:2::/64", "fd77::1")] {
+        let route = unicast(prefix, source(own));
+        assert!(plan.routes.contains(&route), "{prefix}: {:?}", plan.routes);
+    }
+    assert!(plan.device.addresses.contains(&net("fd77::1/128")));
+}
+
+#[test]
 fn a_phone_keeps_what_its_entry_says_and_is_never_probed() {
     let mut world = Net::new();
     world.start(1, identity(1), carrier(), State::default());
