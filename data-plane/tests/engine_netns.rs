@@ -1,7 +1,6 @@
 //! Real engines, real packets. Needs root: `cargo test -p data-plane --test engine_netns`.
 
-use std::io::{Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::thread;
 use std::time::Duration;
 
@@ -27,48 +26,6 @@ const NONE: Offload = Offload {
 
 fn address(text: &str, port: u16) -> SocketAddr {
     SocketAddr::new(text.parse::<IpAddr>().expect("an address"), port)
-}
-
-/// A byte that depends on its place, with no period of a power of two.
-fn byte(at: usize) -> u8 {
-    (at % 251) as u8 ^ (at / 65_521) as u8
-}
-
-/// Sends so many bytes from a to b by TCP; says whether they arrived as they were.
-fn transfer(lab: &Lab, to: &str, len: usize) -> bool {
-    let listener = lab.inside("b", || {
-        TcpListener::bind(address(to, 0)).expect("b listens")
-    });
-    let target = listener.local_addr().expect("an address");
-    let stream = lab.inside("a", || TcpStream::connect(target).expect("a connects"));
-    thread::scope(|scope| {
-        scope.spawn(move || {
-            let mut stream = stream;
-            let mut at = 0;
-            while at < len {
-                let part: Vec<u8> = (at..len.min(at + 65_536)).map(byte).collect();
-                stream.write_all(&part).expect("a sends");
-                at += part.len();
-            }
-        });
-        let (mut stream, _) = listener.accept().expect("b accepts");
-        let timeout = Some(Duration::from_secs(20));
-        stream.set_read_timeout(timeout).expect("a timeout");
-        let mut part = vec![0; 65_536];
-        let mut at = 0;
-        loop {
-            match stream.read(&mut part) {
-                Ok(0) => return at == len,
-                Ok(got) => {
-                    if (0..got).any(|n| part[n] != byte(at + n)) {
-                        return false;
-                    }
-                    at += got;
-                }
-                Err(_) => return false,
-            }
-        }
-    })
 }
 
 /// A socket in a that sends to a socket in b which echoes; gone when the test ends.
@@ -148,8 +105,8 @@ fn bulk_tcp_arrives_intact_with_and_without_each_offload() {
     for offload in single {
         let lab = Lab::new("bulk");
         let pair = lab.pair(false, offload);
-        assert!(transfer(&lab, "10.0.0.2", 16 << 20), "IPv4, {offload:?}");
-        assert!(transfer(&lab, "fd00::2", 16 << 20), "IPv6, {offload:?}");
+        assert!(lab.transfer("10.0.0.2", 16 << 20), "IPv4, {offload:?}");
+        assert!(lab.transfer("fd00::2", 16 << 20), "IPv6, {offload:?}");
         let (sends, sent) = (counter(&pair.a, "udp_sends"), counter(&pair.a, "udp_sent"));
         assert_eq!(sends * 4 < sent, offload.udp_send, "{sends} {sent}");
         let (reads, read) = (
@@ -252,7 +209,7 @@ fn a_path_with_a_smaller_mtu_is_served_unsegmented() {
     let pair = lab.pair(false, ALL);
     lab.ip("a", "link set v0 mtu 1400");
     lab.ip("b", "link set v0 mtu 1400");
-    assert!(transfer(&lab, "10.0.0.2", 4 << 20));
+    assert!(lab.transfer("10.0.0.2", 4 << 20));
     assert!(counter(&pair.a, "udp_unsegmented") > 0);
     assert_eq!(counter(&pair.a, "udp_refused"), 0);
 }

@@ -2,12 +2,10 @@
 //! `cargo test -p data-plane --test lent_netns`.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{SocketAddr, UdpSocket};
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::mpsc::channel;
-use std::thread;
 use std::time::Duration;
 
 use data_plane::{Adopted, Offload, Relay};
@@ -17,6 +15,7 @@ use netns::{Lab, PORT, Pair, counter, outer, peer, secret, until};
 use nix::time::{ClockId, clock_gettime};
 use socket2::{Domain, Protocol, Socket, Type};
 
+#[expect(dead_code, reason = "the lab serves other tests too")]
 mod netns;
 
 const AT_A: u16 = 28_701;
@@ -31,29 +30,6 @@ fn socket(lab: &Lab, side: &str, port: u16) -> Arc<UdpSocket> {
         let any: SocketAddr = ([0_u16; 8], port).into();
         socket.bind(&any.into()).expect("it is free");
         Arc::new(socket.into())
-    })
-}
-
-/// So many bytes from a to b by TCP; says whether they arrived as they were.
-fn transfer(lab: &Lab, to: &str, len: usize) -> bool {
-    let byte = |at: usize| (at % 251) as u8;
-    let any = SocketAddr::new(to.parse::<IpAddr>().expect("an address"), 0);
-    let listener = lab.inside("b", || TcpListener::bind(any).expect("b listens"));
-    let target = listener.local_addr().expect("an address");
-    let stream = lab.inside("a", || TcpStream::connect(target).expect("a connects"));
-    thread::scope(|scope| {
-        scope.spawn(move || {
-            let mut stream = stream;
-            let bytes: Vec<u8> = (0..len).map(byte).collect();
-            stream.write_all(&bytes).expect("a sends");
-        });
-        let (mut stream, _) = listener.accept().expect("b accepts");
-        let timeout = Some(Duration::from_secs(20));
-        stream.set_read_timeout(timeout).expect("a timeout");
-        let mut bytes = Vec::new();
-        stream.read_to_end(&mut bytes).is_ok()
-            && bytes.len() == len
-            && bytes.iter().enumerate().all(|(at, got)| *got == byte(at))
     })
 }
 
@@ -89,8 +65,8 @@ fn a_lent_port_carries_a_session_both_ways_and_is_given_back() {
         assert!(lab.ping("a", "-c 5 10.0.0.2"));
         assert!(lab.ping("b", "-c 5 fd00::1"));
         assert_eq!(learned(&pair), Some(side));
-        assert!(transfer(&lab, "10.0.0.2", 16 << 20));
-        assert!(transfer(&lab, "fd00::2", 4 << 20));
+        assert!(lab.transfer("10.0.0.2", 16 << 20));
+        assert!(lab.transfer("fd00::2", 4 << 20));
         assert_eq!(learned(&pair), Some(side));
         let (sends, sent) = (counter(&pair.a, "udp_sends"), counter(&pair.a, "udp_sent"));
         assert!(sends * 4 < sent, "segmented by the kernel: {sends} {sent}");
@@ -239,7 +215,7 @@ fn two_who_do_not_reach_each_other_are_relayed_in_userspace() {
         assert!(lab.ping("a", "-c 20 10.0.0.2"), "{tag}");
         assert!(lab.ping("b", "-c 20 fd00::1"), "{tag}");
         assert_eq!(learned(&pair), Some(at(2, 1, b6, AT_B)));
-        assert!(transfer(&lab, "10.0.0.2", 16 << 20), "{tag}");
+        assert!(lab.transfer("10.0.0.2", 16 << 20), "{tag}");
         let count = |name: &str| {
             let all = relay.counters();
             all.iter()
@@ -268,7 +244,7 @@ fn two_who_do_not_reach_each_other_are_relayed_in_userspace() {
 
         relay.apply(&sockets, &pairs(16_000_000)).expect("again");
         let start = Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC).expect("a clock"));
-        assert!(transfer(&lab, "10.0.0.2", 4 << 20));
+        assert!(lab.transfer("10.0.0.2", 4 << 20));
         let took =
             Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC).expect("a clock")) - start;
         assert!(

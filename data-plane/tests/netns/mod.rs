@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::net::{IpAddr, SocketAddr};
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
@@ -45,7 +46,8 @@ impl Lab {
     }
 
     pub fn name(&self, side: &str) -> String {
-        format!("fs-dp-{}-{side}", self.tag)
+        // Of this process: whatever runs beside it has namespaces of its own, and `scripts/clean` knows them.
+        format!("fs-{}-dp-{}-{side}", std::process::id(), self.tag)
     }
 
     pub fn ip(&self, side: &str, arguments: &str) {
@@ -70,6 +72,16 @@ impl Lab {
         side: &str,
         offload: Offload,
     ) -> Result<(Engine, Receiver<ControlDatagram>), EngineError> {
+        self.start_after(side, offload, || ())
+    }
+
+    /// Starts it on a thread that has done something before.
+    pub fn start_after(
+        &self,
+        side: &str,
+        offload: Offload,
+        before: impl FnOnce() + Send,
+    ) -> Result<(Engine, Receiver<ControlDatagram>), EngineError> {
         let settings = Settings {
             interface: DEVICE.into(),
             mtu: 1420,
@@ -79,7 +91,10 @@ impl Lab {
         };
         let (sender, receiver) = channel();
         let up = Box::new(move |datagram| drop(sender.send(datagram)));
-        let engine = self.inside(side, move || Engine::start(settings, up))?;
+        let engine = self.inside(side, move || {
+            before();
+            Engine::start(settings, up)
+        })?;
         Ok((engine, receiver))
     }
 
@@ -98,8 +113,14 @@ impl Lab {
 
     /// Both engines, connected by a plan over this family.
     pub fn pair(&self, v6: bool, offload: Offload) -> Pair {
-        let (a, control_a) = self.start("a", offload).expect("a starts");
-        let (b, control_b) = self.start("b", offload).expect("b starts");
+        self.pair_after(v6, offload, || ())
+    }
+
+    /// The same, each started on a thread that has done something before.
+    pub fn pair_after(&self, v6: bool, offload: Offload, before: impl Fn() + Sync) -> Pair {
+        let start = |side| self.start_after(side, offload, &before);
+        let (a, control_a) = start("a").expect("a starts");
+        let (b, control_b) = start("b").expect("b starts");
         self.address("a");
         self.address("b");
         let plan_a = plan(1, &[(2, peer(2, Some(outer("b", v6))))]);
@@ -114,6 +135,35 @@ impl Lab {
             control_a,
             control_b,
         }
+    }
+
+    /// Sends so many bytes from a to b by TCP; says whether they arrived as they were.
+    pub fn transfer(&self, to: &str, len: usize) -> bool {
+        let any = SocketAddr::new(to.parse::<IpAddr>().expect("an address"), 0);
+        let listener = self.inside("b", || TcpListener::bind(any).expect("b listens"));
+        let target = listener.local_addr().expect("an address");
+        let stream = self.inside("a", || TcpStream::connect(target).expect("a connects"));
+        thread::scope(|scope| {
+            scope.spawn(move || {
+                let mut stream = stream;
+                for at in (0..len).step_by(65_536) {
+                    let part: Vec<u8> = (at..len.min(at + 65_536)).map(byte).collect();
+                    stream.write_all(&part).expect("a sends");
+                }
+            });
+            let (mut stream, _) = listener.accept().expect("b accepts");
+            let timeout = Some(Duration::from_secs(20));
+            stream.set_read_timeout(timeout).expect("a timeout");
+            let mut part = vec![0; 65_536];
+            let mut at = 0;
+            loop {
+                match stream.read(&mut part) {
+                    Ok(0) => return at == len,
+                    Ok(got) if (0..got).all(|n| part[n] == byte(at + n)) => at += got,
+                    Ok(_) | Err(_) => return false,
+                }
+            }
+        })
     }
 
     pub fn ping(&self, side: &str, arguments: &str) -> bool {
@@ -197,6 +247,11 @@ pub fn until(mut condition: impl FnMut() -> bool) -> bool {
         }
         done
     })
+}
+
+/// A byte that depends on its place, with no period of a power of two.
+fn byte(at: usize) -> u8 {
+    (at % 251) as u8 ^ (at / 65_521) as u8
 }
 
 fn ip(arguments: &str) {
