@@ -21,10 +21,13 @@ use crate::counters::Counters;
 use crate::outbox::Destination;
 pub use receive::is_control;
 
+use crowd::Crowd;
 use peer::{Age, Link, Peer};
 use routes::Routes;
 use shakes::Received;
+use waiting::Waiting;
 
+mod crowd;
 mod peer;
 mod plan;
 mod receive;
@@ -32,18 +35,18 @@ mod routes;
 mod send;
 mod shakes;
 mod timer;
+mod waiting;
 
 /// How often sessions look at their timers. They do not say when they next need to.
 const TICK: Duration = Duration::from_millis(200);
 /// How long the old link outlives our rotation once the new one works.
 const OLD_LINK: Duration = Duration::from_secs(10);
-/// Messages that may ask for a session in one second before cookies are demanded. Each initiation counts
-/// twice: it is checked once to find its peer and once by the session.
-const HANDSHAKES_PER_SECOND: u64 = 400;
 /// Packets that wait for one peer's session (the kernel: 128).
 const STAGED_PER_PEER: usize = 128;
 /// Packets that wait for sessions in all, to bound memory.
 const STAGED: usize = 8192;
+/// Packets that may wait for a peer even where there are so many.
+const STAGED_LEAST: usize = 4;
 /// Peers with sessions whose timers are looked at in one turn.
 const TICKS_PER_TURN: usize = 256;
 
@@ -51,19 +54,23 @@ const TICKS_PER_TURN: usize = 256;
 struct OwnKey {
     public: WgKey,
     secret: StaticSecret,
-    /// Handshakes are limited by key, because the first MAC is by key.
-    limiter: Arc<RateLimiter>,
+    /// Checks the first MAC of handshake messages, which is by key. Sessions use it too: how many messages are
+    /// taken is settled before they see any.
+    open: Arc<RateLimiter>,
+    /// Wants the second MAC as well, and else makes a cookie.
+    strict: RateLimiter,
     /// Tells links under this key from others.
     epoch: u32,
 }
 
 impl OwnKey {
     fn new(secret: &WgSecret, public: WgKey, epoch: u32) -> Self {
-        let limiter = RateLimiter::new(&PublicKey::from(public.0), HANDSHAKES_PER_SECOND);
+        let limiter = |limit| RateLimiter::new(&PublicKey::from(public.0), limit);
         Self {
             public,
             secret: StaticSecret::from(*secret.to_bytes()),
-            limiter: Arc::new(limiter),
+            open: Arc::new(limiter(u64::MAX)),
+            strict: limiter(0),
             epoch,
         }
     }
@@ -110,13 +117,16 @@ pub struct Core {
     sessions: Sessions,
     routes: Routes,
     /// Handshake messages that came.
-    received: VecDeque<Received>,
+    received: Waiting<Received>,
+    /// Until when initiations need a cookie.
+    loaded_until: Option<Instant>,
     /// Peers to which something is to be said.
     kicks: VecDeque<u32>,
     next_tick: Option<Instant>,
     /// The round of ticks that is under way: the next peer, and whether one of those before wants another.
     round: Option<(u32, bool)>,
     staged: usize,
+    crowd: Crowd,
     counters: Arc<Counters>,
 }
 
@@ -144,11 +154,13 @@ impl Core {
             by_key: BTreeMap::new(),
             sessions: Sessions::default(),
             routes: Routes::default(),
-            received: VecDeque::new(),
+            received: Waiting::new(shakes::WAITING),
+            loaded_until: None,
             kicks: VecDeque::new(),
             next_tick: None,
             round: None,
             staged: 0,
+            crowd: Crowd::default(),
             counters,
         }
     }
@@ -175,7 +187,7 @@ impl Core {
 
     /// When [`Core::handle_timeout`] wants to be called, and why. A time that is past means at once.
     pub fn poll_timeout(&self, now: Instant) -> Option<(Instant, &'static str)> {
-        if !self.kicks.is_empty() || !self.received.is_empty() {
+        if !self.kicks.is_empty() || self.received.len() > 0 {
             Some((now, "handshakes"))
         } else if self.round.is_some() {
             Some((now, "session timers"))
@@ -186,6 +198,17 @@ impl Core {
 
     /// Bytes a peer without a session costs, apart from its ranges.
     pub const IDLE_PEER_BYTES: usize = size_of::<Option<Peer>>() + size_of::<(WgKey, u32)>();
+
+    /// Bytes to receive from a socket before others get their turn.
+    pub fn receive_limit(&self) -> usize {
+        self.crowd.limit()
+    }
+
+    /// So much was received in this turn, and the socket's buffer is still more than half full: others lose what
+    /// they send, if it goes on.
+    pub fn socket_is_full(&mut self) {
+        self.crowd.is_full();
+    }
 
     /// The local address of a message no longer exists: let the kernel choose.
     pub fn forget_local(&mut self, to: Destination) {

@@ -41,7 +41,7 @@ counters! {
     UdpSent = "udp_sent",
     /// Send calls.
     UdpSends = "udp_sends",
-    /// The socket's buffer stayed full.
+    /// The socket's buffer was full, or what is left of it is for peers that send less.
     UdpBusy = "udp_busy",
     /// The kernel refused to send: unreachable, filtered, no such source.
     UdpRefused = "udp_refused",
@@ -51,6 +51,8 @@ counters! {
     UdpReceived = "udp_received",
     /// Receive calls that returned something.
     UdpReceives = "udp_receives",
+    /// A peer's packet that was not opened, because more came than could be and it had had its share.
+    OverShare = "over_share",
     /// Control datagrams passed up.
     Control = "control",
     /// Neither WireGuard nor control.
@@ -61,7 +63,7 @@ counters! {
     UnknownPeer = "unknown_peer",
     /// A handshake whose first MAC is not for our key.
     BadMac = "bad_mac",
-    /// Cookies sent because handshakes came too fast.
+    /// Cookies sent because many handshakes waited.
     CookieSent = "cookie_sent",
     /// A packet that does not decrypt.
     Undecryptable = "undecryptable",
@@ -75,7 +77,7 @@ counters! {
     BadSource = "bad_source",
     /// Refused by the protocol for another reason.
     Protocol = "protocol",
-    /// A handshake message that came while too many waited for their turn.
+    /// A handshake message that was dropped because too many waited for their turn.
     HandshakesFull = "handshakes_full",
     /// Handshakes completed.
     Handshakes = "handshakes",

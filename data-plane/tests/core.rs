@@ -1,5 +1,6 @@
 //! Sessions, routing and rotation, over two cores joined in memory.
 
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use common::{Node, packet, peer, secret, settle, start};
@@ -158,6 +159,26 @@ fn datagrams_out_of_order_are_taken_once_within_the_window_and_never_beyond() {
     assert!(window.contains(&b.received.len()), "{}", b.received.len());
     let replayed = 2 * 1200 - b.received.len() as u64;
     assert_eq!(b.count(Count::Replayed), replayed);
+}
+
+#[test]
+fn what_one_socket_lost_is_taken_after_a_turn_of_the_other_and_no_later() {
+    let now = start();
+    // A turn ends after 512 datagrams and one more call, which brings 8 slots of 64.
+    let turn = 511 + 8 * 64;
+    for (ahead, taken) in [(turn, turn + 1), (turn + 1, turn + 1)] {
+        let (mut a, mut b) = connected(now);
+        let mut sent = Vec::new();
+        for n in 0..=ahead {
+            a.send(&there(100, n as u8), now);
+            sent.extend(a.take());
+        }
+        let (by_one, by_other) = (&sent[1..], &sent);
+        for (_, datagram) in by_one.iter().chain(by_other) {
+            b.receive(a.address, datagram, now);
+        }
+        assert_eq!(b.received.len(), taken, "{ahead} in front");
+    }
 }
 
 #[test]
@@ -430,23 +451,78 @@ fn a_removed_peer_is_forgotten_at_once() {
     assert!(b.core.report(now).peers.is_empty());
 }
 
+/// Initiations of A to B, each another one.
+fn initiations(count: u16, now: Instant) -> Vec<Vec<u8>> {
+    let (mut a, _) = pair(now);
+    let begin = |n: u16| {
+        let mut planned = peer(&["10.0.0.2/32"], Some(([192, 0, 2, 2], 2001 + n).into()));
+        planned.keepalive = Some(Duration::from_secs(25));
+        // A new endpoint begins the handshake afresh.
+        a.set_peer(key(2), planned, now);
+        a.turn(now);
+        a.take().remove(0).1
+    };
+    (0..count).map(begin).collect()
+}
+
 #[test]
-fn a_flood_of_handshakes_is_answered_with_cookies() {
+fn a_flood_of_handshakes_is_answered_with_cookies_and_who_shows_one_gets_in() {
+    let now = start();
+    let (mut a, mut b) = pair(now);
+    for initiation in initiations(1024, now) {
+        b.receive("203.0.113.66:6".parse().unwrap(), &initiation, now);
+    }
+    assert!(b.take().is_empty(), "so many may wait");
+    a.send(&there(100, 1), now);
+    a.turn(now);
+    let (_, initiation) = a.take().remove(0);
+    b.receive(a.address, &initiation, now);
+    let (to, cookie) = b.take().remove(0);
+    assert_eq!((to, cookie[0], cookie.len()), (a.address, 3, 64));
+    assert_eq!(b.count(Count::CookieSent), 1);
+
+    // With it the next one gets in, but not from elsewhere.
+    a.receive(b.address, &cookie, now);
+    let again = Some("192.0.2.2:2001".parse().unwrap());
+    a.plan.peers.get_mut(&key(2)).unwrap().endpoint = again;
+    a.apply(now);
+    a.turn(now);
+    let (_, initiation) = a.take().remove(0);
+    b.receive("203.0.113.66:6".parse().unwrap(), &initiation, now);
+    assert_eq!(b.take()[0].1[0], 3);
+    b.receive(a.address, &initiation, now);
+    assert!(b.take().is_empty(), "it waits");
+    b.core.handle_timeout(now, &mut b.out);
+    b.core.handle_timeout(now, &mut b.out);
+    let answers = b.take();
+    let answer = answers.iter().find(|(to, _)| *to == a.address);
+    assert_eq!(answer.unwrap().1[0], 2, "and not behind the flood");
+
+    // A second after the last of them waited nobody needs one.
+    b.turn(now);
+    let later = now + Duration::from_secs(2);
+    b.take();
+    b.receive(a.address, &initiations(1, now)[0], later);
+    assert!(b.take().is_empty());
+}
+
+#[test]
+fn a_thousand_peers_at_once_need_no_cookies() {
     let now = start();
     let (_, mut b) = pair(now);
-    let mut cookies = 0;
-    for _ in 0..600 {
-        let mut a = Node::new(&secret(1), A);
-        let endpoint = Some(b.address);
-        a.set_peer(key(2), peer(&["10.0.0.2/32"], endpoint), now);
-        a.send(&there(100, 1), now);
-        a.turn(now);
-        for (_, datagram) in a.take() {
-            b.receive(a.address, &datagram, now);
-        }
-        cookies += b.take().iter().filter(|(_, bytes)| bytes[0] == 3).count();
+    for (n, initiation) in (0..1000u16).zip(initiations(1000, now)) {
+        let [high, low] = n.to_be_bytes();
+        b.receive(
+            SocketAddr::from(([198, 18, high, low], 1)),
+            &initiation,
+            now,
+        );
     }
-    assert!(cookies > 100, "{cookies} cookies");
+    assert!(b.take().is_empty());
+    assert_eq!(
+        b.count(Count::CookieSent) + b.count(Count::HandshakesFull),
+        0
+    );
 }
 
 #[test]
@@ -530,7 +606,7 @@ fn packets_to_many_sleeping_peers_begin_one_handshake_a_turn() {
 }
 
 #[test]
-fn no_more_than_1024_handshake_messages_wait() {
+fn no_more_than_4096_handshake_messages_wait() {
     let now = start();
     let (mut a, _) = pair(now);
     a.send(&there(100, 1), now);
@@ -539,12 +615,12 @@ fn no_more_than_1024_handshake_messages_wait() {
     let mut response = vec![0; 92];
     response[0] = 2;
     response[8..12].copy_from_slice(&initiation[4..8]);
-    for _ in 0..1100 {
+    for _ in 0..4100 {
         a.receive(B.parse().unwrap(), &response, now);
     }
-    assert_eq!(a.count(Count::HandshakesFull), 76);
+    assert_eq!(a.count(Count::HandshakesFull), 4);
     a.turn(now);
-    assert_eq!(a.count(Count::BadMac), 1024);
+    assert_eq!(a.count(Count::BadMac), 4096);
 }
 
 #[test]

@@ -8,6 +8,7 @@ use boringtun::noise::Tunn;
 use boringtun::x25519::PublicKey;
 use mesh_types::key::{PresharedKey, WgKey};
 
+use super::crowd::Heard;
 use super::{OwnKey, Sessions};
 use crate::outbox::Destination;
 
@@ -54,6 +55,7 @@ pub(super) struct Peer {
     pub traversed_at: Option<Instant>,
     pub rx: u64,
     pub tx: u64,
+    pub heard: Heard,
     pub kick: Kick,
     /// Packets that wait for a session.
     pub staged: VecDeque<Box<[u8]>>,
@@ -76,6 +78,7 @@ impl Peer {
             traversed_at: None,
             rx: 0,
             tx: 0,
+            heard: Heard::default(),
             kick: Kick::Idle,
             staged: VecDeque::new(),
         }
@@ -180,7 +183,7 @@ impl Link {
             peer.preshared_key.as_ref().map(|key| *key.as_bytes()),
             None,
             index,
-            Some(own.limiter.clone()),
+            Some(own.open.clone()),
         );
         Some(Self {
             tunn,

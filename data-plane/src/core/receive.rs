@@ -49,7 +49,7 @@ impl Core {
         let from = (remote, local);
         match (bytes.first_chunk(), bytes.len()) {
             (Some(&[4, 0, 0, 0]), DATA_MIN..) => self.handle_data(from, bytes, now, inbox, out),
-            (Some(&[1, 0, 0, 0]), INITIATION) => self.queue_initiation(from, bytes, out),
+            (Some(&[1, 0, 0, 0]), INITIATION) => self.queue_initiation(from, bytes, now, out),
             (Some(&[2, 0, 0, 0]), RESPONSE) => {
                 self.queue_response(from, word(8).unwrap_or(0), bytes);
             }
@@ -77,11 +77,16 @@ impl Core {
             peers,
             counters,
             routes,
+            crowd,
             ..
         } = self;
         let Some(peer) = peers.get_mut(index as usize).and_then(Option::as_mut) else {
             return;
         };
+        if !crowd.admits(&mut peer.heard, bytes.len()) {
+            counters.add(Count::OverShare, 1);
+            return;
+        }
         let Some(link) = peer.link_mut(age) else {
             return;
         };
@@ -139,14 +144,6 @@ impl Core {
             self.counters.add(Count::UnknownSession, 1);
             return;
         };
-        let link_epoch = self
-            .peer_mut(index)
-            .and_then(|peer| Some(peer.link_mut(age)?.epoch));
-        for own in [&self.own, &self.previous].into_iter().flatten() {
-            if Some(own.epoch) == link_epoch {
-                own.limiter.reset_count();
-            }
-        }
         let Self {
             peers, counters, ..
         } = self;
@@ -162,7 +159,6 @@ impl Core {
             local,
             also: None,
         };
-        let mut answered = [0; 1];
         let mut sent = 0;
         out.seal(to, INITIATION, |room| {
             let result = link.tunn.decapsulate(Some(remote.ip()), bytes, room);
@@ -170,21 +166,17 @@ impl Core {
                 counters.add(reason(error), 1);
             }
             sent = written(&result)?;
-            answered[0] = room[0];
             Some(sent)
         });
-        match (sent, answered[0]) {
-            (0, _) => {}
-            (_, 3) => counters.add(Count::CookieSent, 1),
-            (_, _) => {
-                link.live = true;
-                peer.received(remote, local, bytes.len(), now);
-                peer.sent(sent, now);
-                peer.handshake_at = Some(now);
-                counters.add(Count::Handshakes, 1);
-                self.flush_staged(index, age, now, out);
-            }
+        if sent == 0 {
+            return;
         }
+        link.live = true;
+        peer.received(remote, local, bytes.len(), now);
+        peer.sent(sent, now);
+        peer.handshake_at = Some(now);
+        counters.add(Count::Handshakes, 1);
+        self.flush_staged(index, age, now, out);
     }
 
     /// An initiation to that one of our keys.
@@ -249,10 +241,6 @@ impl Core {
             Some(sent)
         });
         if sent == 0 {
-            return;
-        }
-        if head[0] == 3 {
-            counters.add(Count::CookieSent, 1);
             return;
         }
         link.unconfirmed = Some(u32::from_le_bytes([head[4], head[5], head[6], head[7]]));

@@ -6,7 +6,7 @@ use boringtun::noise::TunnResult;
 
 use super::peer::{Age, Kick, Link};
 use super::routes::Route;
-use super::{Core, STAGED, STAGED_PER_PEER};
+use super::{Core, STAGED, STAGED_LEAST, STAGED_PER_PEER};
 use crate::counters::{Count, Counters, reason};
 use crate::outbox::{Destination, Outbox};
 use crate::packet;
@@ -91,7 +91,12 @@ impl Core {
             return;
         };
         while let Some(plain) = segments.next_segment() {
-            if peer.staged.len() < STAGED_PER_PEER && *staged < STAGED {
+            let most = if *staged < STAGED {
+                STAGED_PER_PEER
+            } else {
+                STAGED_LEAST
+            };
+            if peer.staged.len() < most {
                 peer.staged.push_back(plain.into());
                 *staged += 1;
             } else {

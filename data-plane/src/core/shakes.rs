@@ -1,12 +1,17 @@
 //! Handshakes wait here, so that packets need not wait for them.
 //!
 //! A handshake message costs up to five Diffie-Hellman operations, as much as a few hundred packets. So what
-//! comes in is only looked at (is it authentic for one of our keys, may so many come?) and queued, and what is to
+//! comes in is only looked at (is it authentic for one of our keys, do too many wait?) and queued, and what is to
 //! begin is noted with its peer. Each turn does one of either after the packets, so the longest a flow waits for
 //! a storm of them is one message each way.
+//!
+//! Who sends many waits behind those who send few ([`Waiting`](super::waiting::Waiting)). So that nobody sends in the
+//! name of others, whoever begins a handshake while many wait must show a cookie first (WireGuard 5.3). A
+//! thousand peers at once need none: each message takes less than half a millisecond, and is sent again after five
+//! seconds. Responses need none ever: their receiver index was told to the address they come from.
 
 use std::net::{IpAddr, SocketAddr};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use boringtun::noise::TunnResult;
 use boringtun::noise::errors::WireGuardError;
@@ -17,7 +22,11 @@ use crate::counters::{Count, reason};
 use crate::outbox::{Destination, Outbox};
 
 /// Received handshake messages that wait (the kernel: 4096).
-const WAITING: usize = 1024;
+pub(super) const WAITING: usize = 4096;
+/// So many wait where cookies begin to be demanded.
+const LOADED: usize = 1024;
+/// How long they are demanded from then on, as in the kernel.
+const LOADED_FOR: Duration = Duration::from_secs(1);
 /// Peers looked at in one turn to find one whose handshake is to begin.
 const LOOKS: usize = 32;
 /// A cookie reply.
@@ -46,18 +55,20 @@ impl Core {
         &mut self,
         (remote, local): (SocketAddr, Option<IpAddr>),
         bytes: &[u8],
+        now: Instant,
         out: &mut Outbox,
     ) {
+        if self.received.len() >= LOADED {
+            self.loaded_until = Some(now + LOADED_FOR);
+        }
+        let loaded = self.loaded_until.is_some_and(|until| now < until);
         let own = self.own.iter().map(|own| (Age::Current, own));
         let previous = self.previous.iter().map(|own| (Age::Old, own));
         let mut refusal = Count::BadMac;
         for (age, own) in own.chain(previous) {
-            own.limiter.reset_count();
+            let limiter = if loaded { &own.strict } else { &*own.open };
             let mut cookie = [0; COOKIE];
-            match own
-                .limiter
-                .verify_packet(Some(remote.ip()), bytes, &mut cookie)
-            {
+            match limiter.verify_packet(Some(remote.ip()), bytes, &mut cookie) {
                 Ok(_) => {
                     self.queue(Received {
                         remote,
@@ -119,9 +130,7 @@ impl Core {
     }
 
     fn queue(&mut self, received: Received) {
-        if self.received.len() < WAITING {
-            self.received.push_back(received);
-        } else {
+        if !self.received.push(received.remote.ip(), received) {
             self.counters.add(Count::HandshakesFull, 1);
         }
     }
@@ -139,7 +148,7 @@ impl Core {
 
     /// Does one handshake message of those that came, and one of those that are to go.
     pub(super) fn handle_shakes(&mut self, now: Instant, out: &mut Outbox) {
-        if let Some(received) = self.received.pop_front() {
+        if let Some(received) = self.received.pop() {
             let Received {
                 remote,
                 local,

@@ -11,8 +11,9 @@ use crate::counters::Count;
 use crate::outbox::{Destination, Outbox};
 
 impl Core {
-    /// Does what is due, but of handshakes and timers only as much as packets may wait for.
+    /// Ends a turn: does what is due, but of handshakes and timers only as much as packets may wait for.
     pub fn handle_timeout(&mut self, now: Instant, out: &mut Outbox) {
+        self.crowd.next_turn(now);
         self.handle_shakes(now, out);
         if self.round.is_none() && self.next_tick.is_some_and(|at| at <= now) {
             self.next_tick = None;
