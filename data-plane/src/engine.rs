@@ -233,10 +233,12 @@ impl Engine {
         self.shared.core.lock().report(worker::now())
     }
 
-    /// Counters since the start, by name.
+    /// Counters since the start, by name. `udp_overrun` is the kernel's: what was lost because the port's receive buffers
+    /// were full, since it was bound.
     pub fn counters(&self) -> Vec<(&'static str, u64)> {
         let mut all = self.shared.counters.all();
         all.retain(|(label, _)| !label.starts_with("relay_"));
+        all.push(("udp_overrun", self.shared.sockets.lock().overrun()));
         all
     }
 

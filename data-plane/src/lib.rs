@@ -13,7 +13,10 @@
 //! and merged with their neighbours of the same flow into super-packets (`inbox`) that are written to the TUN.
 //!
 //! *Handshakes* cost as much as hundreds of packets. Each turn does a message or two of them, after the packets
-//! (`core::shakes`); the others wait, bounded.
+//! (`core::shakes`); the others wait, bounded, and those of one sender behind each other.
+//!
+//! *Too much.* Where buffers stay full, whoever sends most is dropped first: in `core::crowd` what comes, in
+//! `sender` what goes.
 //!
 //! *Lent sockets.* A socket that somebody else opened can carry single peers: what goes to their addresses leaves
 //! from it, what comes to it is opened as if it had come to the tunnel's port (`lent`).
@@ -30,13 +33,13 @@
 //! - Packets of one flow never overtake each other, and what is merged was verified by its inner checksum.
 //! - A session belongs to one peer and one of our own keys. Sending prefers the newest key with a live session,
 //!   so that neither our rotation nor a peer's loses packets.
-//! - Every offload can fail at run time; the engine then goes on without it.
+//! - Every offload can be missing or fail at run time; the engine then goes on without it.
 //! - No bytes from outside can panic, allocate without bound, or spin.
 //!
 //! # What is left out of WireGuard
 //!
 //! ECN is not copied between inner and outer headers (RFC 6040 compatibility mode: outer packets are Not-ECT).
-//! The replay window is boringtun's 1024 packets, the kernel has 8192.
+//! The replay window is boringtun's 1024 packets, the kernel has 8192; a turn of a socket takes fewer.
 
 pub mod core;
 pub mod counters;

@@ -75,7 +75,6 @@ impl Relay {
             on_control,
             out: Outbox::new(),
             sender: Sender::default(),
-            segment: AtomicBool::new(true),
             slots: vec![0; SLOTS * SLOT].into_boxed_slice(),
         };
         let thread = thread::Builder::new()
@@ -149,7 +148,6 @@ struct Worker {
     on_control: Box<dyn Fn(ControlDatagram) + Send + Sync>,
     out: Outbox,
     sender: Sender,
-    segment: AtomicBool,
     slots: Box<[u8]>,
 }
 
@@ -286,12 +284,7 @@ impl Worker {
         // The table hears of the other end's next datagram where it is reached.
         let lost = |_| {};
         let shared = &self.shared;
-        self.sender.flush(
-            (family, &self.segment),
-            &mut self.out,
-            now,
-            &shared.counters,
-            lost,
-        );
+        self.sender
+            .flush((family, true), &mut self.out, now, &shared.counters, lost);
     }
 }

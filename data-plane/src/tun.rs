@@ -43,13 +43,7 @@ pub(crate) struct Tun {
 impl Tun {
     /// Makes the device, down and without addresses.
     pub fn create(name: &str, mtu: u16, offload: Offload) -> io::Result<Self> {
-        let (file, header) = match open(name, offload.tun_header) {
-            Err(error) if offload.tun_header && error.raw_os_error() == Some(libc::EINVAL) => {
-                // Sandboxes with a kernel of their own know no such header.
-                (open(name, false)?, false)
-            }
-            result => (result?, offload.tun_header),
-        };
+        let (file, header) = negotiate(offload.tun_header, |header| open(name, header))?;
         set_mtu(name, mtu)?;
         let mut tun = Self {
             file,
@@ -58,13 +52,13 @@ impl Tun {
             udp: header && offload.tun_udp,
         };
         if header {
-            tun.set_offload()?;
+            tun.set_offload();
         }
         Ok(tun)
     }
 
-    /// Asks for the offloads; what the kernel does not know (USO before Linux 6.2) is done without.
-    fn set_offload(&mut self) -> io::Result<()> {
+    /// Asks for the offloads; what the kernel does not know (USO before Linux 6.2, or any) is done without.
+    fn set_offload(&mut self) {
         let asked = |tcp: bool, udp: bool| {
             let tso = if tcp { TUN_F_TSO } else { 0 };
             let uso = if udp { TUN_F_USO } else { 0 };
@@ -79,16 +73,13 @@ impl Tun {
             let result = check(unsafe {
                 libc::ioctl(self.file.as_raw_fd(), TUNSETOFFLOAD, asked(tcp, udp))
             });
-            match result {
-                Ok(()) => {
-                    (self.tcp, self.udp) = (tcp, udp);
-                    return Ok(());
-                }
-                Err(error) if !tcp && !udp => return Err(error),
-                Err(_) => {}
+            if result.is_ok() {
+                (self.tcp, self.udp) = (tcp, udp);
+                return;
             }
         }
-        Ok(())
+        // As a device is that was never asked.
+        (self.tcp, self.udp) = (false, false);
     }
 
     /// Reads one packet or super-packet behind its `vnet_hdr`, which is empty where the kernel has none.
@@ -111,6 +102,26 @@ impl Tun {
 impl AsFd for Tun {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
+    }
+}
+
+/// Opens with the header if it may be, else without where the kernel knows none, as those of some sandboxes. Says
+/// which.
+fn negotiate<T>(
+    header: bool,
+    mut open: impl FnMut(bool) -> io::Result<T>,
+) -> io::Result<(T, bool)> {
+    match open(header) {
+        Err(error)
+            if header
+                && matches!(
+                    error.raw_os_error(),
+                    Some(libc::EINVAL | libc::EOPNOTSUPP | libc::ENOSYS)
+                ) =>
+        {
+            Ok((open(false)?, false))
+        }
+        result => Ok((result?, header)),
     }
 }
 
@@ -157,5 +168,39 @@ fn check(result: libc::c_int) -> io::Result<()> {
         Err(io::Error::last_os_error())
     } else {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Opens where headers are refused with one error, and all else with another.
+    fn opened(header: bool, with: Option<i32>, without: Option<i32>) -> (Result<bool, i32>, usize) {
+        let mut tries = 0;
+        let result = negotiate(header, |header| {
+            tries += 1;
+            let refusal = if header { with } else { without };
+            refusal.map_or(Ok(()), |errno| Err(io::Error::from_raw_os_error(errno)))
+        });
+        let result = result.map(|((), header)| header);
+        (result.map_err(|error| error.raw_os_error().unwrap()), tries)
+    }
+
+    #[test]
+    fn a_kernel_that_knows_no_header_is_asked_again_without() {
+        for errno in [libc::EINVAL, libc::EOPNOTSUPP, libc::ENOSYS] {
+            assert_eq!(opened(true, Some(errno), None), (Ok(false), 2));
+        }
+        assert_eq!(opened(true, None, None), (Ok(true), 1));
+        assert_eq!(opened(false, None, None), (Ok(false), 1));
+    }
+
+    #[test]
+    fn what_has_nothing_to_do_with_the_header_is_an_error_at_once() {
+        let busy = (Err(libc::EBUSY), 1);
+        assert_eq!(opened(true, Some(libc::EBUSY), None), busy);
+        let both = opened(true, Some(libc::EINVAL), Some(libc::EPERM));
+        assert_eq!(both, (Err(libc::EPERM), 2));
     }
 }

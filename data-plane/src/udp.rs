@@ -5,7 +5,6 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use mesh_types::consts::MTU_PROBE_MIN;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -16,10 +15,11 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::engine::EngineError;
 use crate::outbox::Destination;
+use crate::sender::Port;
 
 /// Socket buffers, bytes: a few turns of 256 KiB each way, and bursts while the worker sleeps.
 const BUFFER: usize = 4 * 1024 * 1024;
-/// How long a full socket buffer may hold the worker before the message is dropped.
+/// How long a full socket buffer may hold the worker, in each flush.
 const BUSY_WAIT_MS: u16 = 5;
 
 /// A socket, and what it can do.
@@ -27,6 +27,24 @@ pub(crate) struct Family {
     v6: bool,
     socket: Arc<UdpSocket>,
     state: UdpSocketState,
+    /// The kernel knows segmentation offload. One that does not takes the request for none, and sends all segments
+    /// as one datagram.
+    segments: bool,
+}
+
+/// A socket's memory, bytes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Memory {
+    /// What came and was not received yet.
+    pub received: u32,
+    /// The most of it.
+    pub receive_buffer: u32,
+    /// What was sent and has not left yet.
+    pub sent: u32,
+    /// The most of it.
+    pub send_buffer: u32,
+    /// What was lost because the receive buffer was full, messages.
+    pub dropped: u32,
 }
 
 /// The bound port.
@@ -34,7 +52,7 @@ pub(crate) struct Sockets {
     port: u16,
     v4: Family,
     v6: Option<Family>,
-    segment: AtomicBool,
+    segment: bool,
     /// Held while a socket does not fragment.
     whole: Mutex<()>,
 }
@@ -69,7 +87,7 @@ impl Sockets {
                 port: got,
                 v4,
                 v6,
-                segment: AtomicBool::new(segment),
+                segment,
                 whole: Mutex::new(()),
             });
         }
@@ -101,15 +119,29 @@ impl Sockets {
         buffers: &mut [IoSliceMut<'_>],
         meta: &mut [RecvMeta],
     ) -> io::Result<usize> {
-        let family = if v6 { self.v6.as_ref() } else { Some(&self.v4) };
-        family
-            .ok_or(io::ErrorKind::WouldBlock)?
-            .receive(buffers, meta)
+        let family = self.of(v6).ok_or(io::ErrorKind::WouldBlock)?;
+        family.receive(buffers, meta)
+    }
+
+    /// The socket of a family.
+    pub fn of(&self, v6: bool) -> Option<&Family> {
+        if v6 { self.v6.as_ref() } else { Some(&self.v4) }
+    }
+
+    /// Messages of the kernel that were lost because a receive buffer was full, since the port was bound. It
+    /// counts those modulo 2^32.
+    pub fn overrun(&self) -> u64 {
+        let families = [Some(&self.v4), self.v6.as_ref()];
+        let memory = families.into_iter().flatten().map(Family::memory);
+        memory
+            .flatten()
+            .map(|memory| u64::from(memory.dropped))
+            .sum()
     }
 
     /// May messages be segmented by the kernel?
-    pub fn segment(&self) -> &AtomicBool {
-        &self.segment
+    pub fn segment(&self) -> bool {
+        self.segment
     }
 
     /// The socket for a destination.
@@ -209,7 +241,16 @@ impl Family {
             let _ = setsockopt(&socket, sockopt::UdpGroSegment, &false);
         }
         set_fragments(socket.as_fd(), v6, Fragments::Allowed)?;
-        Ok(Self { v6, socket, state })
+        Ok(Self::new(v6, socket, state))
+    }
+
+    fn new(v6: bool, socket: Arc<UdpSocket>, state: UdpSocketState) -> Self {
+        Self {
+            v6,
+            socket,
+            segments: state.max_gso_segments() > 1,
+            state,
+        }
     }
 
     /// Of a socket that somebody else has bound, for both families or for IPv4.
@@ -221,7 +262,7 @@ impl Family {
             set_fragments(socket.as_fd(), true, Fragments::Allowed)?;
         }
         set_fragments(socket.as_fd(), false, Fragments::Allowed)?;
-        Ok(Self { v6, socket, state })
+        Ok(Self::new(v6, socket, state))
     }
 
     /// The socket.
@@ -234,6 +275,33 @@ impl Family {
         let _ = setsockopt(&self.socket, sockopt::UdpGroSegment, &false);
     }
 
+    /// How full its buffers are.
+    pub fn memory(&self) -> io::Result<Memory> {
+        // sock(7): SO_MEMINFO, in the order of linux/sock_diag.h.
+        let mut values = [0_u32; 9];
+        let mut len = size_of_val(&values) as libc::socklen_t;
+        // SAFETY: the descriptor is open for the call's length, and the kernel writes at most the stated size.
+        let result = unsafe {
+            libc::getsockopt(
+                self.socket.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_MEMINFO,
+                values.as_mut_ptr().cast(),
+                &raw mut len,
+            )
+        };
+        if result != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(Memory {
+            received: values[0],
+            receive_buffer: values[1],
+            sent: values[2],
+            send_buffer: values[3],
+            dropped: values[8],
+        })
+    }
+
     /// Receives what is there, several datagrams a buffer where the kernel coalesced them.
     pub fn receive(
         &self,
@@ -242,9 +310,14 @@ impl Family {
     ) -> io::Result<usize> {
         self.state.recv((&*self.socket).into(), buffers, meta)
     }
+}
 
-    /// Sends a datagram, or as many as there are segments in `bytes`.
-    pub fn send(&self, to: Destination, bytes: &[u8], segment: Option<usize>) -> io::Result<()> {
+impl Port for Family {
+    fn segments(&self) -> bool {
+        self.segments
+    }
+
+    fn send(&self, to: Destination, bytes: &[u8], segment: Option<usize>) -> io::Result<()> {
         let transmit = Transmit {
             destination: to.remote,
             ecn: None,
@@ -252,14 +325,18 @@ impl Family {
             segment_size: segment,
             src_ip: to.local,
         };
-        match self.state.try_send((&*self.socket).into(), &transmit) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                let mut fds = [PollFd::new(self.socket.as_fd(), PollFlags::POLLOUT)];
-                poll(&mut fds, PollTimeout::from(BUSY_WAIT_MS))?;
-                self.state.try_send((&*self.socket).into(), &transmit)
-            }
-            result => result,
-        }
+        self.state.try_send((&*self.socket).into(), &transmit)
+    }
+
+    fn wait(&self) {
+        let mut fds = [PollFd::new(self.socket.as_fd(), PollFlags::POLLOUT)];
+        // Whatever comes of it, sending shows.
+        let _ = poll(&mut fds, PollTimeout::from(BUSY_WAIT_MS));
+    }
+
+    fn is_half_full(&self) -> bool {
+        let memory = self.memory();
+        memory.is_ok_and(|memory| memory.sent > memory.send_buffer / 2)
     }
 }
 

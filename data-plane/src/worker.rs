@@ -24,8 +24,11 @@ use crate::sender::Sender;
 use crate::tun::Tun;
 use crate::udp::Sockets;
 
-/// Bytes taken from one side before the other gets its turn.
+/// Bytes taken from the TUN before the sockets get their turn.
 const TURN: usize = 256 * 1024;
+/// Datagrams after which a socket's turn is over. With those of one more call, of 64 a slot at most, they are fewer
+/// than the 1024 of a replay window: what comes late by one socket is still taken after a turn of the other.
+const DATAGRAMS: usize = 512;
 /// Receive slots, each as large as the kernel coalesces.
 const SLOTS: usize = 8;
 const SLOT: usize = 65536;
@@ -219,9 +222,11 @@ impl Worker {
 
     fn drain_udp(&mut self, source: &Source) -> Result<(), String> {
         let now = now();
-        let mut taken = 0;
+        let most = self.shared.core.lock().receive_limit();
+        let (mut taken, mut datagrams) = (0, 0);
         let mut control = Vec::new();
-        while taken < TURN {
+        let mut emptied = false;
+        while taken < most && datagrams < DATAGRAMS * (most / TURN) {
             let mut meta = [RecvMeta::default(); SLOTS];
             let mut slots = self.slots.chunks_exact_mut(SLOT).map(IoSliceMut::new);
             let mut buffers: [IoSliceMut<'_>; SLOTS] =
@@ -233,7 +238,10 @@ impl Worker {
             };
             let filled = match received {
                 Ok(filled) => filled,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    emptied = true;
+                    break;
+                }
                 Err(error) if matches!(source, Source::Lent(_)) => {
                     tracing::debug!(%error, "Receiving on a lent port failed");
                     break;
@@ -250,11 +258,17 @@ impl Worker {
                 }
             };
             self.errors = 0;
-            taken += self.take(now, source, &meta[..filled], &mut control);
+            let took = self.take(now, source, &meta[..filled], &mut control);
+            taken += took.0;
+            datagrams += took.1;
             if filled < SLOTS {
                 // It is empty; what comes meanwhile is told of again.
+                emptied = true;
                 break;
             }
+        }
+        if !emptied && self.is_full(source) {
+            self.shared.core.lock().socket_is_full();
         }
         self.write_inbox();
         self.flush(now);
@@ -264,18 +278,28 @@ impl Worker {
         Ok(())
     }
 
-    /// Opens what was received; says how many bytes that was.
+    /// Is a socket's buffer more than half full of what was not received yet?
+    fn is_full(&self, source: &Source) -> bool {
+        let family = match source {
+            Source::V4 => self.sockets.of(false),
+            Source::V6 => self.sockets.of(true),
+            Source::Lent(socket) => Some(socket.family()),
+        };
+        let memory = family.and_then(|family| family.memory().ok());
+        memory.is_some_and(|memory| memory.received > memory.receive_buffer / 2)
+    }
+
+    /// Opens what was received; says how many bytes and datagrams that was.
     fn take(
         &mut self,
         now: Instant,
         source: &Source,
         meta: &[RecvMeta],
         control: &mut Vec<ControlDatagram>,
-    ) -> usize {
+    ) -> (usize, usize) {
         let shared = self.shared.clone();
         let mut core = shared.core.lock();
-        let mut taken = 0;
-        let mut datagrams = 0;
+        let (mut taken, mut datagrams, before) = (0, 0, control.len());
         let (socket, port) = match source {
             Source::V4 | Source::V6 => (SocketId::Main, self.sockets.port()),
             Source::Lent(socket) => (socket.id(), socket.port()),
@@ -316,12 +340,14 @@ impl Worker {
         }
         drop(core);
         shared.counters.add(Count::UdpReceives, 1);
-        shared.counters.add(Count::UdpReceived, datagrams);
-        shared.counters.add(Count::Control, control.len() as u64);
+        shared.counters.add(Count::UdpReceived, datagrams as u64);
+        let new = control.len() - before;
+        shared.counters.add(Count::Control, new as u64);
         if self.out.is_full() {
             self.flush(now);
         }
-        taken.max(1)
+        // Empty ones take time too.
+        (taken, datagrams.max(meta.len()))
     }
 
     fn write_inbox(&mut self) {
@@ -376,12 +402,14 @@ fn write(tun: &Tun, inbox: &mut Inbox, counters: &Counters) {
             return;
         };
         counters.add(Count::TunRefused, count as u64);
-        if error.raw_os_error() == Some(libc::EINVAL) && merged != Merged::No {
+        let merges = match merged {
+            Merged::Tcp => &mut tcp,
+            Merged::Udp => &mut udp,
+            Merged::No => return,
+        };
+        // Others of this write may be merged already, and are refused too.
+        if error.raw_os_error() == Some(libc::EINVAL) && std::mem::replace(merges, false) {
             counters.add(Count::TunMergeOff, 1);
-            match merged {
-                Merged::Tcp => tcp = false,
-                Merged::Udp | Merged::No => udp = false,
-            }
         }
     });
     inbox.merge_tcp = tcp;

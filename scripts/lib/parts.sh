@@ -20,7 +20,7 @@ root() {
   need nft=nftables ip=iproute2 ping=iputils-ping iperf3=iperf3 iptables-legacy=iptables setpriv=util-linux wg=wireguard-tools
   step "host-network as root" cargo test -q --workspace --test host --no-fail-fast
   FARSPAN_PLAIN_WIREGUARDS="$(wireguard_go || true):$(cargo_tool boringtun-cli || true)"; export FARSPAN_PLAIN_WIREGUARDS
-  step "data-plane as root" cargo test -q --workspace --test engine_netns --test lent_netns --test rivals_netns --no-fail-fast
+  step "data-plane as root" cargo test -q --workspace --test engine_netns --test fairness_netns --test fallbacks_netns --test lent_netns --test rivals_netns --no-fail-fast
 }
 
 netns() {
