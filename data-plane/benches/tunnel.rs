@@ -4,24 +4,24 @@
 //! datagrams beside it. With `TXQUEUE=n,m` the TUN's queue has these lengths, in turns; `ROUNDS` is 3 unless told.
 //! Load and engines share the processors: compare lines of one run only.
 
-use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use data_plane::Offload;
+use measure::{cpu, now};
 use netns::{DEVICE, Lab, Pair, counter};
 
+#[expect(dead_code, reason = "another benchmark uses more of it")]
+mod measure;
 #[path = "../tests/netns/mod.rs"]
 #[expect(dead_code, reason = "tests use more of it")]
 mod netns;
 
 /// How long one run loads the tunnel.
 const RUN: Duration = Duration::from_secs(3);
-/// Clock ticks of `/proc` a second.
-const TICKS: f64 = 100.0;
 
 fn main() {
     let rounds = number("ROUNDS").first().copied().unwrap_or(3);
@@ -80,7 +80,7 @@ fn run(queue: u32) {
         let (before, cpu, at) = (bytes.load(Ordering::Relaxed), cpu(), now());
         let (mut loaded, lost) = round_trips(&client, RUN);
         let gigabytes = (bytes.load(Ordering::Relaxed) - before) as f64 / 1e9;
-        let (cpu, seconds) = (self::cpu() - cpu, at.elapsed().as_secs_f64());
+        let (cpu, seconds) = (measure::cpu() - cpu, at.elapsed().as_secs_f64());
         stop.store(true, Ordering::Relaxed);
         println!(
             "{queue:>10}  {:>6.2}  {:>8.2}  {:>12}  {:>10}  {:>7}  {lost:>4}  {}",
@@ -171,23 +171,4 @@ fn round_trips(client: &UdpSocket, length: Duration) -> (Vec<u64>, usize) {
 fn percentile(all: &mut [u64], percent: usize) -> u64 {
     all.sort_unstable();
     all.get(all.len() * percent / 100).copied().unwrap_or(0)
-}
-
-/// Seconds that the packet threads of this process have run.
-fn cpu() -> f64 {
-    let tasks = fs::read_dir("/proc/self/task").expect("proc is mounted");
-    let stats = tasks.flatten().filter_map(|task| {
-        let stat = fs::read_to_string(task.path().join("stat")).ok()?;
-        let (name, rest) = stat.rsplit_once(") ")?;
-        let fields: Vec<&str> = rest.split(' ').collect();
-        let ticks = |n: usize| fields.get(n)?.parse::<f64>().ok();
-        name.contains("farspan-packet")
-            .then(|| Some(ticks(11)? + ticks(12)?))?
-    });
-    stats.sum::<f64>() / TICKS
-}
-
-#[expect(clippy::disallowed_methods, reason = "a benchmark reads the clock")]
-fn now() -> Instant {
-    Instant::now()
 }
