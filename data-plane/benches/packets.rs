@@ -11,6 +11,8 @@ use data_plane::inbox::Inbox;
 use data_plane::segment::{SLACK, Segments, VnetHeader};
 use divan::Bencher;
 use divan::counter::ItemsCount;
+use mesh_types::key::WgSecret;
+use mesh_types::plan::TunnelPeer;
 use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
 
 #[path = "../tests/common/mod.rs"]
@@ -97,6 +99,62 @@ fn core_receives(bencher: Bencher<'_, '_>, len: usize) {
                     .handle_datagram(from, datagram, now, &mut b.inbox, &mut b.out);
             }
             b.inbox.drain(|parts, _, count| {
+                divan::black_box((parts, count));
+            });
+            datagrams
+        });
+}
+
+/// The same with one peer and with a thousand that have sessions: nine of ten super-packets are for ten of them, the
+/// others for all in turn.
+#[divan::bench(args = [1, 1000])]
+fn core_sends_among(bencher: Bencher<'_, '_>, peers: u16) {
+    let now = start();
+    let (mut hub, _) = crowd(peers, now);
+    let (packet, header) = super_packet(1420, 0);
+    let mut buffer = packet.clone();
+    let mut order = order(peers);
+    bencher.counter(ItemsCount::new(PACKETS)).bench_local(|| {
+        buffer.copy_from_slice(&packet);
+        buffer[16..20].copy_from_slice(&inside(order.next().unwrap_or(0)));
+        let len = packet.len() - SLACK;
+        hub.core
+            .handle_tun(&mut buffer, len, header, now, &mut hub.out);
+        hub.out.clear();
+    });
+}
+
+/// The other way.
+#[divan::bench(args = [1, 1000])]
+fn core_receives_among(bencher: Bencher<'_, '_>, peers: u16) {
+    let now = start();
+    let (mut hub, others) = crowd(peers, now);
+    hub.inbox = Inbox::new(true, true);
+    let state = RefCell::new((others, order(peers)));
+    bencher
+        .counter(ItemsCount::new(PACKETS))
+        .with_inputs(|| {
+            let (others, order) = &mut *state.borrow_mut();
+            let n = order.next().unwrap_or(0);
+            let (mut packet, header) = super_packet(1420, 0);
+            packet[12..16].copy_from_slice(&inside(n));
+            packet[16..20].copy_from_slice(&[10, 0, 0, 1]);
+            let len = packet.len() - SLACK;
+            let Node { core, out, .. } = &mut others[usize::from(n)];
+            core.handle_tun(&mut packet, len, header, now, out);
+            let mut datagrams = Vec::new();
+            for message in out.messages() {
+                datagrams.extend(message.datagrams().map(<[u8]>::to_vec));
+            }
+            out.clear();
+            ((outside(n), None), datagrams)
+        })
+        .bench_local_values(|(from, datagrams)| {
+            for datagram in &datagrams {
+                hub.core
+                    .handle_datagram(from, datagram, now, &mut hub.inbox, &mut hub.out);
+            }
+            hub.inbox.drain(|parts, _, count| {
                 divan::black_box((parts, count));
             });
             datagrams
@@ -198,6 +256,61 @@ fn pair(now: Instant) -> (Node, Node) {
     a.set_peer(of_b, peer(&["10.0.0.2/32"], Some(address(2))), now);
     b.set_peer(of_a, peer(&["10.0.0.1/32"], None), now);
     (a, b)
+}
+
+/// A node, and so many others that have a session with it.
+fn crowd(peers: u16, now: Instant) -> (Node, Vec<Node>) {
+    let mut hub = Node::new(&secret(1), &address(1).to_string());
+    let key = |n: u16| {
+        let [high, low] = n.to_be_bytes();
+        // Not the first byte: X25519 leaves its lower bits out.
+        let mut bytes = [7; 32];
+        bytes[1..3].copy_from_slice(&[high, low]);
+        WgSecret::from_bytes(bytes)
+    };
+    let known = |n: u16| (key(n).public(), in_range(inside(n), outside(n)));
+    hub.plan.peers = (0..peers).map(known).collect();
+    hub.apply(now);
+    let mut meet = |n: u16| {
+        let mut node = Node::new(&key(n), &outside(n).to_string());
+        let planned = in_range([10, 0, 0, 1], hub.address);
+        node.set_peer(secret(1).public(), planned, now);
+        let [a, b, c, d] = inside(n);
+        let source = format!("{a}.{b}.{c}.{d}");
+        node.send(&common::packet(&source, "10.0.0.1", 100, 1), now);
+        settle(&mut node, &mut hub, now);
+        node
+    };
+    let others = (0..peers).map(&mut meet).collect();
+    assert_eq!(hub.received.len(), usize::from(peers), "all have sessions");
+    hub.received.clear();
+    (hub, others)
+}
+
+fn in_range(ip: [u8; 4], endpoint: SocketAddr) -> TunnelPeer {
+    let [a, b, c, d] = ip;
+    peer(&[&format!("{a}.{b}.{c}.{d}/32")], Some(endpoint))
+}
+
+fn order(peers: u16) -> impl Iterator<Item = u16> {
+    let turn = move |n: u64| {
+        if n % 10 == 9 {
+            n / 10 % u64::from(peers)
+        } else {
+            n % u64::from(peers.min(10))
+        }
+    };
+    (0..).map(move |n| turn(n) as u16)
+}
+
+fn inside(n: u16) -> [u8; 4] {
+    let [high, low] = n.to_be_bytes();
+    [10, 1, high, low]
+}
+
+fn outside(n: u16) -> SocketAddr {
+    let [high, low] = n.to_be_bytes();
+    SocketAddr::from(([198, 18, high, low], 1))
 }
 
 /// A session both ways, and 1,000 further peers with their ranges.
