@@ -8,8 +8,10 @@ use mesh_types::annotations::RECORD_MAX;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
+use crate::agents::{machine, start};
 use crate::cluster::{Cluster, NODES, addresses, node, pod_cidrs};
-use crate::lab::agent::timed;
+use crate::lab::agent::{PATIENCE, timed};
+use crate::lab::wait::wait_until;
 use crate::user::{APPLY, JSON, MERGE, METADATA, METADATA_LIST};
 
 /// Nodes of the cluster.
@@ -19,7 +21,7 @@ const NODE_BYTES: usize = 15_000;
 
 #[test]
 fn five_hundred_announced_nodes_are_listed_and_watched_as_metadata_only() {
-    let cluster = Cluster::start(&[]);
+    let cluster = Cluster::start(&["reader"]);
     let admin = &cluster.admin;
     let names: Vec<_> = (0..COUNT)
         .map(|number| format!("node-{number:03}"))
@@ -121,16 +123,32 @@ fn five_hundred_announced_nodes_are_listed_and_watched_as_metadata_only() {
             &each(&status, &|number, name| heartbeat(number, name, 1)),
         );
     });
+
+    // An agent reads whole objects first, and has them compressed.
+    let mut reader = machine(&cluster, cluster.lab.public_host("reader"), 1);
+    let address = reader.host.ipv4;
+    let before = cluster.lab.uplink_bytes(address);
+    start(&mut reader);
+    let known = "farspan_kubernetes_nodes";
+    wait_until("the agent knows all Nodes", PATIENCE, || {
+        match reader.metric(known)? {
+            Some(nodes) if nodes > COUNT as f64 => Ok(()),
+            nodes => Err(format!("{nodes:?}")),
+        }
+    });
+    let crossed = cluster.lab.uplink_bytes(address) - before;
+    println!("an agent's wire until it knows all Nodes: {crossed} bytes");
+    assert!(crossed < full.len() as u64 / 8, "{crossed} bytes");
 }
 
 /// Ranges of node `number`: more than fit into [`pod_cidrs`].
 fn pod_cidrs_of(number: usize) -> Value {
     let (high, low) = (number / 256, number % 256);
     let mut spec = pod_cidrs(0)["spec"].take();
-    spec["podCIDR"] = json!(format!("10.{}.{low}.0/24", 244 + high));
+    spec["podCIDR"] = json!(format!("10.{}.{low}.0/24", 245 + high));
     spec["podCIDRs"] = json!([
         spec["podCIDR"],
-        format!("fd10:{:x}:{low:x}::/64", 244 + high)
+        format!("fd10:{:x}:{low:x}::/64", 0x245 + high)
     ]);
     spec
 }

@@ -61,6 +61,8 @@ impl User {
                 .expect("a complete kubeconfig");
             // Each answer counts, also `too many requests`.
             config.default_retry = false;
+            // What is weighed is what was asked for.
+            config.disable_compression = true;
             kube::Client::try_from(config).expect("the server's certificate is readable")
         });
         Self {
