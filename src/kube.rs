@@ -39,8 +39,6 @@ const POLICY_WITHIN: Duration = Duration::from_secs(5);
 const RELIST_EVERY: Duration = Duration::from_secs(60);
 /// Agents that all doubt one listing ask for the next within this time, not in one moment.
 const LIST_AGAIN_WITHIN: Duration = Duration::from_secs(10);
-/// How long the name of the cluster may take before its Nodes are listed anew.
-const LOOK_BEFORE: Duration = Duration::from_secs(2);
 const UNREACHABLE: &str = "The mesh goes on with the last good state. Check the network to the API server, the token and the ClusterRole (`farspan preflight`).";
 
 /// What the tasks tell the loop.
@@ -63,7 +61,6 @@ pub struct Cluster {
     publish: latest::Sender<Option<Publication>>,
     refused: mpsc::Sender<Refused>,
     relist: Arc<Notify>,
-    look: Arc<Notify>,
     node: String,
 }
 
@@ -142,10 +139,8 @@ impl Cluster {
         let (publish, wanted) = latest::channel(None);
         let (refused, claims) = mpsc::channel(64);
         let relist = Arc::new(Notify::new());
-        let look = Arc::new(Notify::new());
         let tasks = Tasks {
             relist: Arc::clone(&relist),
-            look: Arc::clone(&look),
             config: config.clone(),
             pod_network,
             known,
@@ -159,7 +154,6 @@ impl Cluster {
             publish,
             refused,
             relist,
-            look,
             node: config.node.clone(),
         }
     }
@@ -169,13 +163,11 @@ impl Cluster {
         self.publish.send_replace(Some(publication));
     }
 
-    /// Has the Nodes listed anew, soon: not by all agents at once. Which cluster they are of is asked before.
+    /// Has the Nodes listed anew, soon: not by all agents at once.
     pub fn list_again(&self) {
-        let (relist, look) = (Arc::clone(&self.relist), Arc::clone(&self.look));
+        let relist = Arc::clone(&self.relist);
         tokio::spawn(async move {
             tokio::time::sleep(by_chance(LIST_AGAIN_WITHIN)).await;
-            look.notify_one();
-            tokio::time::sleep(LOOK_BEFORE).await;
             relist.notify_one();
         });
     }
@@ -197,7 +189,6 @@ impl Cluster {
 
 struct Tasks {
     relist: Arc<Notify>,
-    look: Arc<Notify>,
     config: Kubernetes,
     pod_network: PodNetwork,
     known: BTreeSet<String>,
@@ -227,22 +218,28 @@ impl Tasks {
         let services = self.config.service_cidrs.clone();
         let mut surroundings = Surroundings::new(api.clone(), self.tell.clone(), services);
         surroundings.first().await?;
-        tokio::spawn(surroundings.follow(self.look.clone()));
-        let kindred = |path, name| Kindred {
+        // What is read anew where another cluster has come behind the address.
+        let beside: [Arc<Notify>; 3] = std::array::from_fn(|_| Arc::default());
+        let [look, policies, externals] = beside.clone();
+        tokio::spawn(surroundings.follow(look, Arc::clone(&self.relist)));
+        let kindred = |path, name, relist| Kindred {
             path,
             part: Part::Whole,
             name,
+            named: false,
             known: BTreeSet::new(),
-            relist: Arc::default(),
+            relist,
         };
-        let policies = watch::follow(api.clone(), kindred(path::POLICIES, "meshpolicies"));
+        let policies = kindred(path::POLICIES, "meshpolicies", policies);
+        let policies = watch::follow(api.clone(), policies);
         let (first, policy_heard) = oneshot::channel();
         tokio::spawn(custom::policy(policies, self.tell.clone(), first));
-        let externals = watch::follow(api.clone(), kindred(path::EXTERNALS, "externalpeers"));
+        let externals = kindred(path::EXTERNALS, "externalpeers", externals);
+        let externals = watch::follow(api.clone(), externals);
         tokio::spawn(custom::externals(externals, self.tell.clone()));
         // What the policy forbids should not be believed even for a moment. The sender is dropped, not used.
         _ = tokio::time::timeout(POLICY_WITHIN, policy_heard).await;
-        self.nodes(api).await
+        self.nodes(api, &beside).await
     }
 
     async fn open(&self, metrics: &metrics::Api) -> Result<Api, Stopped> {
@@ -270,7 +267,8 @@ impl Tasks {
         }
     }
 
-    async fn nodes(self, api: Api) -> Result<(), Stopped> {
+    /// Follows the Nodes; `beside` is told when they are another cluster's.
+    async fn nodes(self, api: Api, beside: &[Arc<Notify>]) -> Result<(), Stopped> {
         let relist = Arc::clone(&self.relist);
         let mut seen = watch::follow::<node::Object>(
             api.clone(),
@@ -278,6 +276,7 @@ impl Tasks {
                 path: path::NODES,
                 part: Part::Metadata,
                 name: "nodes",
+                named: true,
                 known: self.known,
                 relist: Arc::clone(&relist),
             },
@@ -286,6 +285,7 @@ impl Tasks {
         let mut fetches = FuturesUnordered::new();
         let mut outage = Outage::default();
         let mut relisted: Option<Instant> = None;
+        let mut cluster = None;
         let fetch = |name: String| {
             let api = api.clone();
             async move {
@@ -306,6 +306,12 @@ impl Tasks {
                     let Some(next) = next else { return Err(Stopped) };
                     let now = clock::instant();
                     match next {
+                        Seen::Cluster(domain) => {
+                            if cluster.replace(domain).is_some_and(|before| before != domain) {
+                                beside.iter().for_each(|other| other.notify_one());
+                            }
+                            vec![ClusterEvent::Domain(domain)]
+                        }
                         Seen::Listed(objects) => vec![nodes.listed(&objects, now)],
                         Seen::Applied(object) => nodes.applied(&object, now),
                         Seen::Deleted(object) => nodes.gone(&object).into_iter().collect(),

@@ -3,8 +3,10 @@
 
 use std::collections::BTreeMap;
 
-use mesh_types::cluster::{ClusterEvent, Policy};
+use kube::Resource;
+use mesh_types::cluster::ClusterEvent;
 use mesh_types::observation::ConfigPeer;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 use tokio::sync::{mpsc, oneshot};
@@ -63,7 +65,7 @@ impl Objects {
                 self.0.clear();
                 true
             }
-            Seen::Trouble(_) | Seen::Well => false,
+            Seen::Cluster(_) | Seen::Trouble(_) | Seen::Well => false,
         }
     }
 }
@@ -82,15 +84,18 @@ pub async fn policy(
         let known = match &seen {
             Seen::Listed(_) | Seen::Applied(_) | Seen::Deleted(_) | Seen::Absent => true,
             Seen::Trouble(failure) => failure.kind == Kind::NotFound,
-            Seen::Well => false,
+            Seen::Cluster(_) | Seen::Well => false,
         };
         let _heard = first.take_if(|_| known);
         if !objects.handle(seen) {
             continue;
         }
         let object = objects.0.get(POLICY_NAME);
-        let (policy, wrong) = match object.map(read_policy) {
-            Some(Ok((policy, wrong))) => (Some(policy), wrong),
+        let (policy, wrong) = match object.map(shaped::<MeshPolicy>) {
+            Some(Ok(object)) => {
+                let (policy, wrong) = object.read();
+                (Some(policy), wrong)
+            }
             // What cannot be read at all must not lift the limits that held before.
             Some(Err(why)) => {
                 tell.told("mesh-policy", vec![why], MEND).await?;
@@ -108,10 +113,15 @@ pub async fn policy(
     Ok(())
 }
 
-fn read_policy(object: &Custom) -> Result<(Policy, Vec<String>), String> {
-    let policy: MeshPolicy = serde_json::from_value(object.whole.clone())
-        .map_err(|error| format!("MeshPolicy {POLICY_NAME} cannot be read: {error}"))?;
-    Ok(policy.read())
+/// An object as one of its kind.
+fn shaped<K>(object: &Custom) -> Result<K, String>
+where
+    K: Resource<DynamicType = ()> + DeserializeOwned,
+{
+    serde_json::from_value(object.whole.clone()).map_err(|error| {
+        let (kind, name) = (K::kind(&()), &object.metadata.name);
+        format!("{kind} {name} cannot be read: {error}")
+    })
 }
 
 /// Tells the core of the machines outside.
@@ -138,16 +148,13 @@ pub async fn externals(
 fn read_externals<'a>(objects: impl Iterator<Item = &'a Custom>) -> (Vec<ConfigPeer>, Vec<String>) {
     let (mut peers, mut sentences) = (Vec::new(), Vec::new());
     for object in objects {
-        match serde_json::from_value::<ExternalPeer>(object.whole.clone()) {
+        match shaped::<ExternalPeer>(object) {
             Ok(external) => {
                 let (peer, wrong) = external.read();
                 peers.extend(peer);
                 sentences.extend(wrong);
             }
-            Err(error) => sentences.push(format!(
-                "ExternalPeer {} cannot be read: {error}",
-                object.metadata.name
-            )),
+            Err(why) => sentences.push(why),
         }
     }
     (peers, sentences)

@@ -115,21 +115,25 @@ impl Surroundings {
         }
     }
 
-    /// For ever; at once where `again` asks: another cluster may have come behind the address.
-    pub async fn follow(mut self, again: Arc<Notify>) -> Result<(), Stopped> {
+    /// For ever; at once where `again` asks. Has the Nodes listed where another cluster has come behind the address.
+    pub async fn follow(mut self, again: Arc<Notify>, relist: Arc<Notify>) -> Result<(), Stopped> {
         loop {
             tokio::select! {
                 () = tokio::time::sleep(LOOK_EVERY / 2 + by_chance(LOOK_EVERY)) => {}
                 () = again.notified() => {}
             }
+            let before = self.domain;
             if let Err(failure) = self.look().await? {
                 debug!(%failure, "Failed to look at the cluster again");
+            }
+            if self.domain != before {
+                relist.notify_one();
             }
         }
     }
 
     async fn look(&mut self) -> Result<Result<(), Failure>, Stopped> {
-        let domain = match self.domain().await {
+        let domain = match cluster(&self.api).await {
             Ok(domain) => domain,
             Err(failure) => return Ok(Err(failure)),
         };
@@ -151,14 +155,6 @@ impl Surroundings {
             .finding("api-service-ip", self.by_service())
             .await?;
         Ok(Ok(()))
-    }
-
-    async fn domain(&self) -> Result<DomainId, Failure> {
-        let system: Named = self.api.get(path::NAMESPACES, "kube-system").await?;
-        domain(&system.metadata.uid).ok_or_else(|| Failure {
-            kind: Kind::Malformed,
-            message: format!("UID {:?} of kube-system is no UUID", system.metadata.uid),
-        })
     }
 
     async fn addresses(&mut self) {
@@ -237,6 +233,15 @@ impl Slice {
             .map(IpNet::from)
             .collect()
     }
+}
+
+/// Which cluster answers now: the UID of its namespace kube-system.
+pub async fn cluster(api: &Api) -> Result<DomainId, Failure> {
+    let system: Named = api.get(path::NAMESPACES, "kube-system").await?;
+    domain(&system.metadata.uid).ok_or_else(|| Failure {
+        kind: Kind::Malformed,
+        message: format!("UID {:?} of kube-system is no UUID", system.metadata.uid),
+    })
 }
 
 /// The 16 bytes of a UUID.

@@ -1,6 +1,9 @@
 //! One kind of objects, followed for ever: a listing, then a watch from its revision, listed anew only where the server
 //! cannot go on from there.
 //!
+//! Where it matters whose objects they are, the server is asked which cluster it is before each listing, and before a watch
+//! goes on after anything went wrong: another server, or another history, may have come behind the address.
+//!
 //! A listing out of a server's cache may be older than what is known. It never takes anything away: where it lacks an
 //! object that was there, the same is asked of etcd before anybody hears of it.
 
@@ -11,12 +14,14 @@ use std::time::Duration;
 
 use futures::StreamExt as _;
 use kube::core::WatchEvent;
+use mesh_types::DomainId;
 use serde::de::DeserializeOwned;
 use tokio::sync::{Notify, mpsc};
 use tracing::{debug, info, warn};
 
 use super::client::{Api, Backoff, Failure, Fresh, Kind, Part, by_chance};
 use super::node::{List, Meta};
+use super::surroundings;
 use crate::agent::clock;
 
 /// Bookmarks come about once a minute: a connection that is silent for longer is dead.
@@ -47,6 +52,8 @@ impl Object for super::node::Object {
 /// What becomes of the objects.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Seen<T> {
+    /// Which cluster what follows is of, if it was to be asked.
+    Cluster(DomainId),
     /// All there are.
     Listed(Vec<T>),
     /// One is new or differs.
@@ -70,6 +77,8 @@ pub struct Kindred {
     pub part: Part,
     /// Their name in logs and metrics.
     pub name: &'static str,
+    /// Whether [`Seen::Cluster`] is told.
+    pub named: bool,
     /// UIDs known from an earlier life.
     pub known: BTreeSet<String>,
     /// Asks for a listing.
@@ -88,6 +97,8 @@ pub fn follow<T: Object>(api: Api, what: Kindred) -> mpsc::Receiver<Seen<T>> {
         backoff: Backoff::default(),
         absent: 0,
         troubled: None,
+        cluster: None,
+        certain: false,
     };
     tokio::spawn(async move {
         // Ends with the agent only.
@@ -105,6 +116,10 @@ struct Follower<T> {
     backoff: Backoff,
     absent: u32,
     troubled: Option<Kind>,
+    /// The cluster that answered last, if that is asked.
+    cluster: Option<DomainId>,
+    /// Nothing went wrong since then.
+    certain: bool,
 }
 
 /// Nobody listens any more.
@@ -139,6 +154,11 @@ impl<T: Object> Follower<T> {
     /// Until one succeeds.
     async fn list(&mut self) -> Result<String, Done> {
         loop {
+            if let Err(failure) = self.recognize().await? {
+                self.trouble(failure).await?;
+                self.pause().await?;
+                continue;
+            }
             match self.api.list::<T>(self.what.path, &self.fresh).await {
                 Ok(List { metadata, items }) => {
                     let uids: BTreeSet<String> =
@@ -167,8 +187,40 @@ impl<T: Object> Follower<T> {
         }
     }
 
+    /// Asks which cluster this is, and tells; says whether it is another one than before.
+    async fn recognize(&mut self) -> Result<Result<bool, Failure>, Done> {
+        if !self.what.named {
+            return Ok(Ok(false));
+        }
+        let cluster = match surroundings::cluster(&self.api).await {
+            Ok(cluster) => cluster,
+            Err(failure) => return Ok(Err(failure)),
+        };
+        self.certain = true;
+        let before = self.cluster.replace(cluster);
+        let other = before.is_some_and(|before| before != cluster);
+        if other {
+            info!(%cluster, watch = self.what.name, "Another cluster is behind the address");
+            // Revisions of the one say nothing in the other.
+            self.fresh = Fresh::Now;
+        }
+        self.tell(Seen::Cluster(cluster)).await?;
+        Ok(Ok(other))
+    }
+
     /// One connection's life.
     async fn watch(&mut self, revision: &mut String) -> Result<End, Done> {
+        if !self.certain {
+            match self.recognize().await? {
+                Ok(false) => {}
+                Ok(true) => return Ok(End::Relist),
+                Err(failure) => {
+                    self.trouble(failure).await?;
+                    self.pause().await?;
+                    return Ok(End::Continue);
+                }
+            }
+        }
         let opened = clock::instant();
         let watch = self
             .api
@@ -202,12 +254,14 @@ impl<T: Object> Follower<T> {
                 }
                 Ok(Some(Err(failure))) => {
                     debug!(watch = self.what.name, %failure, "Watch broke");
+                    self.certain = false;
                     break;
                 }
                 // The server ends each after some minutes.
                 Ok(None) => break,
                 Err(_) => {
                     debug!(watch = self.what.name, "Watch fell silent");
+                    self.certain = false;
                     break;
                 }
             }
@@ -284,6 +338,7 @@ impl<T: Object> Follower<T> {
             warn!(watch = self.what.name, %failure, "Kubernetes is not heard");
         }
         self.troubled = Some(failure.kind);
+        self.certain = false;
         self.tell(Seen::Trouble(failure)).await
     }
 

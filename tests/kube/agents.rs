@@ -209,17 +209,22 @@ fn wait_metric(node: &Node, metric: &str, value: f64) {
 
 /// Makes a Node of the cluster on this machine, and its files.
 pub fn machine(cluster: &Cluster, host: Host, number: u8) -> Node {
-    let name = host.name.clone();
-    cluster.add_node(&name, number, &host.ipv4.to_string());
     let node = Node::new(&cluster.lab, host).with_pod(&cluster.lab, number);
     // Its ranges are the API server's word.
     node.write_config("");
-    let token = cluster.pod_token(&format!("farspan-{name}"), &name);
-    fs::write(node.file("token"), token).expect("the node's directory is writable");
+    enrol(cluster, &node, number);
     let credentials = format!("tokenFile: \"{}\"", node.file("token").display());
     let kubeconfig = cluster.server.kubeconfig(&credentials);
     fs::write(node.file("kubeconfig"), kubeconfig).expect("the node's directory is writable");
     node
+}
+
+/// Makes the Node of this machine, and the token of its agent.
+pub fn enrol(cluster: &Cluster, node: &Node, number: u8) {
+    let name = node.name();
+    cluster.add_node(name, number, &node.host.ipv4.to_string());
+    let token = cluster.pod_token(&format!("farspan-{name}"), name);
+    fs::write(node.file("token"), token).expect("the node's directory is writable");
 }
 
 pub fn start(node: &mut Node) {
@@ -237,7 +242,7 @@ pub fn start(node: &mut Node) {
 }
 
 /// The Node carries a whole record of this agent.
-fn assert_announced(node: &Node, object: &Value) {
+pub fn assert_announced(node: &Node, object: &Value) {
     let annotations = object["metadata"]["annotations"]
         .as_object()
         .expect("annotations");

@@ -33,16 +33,28 @@ impl Cluster {
         let server = ApiServer::start(host, lab.directory().join("control"), kubelets);
         let admin = server.admin();
         let cluster = Self { server, admin, lab };
+        cluster.furnish(kubelets);
+        cluster
+    }
+
+    /// The same server without its data, so another cluster, with the same tokens of kubelets.
+    pub fn replace(&mut self, kubelets: &[&str]) {
+        self.server.kill();
+        self.server.forget();
+        self.server.restart();
+        self.furnish(kubelets);
+    }
+
+    fn furnish(&self, kubelets: &[&str]) {
         for file in ["namespace", "crds", "rbac", "admission"] {
-            cluster.server.kubectl_ok(
+            self.server.kubectl_ok(
                 &["apply", "-f", &manifest(&format!("base/{file}.yaml"))],
                 "",
             );
         }
         if let Some(kubelet) = kubelets.first() {
-            cluster.wait_for_policies(kubelet);
+            self.wait_for_policies(kubelet);
         }
-        cluster
     }
 
     /// The same with a Node of each name, its addresses of no importance.

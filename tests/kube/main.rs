@@ -16,6 +16,7 @@ mod host_unit;
 mod manifests;
 mod products;
 mod refusals;
+mod replaced;
 mod rights;
 mod scale;
 mod server;

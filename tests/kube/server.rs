@@ -114,6 +114,12 @@ impl ApiServer {
         }
     }
 
+    /// Removes what etcd holds.
+    pub fn forget(&mut self) {
+        assert!(self.process.is_none(), "the API server runs");
+        fs::remove_dir_all(self.file("etcd")).expect("etcd has a folder");
+    }
+
     /// Its address, as agents and kubelets are told.
     pub fn url(&self) -> String {
         format!("https://{}:{PORT}", self.host.ipv4)

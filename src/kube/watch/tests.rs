@@ -12,6 +12,7 @@ use crate::kube::client::path;
 use crate::kube::node::Object as Node;
 
 struct Asked {
+    path: String,
     query: String,
     accept: String,
     answer: oneshot::Sender<(StatusCode, String)>,
@@ -26,29 +27,43 @@ const WITHIN: Duration = Duration::from_secs(30);
 
 impl Server {
     async fn start(known: &[&str]) -> Self {
+        Self::start_with(nodes(known)).await
+    }
+
+    async fn start_with(what: Kindred) -> Self {
         let (sender, asked) = mpsc::channel(1);
         let router = Router::new().fallback(pass_on).with_state(sender);
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         tokio::spawn(async move { axum::serve(listener, router).await });
-        let what = Kindred {
-            path: path::NODES,
-            part: Part::Metadata,
-            name: "nodes",
-            known: known.iter().map(ToString::to_string).collect(),
-            relist: Arc::default(),
-        };
         let seen = follow(Api::at(&url), what);
         Self { asked, seen }
     }
 
     /// The next request: its query and what it accepts.
     async fn answer(&mut self, status: u16, body: String) -> (String, String) {
-        let asked = tokio::time::timeout(WITHIN, self.asked.recv()).await;
-        let asked = asked.expect("a request").unwrap();
+        let asked = self.asked().await;
+        assert_eq!(asked.path, path::NODES);
         let status = StatusCode::from_u16(status).unwrap();
         asked.answer.send((status, body)).unwrap();
         (asked.query, asked.accept)
+    }
+
+    /// The next request asks which cluster this is; it is the one of this number.
+    async fn answer_cluster(&mut self, number: u8) {
+        let asked = self.asked().await;
+        assert_eq!(asked.path, format!("{}/kube-system", path::NAMESPACES));
+        let uid = format!("{number:08x}-0000-0000-0000-000000000000");
+        let body = json!({"metadata": {"name": "kube-system", "uid": uid}}).to_string();
+        asked.answer.send((StatusCode::OK, body)).unwrap();
+        let mut bytes = [0; 16];
+        bytes[3] = number;
+        assert_eq!(self.seen().await, Seen::Cluster(DomainId(bytes)));
+    }
+
+    async fn asked(&mut self) -> Asked {
+        let asked = tokio::time::timeout(WITHIN, self.asked.recv()).await;
+        asked.expect("a request").unwrap()
     }
 
     async fn seen(&mut self) -> Seen<Node> {
@@ -57,10 +72,22 @@ impl Server {
     }
 }
 
+fn nodes(known: &[&str]) -> Kindred {
+    Kindred {
+        path: path::NODES,
+        part: Part::Metadata,
+        name: "nodes",
+        named: false,
+        known: known.iter().map(ToString::to_string).collect(),
+        relist: Arc::default(),
+    }
+}
+
 async fn pass_on(State(sender): State<mpsc::Sender<Asked>>, request: Request) -> Response {
     let (answer, answered) = oneshot::channel();
     let accept = request.headers().get("accept");
     let asked = Asked {
+        path: request.uri().path().to_owned(),
         query: request.uri().query().unwrap_or_default().to_owned(),
         accept: accept.map_or_else(String::new, |value| value.to_str().unwrap().to_owned()),
         answer,
@@ -177,4 +204,44 @@ async fn a_refused_token_is_told_and_tried_again() {
         query.contains("watch=true") && query.contains("resourceVersion=5"),
         "{query}"
     );
+}
+
+#[tokio::test]
+async fn which_cluster_it_is_is_told_before_each_listing_and_asked_before_a_watch_that_was_in_trouble_goes_on()
+ {
+    let what = Kindred {
+        named: true,
+        ..nodes(&[])
+    };
+    let mut server = Server::start_with(what).await;
+    server.answer_cluster(1).await;
+    server.answer(200, listing(5, &["a"])).await;
+    assert_eq!(server.seen().await, Seen::Well);
+    assert_eq!(names(&server.seen().await), ["a"]);
+    // A watch that ends as all do.
+    server.answer(200, String::new()).await;
+    assert_eq!(server.seen().await, Seen::Well);
+
+    let busy = status(503, "busy").to_string();
+    server.answer(503, busy.clone()).await;
+    assert!(matches!(server.seen().await, Seen::Trouble(_)));
+    server.answer_cluster(1).await;
+    let (query, _) = server.answer(503, busy).await;
+    assert!(
+        query.contains("watch=true") && query.contains("resourceVersion=5"),
+        "{query}"
+    );
+    assert!(matches!(server.seen().await, Seen::Trouble(_)));
+
+    // Another one has come, whose revisions are others.
+    server.answer_cluster(2).await;
+    server.answer_cluster(2).await;
+    let (query, _) = server.answer(200, listing(3, &["b"])).await;
+    assert!(!query.contains("resourceVersion"), "{query}");
+    assert_eq!(server.seen().await, Seen::Well);
+    assert_eq!(names(&server.seen().await), ["b"]);
+    let gone = event("ERROR", &status(410, "too old resource version"));
+    server.answer(200, gone).await;
+    assert_eq!(server.seen().await, Seen::Well);
+    server.answer_cluster(2).await;
 }
