@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use mesh_types::annotations::{encode, fit};
+use mesh_types::consts::PROTOCOL;
 use mesh_types::record::Features;
 use mesh_types::{Announcement, DomainId, IdentitySecret, NatReport, Signed, WgSecret};
 use serde_json::{Value, json};
@@ -14,7 +15,7 @@ use crate::lab::Node;
 use crate::lab::agent::PATIENCE;
 use crate::lab::wait::wait_until;
 
-/// Nodes that only show a record: nobody runs there.
+/// Of which everything is believed.
 const HONEST: &str = "honest";
 const POLICIES: &str = "/apis/farspan.io/v1alpha1/meshpolicies";
 const EVENTS: &str = "/apis/events.k8s.io/v1/namespaces/default/events";
@@ -26,84 +27,169 @@ fn claims_of_nodes_are_refused_with_an_event_and_a_metric_and_honest_ones_are_ro
     ];
     let cluster = Cluster::start(&names);
     let mut berlin = machine(&cluster, cluster.lab.public_host("berlin"), 1);
-    show(&cluster, HONEST, 2, "192.0.2.2", &Record::new(2));
     let policy = json!({"apiVersion": "farspan.io/v1alpha1", "kind": "MeshPolicy", "metadata": {"name": "default"},
         "spec": {"extraCIDRs": [{"node": HONEST, "cidrs": ["192.168.2.0/24"]}, {"node": "wide", "cidrs": ["192.168.7.0/24"]}]}});
     cluster.admin.create(POLICIES, &policy).expect("a policy");
-    configure(&cluster, HONEST, "192.168.2.0/24");
+    let honest = Claim {
+        extra_cidrs: &["192.168.2.0/24"],
+        ..Claim::new(HONEST, 2)
+    };
+    honest.show(&cluster);
     start(&mut berlin);
-    let honest = [
-        &pods(2)[..],
-        &["192.0.2.2/32", "192.168.2.0/24"].map(str::to_owned),
-    ]
-    .concat();
-    wait_ranges(&berlin, HONEST, &honest);
+    wait_ranges(&berlin, HONEST, &honest.ranges());
     wait_for_the_next_second(&cluster, HONEST);
 
-    let copied = Record {
+    let copied_key = Record::Own {
         key: 2,
-        ..Record::new(3)
+        protocol: PROTOCOL,
     };
-    show(&cluster, "copycat", 3, "192.0.2.3", &copied);
-    // The whole record of another.
-    cluster.add_node("replayer", 4, "192.0.2.4");
-    let stolen = cluster.object(&path(HONEST))["metadata"]["annotations"].clone();
-    let stolen = json!({"metadata": {"annotations": own(&stolen)}});
-    write(&cluster, "replayer", stolen);
-    // The pods of another.
-    show(&cluster, "greedy", 2, "192.0.2.5", &Record::new(5));
-    let api_server = cluster.server.host.ipv4.to_string();
-    show(&cluster, "king", 6, &api_server, &Record::new(6));
-    // More than the policy gives.
-    show(&cluster, "wide", 7, "192.0.2.7", &Record::new(7));
-    configure(&cluster, "wide", "192.168.7.0/24,192.168.8.0/24");
+    let liars = [
+        Claim {
+            record: copied_key,
+            ..Claim::new("copycat", 3)
+        },
+        Claim {
+            record: Record::CopyOf(HONEST),
+            ..Claim::new("replayer", 4)
+        },
+        Claim {
+            pods: 2,
+            ..Claim::new("greedy", 5)
+        },
+        Claim {
+            address: cluster.server.host.ipv4.to_string(),
+            ..Claim::new("king", 6)
+        },
+        Claim {
+            extra_cidrs: &["192.168.7.0/24", "192.168.8.0/24"],
+            ..Claim::new("wide", 7)
+        },
+    ];
+    liars.iter().for_each(|liar| liar.show(&cluster));
 
-    let wide = [
-        &pods(7)[..],
-        &["192.0.2.7/32", "192.168.7.0/24"].map(str::to_owned),
-    ]
-    .concat();
-    for (node, reason, ranges) in [
-        ("copycat", "duplicate-key", None),
-        ("replayer", "forged", None),
-        ("greedy", "overlap", Some(vec!["192.0.2.5/32".to_owned()])),
-        ("king", "protected", Some(pods(6).to_vec())),
-        ("wide", "policy", Some(wide)),
+    let left = |ranges: &[&str]| ranges.iter().map(ToString::to_string).collect();
+    for (node, reason, carried) in [
+        ("copycat", "duplicate-key", Vec::new()),
+        ("replayer", "forged", Vec::new()),
+        ("greedy", "overlap", left(&["192.0.2.5/32"])),
+        ("king", "protected", pods(6).to_vec()),
+        (
+            "wide",
+            "policy",
+            [&pods(7)[..], &left(&["192.0.2.7/32", "192.168.7.0/24"])].concat(),
+        ),
     ] {
         wait_refused(&cluster, &berlin, node, reason);
-        match ranges {
-            Some(ranges) => wait_ranges(&berlin, node, &ranges),
-            None => {
-                let carried = berlin.peer(node).map(|peer| ranges_of(&peer));
-                assert!(
-                    carried.clone().unwrap_or_default().is_empty(),
-                    "{node}: {carried:?}"
-                );
-            }
-        }
+        wait_ranges(&berlin, node, &carried);
     }
-    wait_ranges(&berlin, HONEST, &honest);
+    wait_ranges(&berlin, HONEST, &honest.ranges());
     // Its API server is reached as before.
     assert_eq!(berlin.metric("farspan_kubernetes_api_up"), Ok(Some(1.0)));
 
     // A later version of farspan in the same mesh, and one that has left this version behind.
-    let versions = |protocol, number| Record {
-        protocol,
-        ..Record::new(number)
-    };
-    show(&cluster, "newer", 8, "192.0.2.8", &versions((1, 2), 8));
-    let newer = [&pods(8)[..], &["192.0.2.8/32".to_owned()]].concat();
-    wait_ranges(&berlin, "newer", &newer);
-    show(&cluster, "alien", 9, "192.0.2.9", &versions((2, 2), 9));
+    for (name, number, protocol) in [("newer", 8, (1, 2)), ("alien", 9, (2, 2))] {
+        let record = Record::Own {
+            key: number,
+            protocol,
+        };
+        let claim = Claim {
+            record,
+            ..Claim::new(name, number)
+        };
+        claim.show(&cluster);
+    }
+    wait_ranges(&berlin, "newer", &Claim::new("newer", 8).ranges());
     let finding = berlin.wait_finding("protocol", PATIENCE);
     let message = finding["message"].as_str().unwrap_or_default();
     assert!(message.contains("alien"), "{finding}");
 }
 
-/// A Node with the ranges of this number, its address and a record.
-fn show(cluster: &Cluster, node: &str, number: u8, internal_ip: &str, record: &Record) {
-    cluster.add_node(node, number, internal_ip);
-    announce(cluster, node, record);
+/// A Node where nobody runs, and what it claims by its object and its annotations.
+struct Claim {
+    name: &'static str,
+    /// The number in its identity.
+    identity: u8,
+    /// The number in its pod ranges.
+    pods: u8,
+    address: String,
+    record: Record,
+    extra_cidrs: &'static [&'static str],
+}
+
+/// Its announcement.
+enum Record {
+    /// With a valid proof, by the token of the Node's own agent; `key`: the number in it.
+    Own { key: u8, protocol: (u8, u8) },
+    /// The annotations of another Node.
+    CopyOf(&'static str),
+}
+
+impl Claim {
+    /// An honest one, made of a number.
+    fn new(name: &'static str, number: u8) -> Self {
+        Self {
+            name,
+            identity: number,
+            pods: number,
+            address: format!("192.0.2.{number}"),
+            record: Record::Own {
+                key: number,
+                protocol: PROTOCOL,
+            },
+            extra_cidrs: &[],
+        }
+    }
+
+    /// Makes the Node, its record, and a person's annotation of what it carries for others.
+    fn show(&self, cluster: &Cluster) {
+        cluster.add_node(self.name, self.pods, &self.address);
+        let annotations = match self.record {
+            Record::Own { key, protocol } => self.announcement(cluster, key, protocol),
+            Record::CopyOf(other) => own(&cluster.object(&path(other))["metadata"]["annotations"]),
+        };
+        let object =
+            json!({"apiVersion": "v1", "kind": "Node", "metadata": {"annotations": annotations}});
+        let agent = cluster.server.user(&cluster.node_token(self.name));
+        let written = agent.apply(&path(self.name), &object);
+        written.unwrap_or_else(|refusal| panic!("the record of {}: {refusal}", self.name));
+        if !self.extra_cidrs.is_empty() {
+            let annotations = json!({"config.farspan.io/extra-cidrs": self.extra_cidrs.join(",")});
+            let patch = json!({"metadata": {"annotations": annotations}});
+            let written = cluster.admin.merge(&path(self.name), &patch);
+            written.unwrap_or_else(|refusal| panic!("the annotation of {}: {refusal}", self.name));
+        }
+    }
+
+    /// What it carries if all it claims is believed.
+    fn ranges(&self) -> Vec<String> {
+        let mut ranges = pods(self.pods).to_vec();
+        ranges.push(format!("{}/32", self.address));
+        ranges.extend(self.extra_cidrs.iter().map(ToString::to_string));
+        ranges
+    }
+
+    fn announcement(&self, cluster: &Cluster, key: u8, protocol: (u8, u8)) -> Value {
+        let system = cluster.object("/api/v1/namespaces/kube-system");
+        let object = cluster.object(&path(self.name));
+        let secret = IdentitySecret::from_bytes(&[self.identity; 32]);
+        let announcement = fit(Announcement {
+            domain: domain(system["metadata"]["uid"].as_str().expect("a UID")),
+            identity: secret.identity(),
+            key: WgSecret::from_bytes([key; 32]).public(),
+            next_key: None,
+            endpoints: Vec::new(),
+            nat: NatReport::default(),
+            relays: Vec::new(),
+            region: None,
+            features: Features::default(),
+            protocol_min: protocol.0,
+            protocol_max: protocol.1,
+            seq: 1,
+            name: Some(self.name.to_owned()),
+            node_uid: object["metadata"]["uid"].as_str().map(str::to_owned),
+        });
+        json!(encode(&Signed::sign(announcement, &secret)))
+    }
 }
 
 /// The ranges that the controller manager gives to this number.
@@ -112,70 +198,6 @@ fn pods(number: u8) -> [String; 2] {
         format!("10.244.{number}.0/24"),
         format!("fd10:244:{number}::/64"),
     ]
-}
-
-/// What a Node announces: made of numbers.
-struct Record {
-    identity: u8,
-    key: u8,
-    protocol: (u8, u8),
-}
-
-impl Record {
-    fn new(number: u8) -> Self {
-        Self {
-            identity: number,
-            key: number,
-            protocol: mesh_types::consts::PROTOCOL,
-        }
-    }
-}
-
-/// Writes a record with a valid proof, by the token of the Node's own agent.
-fn announce(cluster: &Cluster, node: &str, record: &Record) {
-    let system = cluster.object("/api/v1/namespaces/kube-system");
-    let object = cluster.object(&path(node));
-    let secret = IdentitySecret::from_bytes(&[record.identity; 32]);
-    let announcement = fit(Announcement {
-        domain: domain(system["metadata"]["uid"].as_str().expect("a UID")),
-        identity: secret.identity(),
-        key: WgSecret::from_bytes([record.key; 32]).public(),
-        next_key: None,
-        endpoints: Vec::new(),
-        nat: NatReport::default(),
-        relays: Vec::new(),
-        region: None,
-        features: Features::default(),
-        protocol_min: record.protocol.0,
-        protocol_max: record.protocol.1,
-        seq: 1,
-        name: Some(node.to_owned()),
-        node_uid: object["metadata"]["uid"].as_str().map(str::to_owned),
-    });
-    let annotations = encode(&Signed::sign(announcement, &secret));
-    write(
-        cluster,
-        node,
-        json!({"metadata": {"annotations": annotations}}),
-    );
-}
-
-fn write(cluster: &Cluster, node: &str, mut object: Value) {
-    object["apiVersion"] = json!("v1");
-    object["kind"] = json!("Node");
-    let agent = cluster.server.user(&cluster.node_token(node));
-    let written = agent.apply(&path(node), &object);
-    written.unwrap_or_else(|refusal| panic!("the record of {node}: {refusal}"));
-}
-
-/// A person's word on a Node.
-fn configure(cluster: &Cluster, node: &str, extra_cidrs: &str) {
-    let annotations = json!({"config.farspan.io/extra-cidrs": extra_cidrs});
-    let written = cluster.admin.merge(
-        &path(node),
-        &json!({"metadata": {"annotations": annotations}}),
-    );
-    written.unwrap_or_else(|refusal| panic!("the annotation of {node}: {refusal}"));
 }
 
 /// The agent's keys.
@@ -216,7 +238,9 @@ fn wait_ranges(reader: &Node, peer: &str, expected: &[String]) {
     let mut expected = expected.to_vec();
     expected.sort();
     wait_until(&format!("{peer} carries {expected:?}"), PATIENCE, || {
-        let seen = ranges_of(&reader.peer(peer)?);
+        // Of whom nothing is believed is no peer.
+        let seen = reader.peer(peer).map(|peer| ranges_of(&peer));
+        let seen = seen.unwrap_or_default();
         if seen == expected {
             Ok(())
         } else {
