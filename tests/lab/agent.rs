@@ -232,17 +232,12 @@ impl Node {
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
-    /// `status -o json`, or the sentence it failed with.
+    /// What `status -o json` prints, or why the agent does not tell.
     pub fn status(&self) -> Result<Value, String> {
-        let output = self.verb(&["status", "-o", "json"], "");
-        if !output.status.success() {
-            return Err(String::from_utf8_lossy(&output.stderr).into_owned());
-        }
-        serde_json::from_slice(&output.stdout)
-            .map_err(|error| format!("status printed no JSON: {error}"))
+        self.ask("/status")
     }
 
-    /// What the agent answers to `GET path`, without the start of a program: for watching closely.
+    /// What the agent answers to `GET path`. No program is started for it: watching closely costs little.
     pub fn ask(&self, path: &str) -> Result<Value, String> {
         let body = self.get(path)?;
         serde_json::from_str(&body).map_err(|error| format!("no JSON: {error}"))
@@ -269,6 +264,9 @@ impl Node {
     fn get(&self, path: &str) -> Result<String, String> {
         let mut stream =
             UnixStream::connect(self.file("control.sock")).map_err(|error| error.to_string())?;
+        stream
+            .set_read_timeout(Some(PATIENCE))
+            .map_err(|error| error.to_string())?;
         let request = format!("GET {path} HTTP/1.1\r\nHost: farspan\r\nConnection: close\r\n\r\n");
         stream
             .write_all(request.as_bytes())
