@@ -6,18 +6,18 @@
 # The CLI on the administrator's machine.
 farspan() { ip netns exec "$lab-hub" env KUBECONFIG="$files/admin.kubeconfig" "$program" "$@"; }
 
-# manifests POD-NETWORK [FLAG...]
-manifests() { farspan manifests --image "$farspan_image" --api-server "$api" --pod-network "$@"; }
+# manifests [FLAG...]
+manifests() { farspan manifests --image "$farspan_image" --api-server "$api" "$@"; }
 
 rolled_out() { kubectl -n farspan rollout status daemonset/farspan --timeout=120s; }
 
 install() {
   local node
   say "farspan preflight"
-  farspan preflight --pod-network own
+  farspan preflight
   for node in "${nodes[@]}"; do row "forwarding and marks on $node without farspan" "0 0 0" "$(settings "$node")"; done
-  say "farspan manifests --pod-network own --sysctls | kubectl apply -f -"
-  manifests own --sysctls | kubectl apply -f -
+  say "farspan manifests --sysctls | kubectl apply -f -"
+  manifests --sysctls | kubectl apply -f -
   rolled_out
   for node in "${nodes[@]}"; do
     row "forwarding and marks on $node" "1 1 1" "$(settings "$node")"
@@ -25,7 +25,7 @@ install() {
   done
   wait_for "the nodes are Ready" ready_nodes
   kubectl get nodes -o wide
-  row "the same again: every object is" "unchanged" "$(manifests own --sysctls | kubectl apply -f - | awk '{ print $NF }' | sort -u | paste -sd' ')"
+  row "the same again: every object is" "unchanged" "$(manifests --sysctls | kubectl apply -f - | awk '{ print $NF }' | sort -u | paste -sd' ')"
 }
 
 # start_workload [FAMILIES]
@@ -42,14 +42,15 @@ heard() {
   tr -d '[]' <"$1" | awk '/bytes from/ { n++; if (last && $1 - last > longest) longest = $1 - last; last = $1 } END { printf "%d answers, longest silence %.1f s", n, longest }'
 }
 
-# Every agent is replaced, one after the other, while a pod in paris pings one in tokyo ten times a second.
+# Every agent is replaced, one after the other, by one with another flag, while a pod in paris pings one in tokyo ten times a second.
 rolling_restart() {
   local before; before="$(kubectl -n farspan get pods -o name | sort)"
   # shellcheck disable=SC2016  # the only pod of that node with a network of its own
   service paris-1 ping sh -c 'exec ip netns exec "$(ip netns list | cut -d" " -f1 | head -1)" ping -D -i 0.1 "$0"' "$(pod_ip tokyo-1 4)"
-  kubectl -n farspan rollout restart daemonset/farspan >/dev/null
+  say "farspan manifests --pod-network own | kubectl apply -f -"
+  manifests --pod-network own | kubectl apply -f - >/dev/null
   rolled_out >/dev/null
-  row "agents that are the same after a rolling restart" "" "$(comm -12 <(echo "$before") <(kubectl -n farspan get pods -o name | sort))"
+  row "agents that are the same afterwards" "" "$(comm -12 <(echo "$before") <(kubectl -n farspan get pods -o name | sort))"
   eventually "pod on paris-1 to pod on tokyo-1 afterwards" "tokyo-1 *" from_pod paris-1 "$(pod_ip tokyo-1 4)" 8080
   end_service paris-1 ping
   row "meanwhile paris heard from tokyo" "[1-9]* answers, longest silence *" "$(heard "$files/paris-1/ping.log")"

@@ -28,7 +28,7 @@ flannel_peer() {
 flannel() {
   local node other
   say "Flannel's VXLAN over the mesh: farspan manifests --pod-network nodes | kubectl apply -f -"
-  manifests nodes | kubectl apply -f - >/dev/null
+  manifests --pod-network nodes | kubectl apply -f - >/dev/null
   rolled_out >/dev/null
   for node in "${nodes[@]}"; do flannel_device "$node"; done
   for node in "${nodes[@]}"; do
