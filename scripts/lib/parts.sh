@@ -1,6 +1,9 @@
 # shellcheck shell=bash
 # The parts of scripts/test. Sourced after steps.sh and kube.sh.
 
+# Real agents and their clusters wait most of the time: so many tests of them run at once.
+at_once=$(($(nproc) * 2))
+
 lint() {
   need shellcheck=shellcheck
   step "rustfmt" cargo fmt --all --check
@@ -27,7 +30,7 @@ netns() {
   privileged netns || return 0
   need nft=nftables ip=iproute2 ping=iputils-ping conntrack=conntrack faketime=faketime wg=wireguard-tools iperf3=iperf3 tcpdump=tcpdump script=bsdutils miniupnpd=miniupnpd-nftables turnserver=coturn openssl=openssl
   FARSPAN_PLAIN_WIREGUARD="$(plain_wireguard)"; export FARSPAN_PLAIN_WIREGUARD
-  step "agents behind NATs" cargo test -q --workspace --test netns --no-fail-fast
+  step "agents behind NATs" cargo test -q --workspace --test netns --no-fail-fast -- --test-threads "$at_once"
   as_root scripts/clean
 }
 
@@ -49,7 +52,7 @@ kube() {
   need ip=iproute2 nft=nftables openssl=openssl conntrack=conntrack promtool=prometheus
   step "alert rules" promtool test rules manifests/prometheus/alerts_test.yaml
   kubernetes || return 0
-  step "agents and a real Kubernetes" cargo test -q --workspace --test kube --no-fail-fast
+  step "agents and a real Kubernetes" cargo test -q --workspace --test kube --no-fail-fast -- --test-threads "$at_once"
   as_root scripts/clean
 }
 
