@@ -193,6 +193,18 @@ fn a_source_outside_the_senders_ranges_is_refused() {
 }
 
 #[test]
+fn a_source_of_another_peer_is_refused() {
+    let now = start();
+    let (mut a, mut b) = connected(now);
+    b.set_peer(key(3), peer(&["10.0.0.3/32"], None), now);
+    a.send(&packet("10.0.0.3", "10.0.0.2", 100, 1), now);
+    a.send(&there(100, 2), now);
+    settle(&mut a, &mut b, now);
+    assert_eq!(b.received, [there(100, 2)]);
+    assert_eq!(b.count(Count::BadSource), 1);
+}
+
+#[test]
 fn packets_without_a_route_or_an_endpoint_are_dropped_and_counted() {
     let now = start();
     let (mut a, mut b) = pair(now);

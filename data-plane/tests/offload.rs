@@ -281,6 +281,42 @@ proptest! {
     }
 
     #[test]
+    fn what_follows_in_a_flow_comes_out_as_it_came_in_whatever_order(
+        (v6, udp) in any::<(bool, bool)>(),
+        parts in proptest::collection::vec((prop_oneof![Just(100), 1..600usize], 0..2usize, 0..4u8), 2..30),
+        swaps in proptest::collection::vec((any::<u8>(), any::<u8>()), 0..4),
+        broken in proptest::option::of(any::<u8>()),
+    ) {
+        // Sizes and options vary, the sequence does not; then some change places, and one has a wrong IP checksum.
+        let (mut packets, mut sequence) = (Vec::new(), u32::MAX - 1000);
+        for (n, (size, options, push)) in parts.iter().enumerate() {
+            let shape = Shape { v6, udp, options: *options, flow: 1, unfragmented: false };
+            let flags = if *push == 0 { 0x18 } else { 0x10 };
+            packets.push(shape.packet(n as u16, sequence, flags, &vec![n as u8; *size]));
+            sequence = sequence.wrapping_add(*size as u32);
+        }
+        let count = packets.len();
+        for (a, b) in swaps {
+            packets.swap(usize::from(a) % count, usize::from(b) % count);
+        }
+        let mut lost = None;
+        if let (Some(which), false) = (broken, v6) {
+            let which = usize::from(which) % count;
+            packets[which][10] ^= 0x10;
+            lost = Some(packets[which].clone());
+        }
+        let mut again = uncut(&merge(&packets, true, true));
+        // The kernel will drop that one: it comes through as it is, whenever.
+        if let Some(lost) = lost {
+            let before = again.len();
+            again.retain(|packet| *packet != lost);
+            packets.retain(|packet| *packet != lost);
+            prop_assert_eq!(again.len() + 1, before);
+        }
+        prop_assert_eq!(again, packets);
+    }
+
+    #[test]
     fn any_bytes_go_through_cutting_and_merging_without_panic(
         bytes in payloads(0..300usize),
         header in proptest::array::uniform10(any::<u8>()),
@@ -374,6 +410,24 @@ fn a_bulk_flow_merges_into_few_super_packets() {
 }
 
 #[test]
+fn a_super_packet_ends_before_its_length_overflows() {
+    for (udp, v6) in [(false, false), (false, true), (true, false), (true, true)] {
+        let shape = Shape {
+            v6,
+            udp,
+            options: 0,
+            flow: 1,
+            unfragmented: true,
+        };
+        let packets = reference(shape, 1300, 0x10, &vec![5; 60 * 1300]);
+        let written = merge(&packets, true, true);
+        let counts: Vec<_> = written.iter().map(|(_, _, count, _)| *count).collect();
+        assert_eq!(counts, [50, 10], "udp {udp} v6 {v6}");
+        assert_eq!(uncut(&written), packets);
+    }
+}
+
+#[test]
 fn a_push_ends_a_super_packet() {
     let shape = Shape {
         v6: false,
@@ -431,19 +485,77 @@ fn a_packet_with_a_wrong_checksum_is_merged_with_none_and_stays_wrong() {
 
 #[test]
 fn a_super_packet_whose_end_is_missing_is_cut_to_what_there_is() {
-    let shape = Shape {
-        v6: false,
+    for options in [0, 10] {
+        let shape = Shape {
+            v6: false,
+            udp: false,
+            options,
+            flow: 1,
+            unfragmented: true,
+        };
+        let (packet, header) = super_packet(shape, 500, 0x10, &[7; 5000]);
+        for len in 0..packet.len() {
+            let payload = len.saturating_sub(shape.header_len());
+            let most = payload + payload.div_ceil(500).max(1) * (shape.header_len() + 15);
+            let total = run(&packet[..len], header);
+            assert!(total <= most, "{total} bytes of {len}");
+        }
+    }
+}
+
+#[test]
+fn a_super_packet_that_is_not_what_its_header_says_is_refused() {
+    let shape = |v6| Shape {
+        v6,
         udp: false,
         options: 0,
         flow: 1,
         unfragmented: true,
     };
-    let (packet, header) = super_packet(shape, 500, 0x10, &[7; 5000]);
-    for len in 0..packet.len() {
-        let payload = len.saturating_sub(shape.header_len());
-        let most = payload + payload.div_ceil(500).max(1) * (shape.header_len() + 15);
-        let total = run(&packet[..len], header);
-        assert!(total <= most, "{total} bytes of {len}");
+    let refused = |v6: bool, change: fn(&mut Vec<u8>, &mut VnetHeader)| {
+        let (mut packet, mut header) = super_packet(shape(v6), 500, 0x10, &[0x77; 5000]);
+        change(&mut packet, &mut header);
+        let len = packet.len();
+        packet.resize(len + SLACK, 0);
+        Segments::new(&mut packet, len, header, MTU).is_err()
+    };
+    assert!(!refused(false, |_, _| {}));
+    assert!(refused(false, |_, header| header.gso_size = 0));
+    assert!(refused(false, |_, header| header.flags = 0));
+    assert!(refused(false, |_, header| header.csum_offset = 6));
+    assert!(refused(false, |_, header| header.gso_type = 4), "IPv6");
+    assert!(refused(false, |packet, _| packet[9] = 17), "UDP");
+    assert!(refused(false, |packet, _| packet[0] = 0x46), "options");
+    let beyond = |_: &mut Vec<u8>, header: &mut VnetHeader| header.csum_start = 120;
+    assert!(refused(true, beyond), "longer headers than are cut");
+}
+
+#[test]
+fn a_message_ends_at_64_datagrams_and_at_65507_bytes() {
+    let to = Destination {
+        peer: 1,
+        remote: "192.0.2.1:1".parse().unwrap(),
+        local: None,
+        also: None,
+    };
+    for (size, counts) in [(100, [64, 64, 22]), (1452, [45, 45, 15])] {
+        let mut out = Outbox::new();
+        for n in 0..counts.iter().sum() {
+            let seal = |room: &mut [u8]| {
+                room[..size].fill(n as u8);
+                Some(size)
+            };
+            assert!(out.seal(to, size, seal));
+        }
+        let held: Vec<usize> = out.messages().iter().map(|message| message.count).collect();
+        assert_eq!(held, counts, "of {size} bytes");
+        let all = out
+            .messages()
+            .iter()
+            .flat_map(|message| message.datagrams());
+        for (n, datagram) in all.enumerate() {
+            assert_eq!(datagram, vec![n as u8; size]);
+        }
     }
 }
 
