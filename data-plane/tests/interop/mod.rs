@@ -11,7 +11,7 @@ use data_plane::Offload;
 
 use crate::netns::{Lab, PORT, outer, peer, plan, secret, until};
 
-/// Where set, every size is sent and not a choice.
+/// Where set, every size is sent and not a choice: a quarter of an hour a program, hours in the virtual machine.
 const EVERY_SIZE: &str = "FARSPAN_EVERY_SIZE";
 /// The largest payload, bytes: 48 packets.
 const LARGEST: usize = 65_000;
