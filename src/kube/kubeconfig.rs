@@ -13,9 +13,9 @@ use super::client::chain;
 /// # Errors
 /// One sentence, when the file cannot be read or used.
 pub async fn of_file(path: &Path, context: Option<&str>) -> Result<kube::Config> {
-    let file = Kubeconfig::read_from(path)
-        .map_err(|error| anyhow!("cannot use {}: {}", path.display(), sentence(&error)))?;
-    of_context(file, context, &path.display().to_string()).await
+    let place = path.display().to_string();
+    let file = Kubeconfig::read_from(path).map_err(|error| refusal(&place, &error))?;
+    of_context(file, context, &place).await
 }
 
 /// Those of a file for an agent, which starts no program to get a token.
@@ -45,9 +45,7 @@ pub async fn found(context: Option<&str>) -> Result<kube::Config> {
     );
     match Kubeconfig::read() {
         Ok(file) => of_context(file, context, &place).await,
-        Err(error) if named.is_some() || !missing(&error) => {
-            bail!("cannot use {place}: {}", sentence(&error))
-        }
+        Err(error) if named.is_some() || !missing(&error) => Err(refusal(&place, &error)),
         Err(_) if let Some(context) = context => {
             bail!("there is no ~/.kube/config with a context {context:?}; give --kubeconfig FILE")
         }
@@ -64,7 +62,7 @@ async fn of_context(file: Kubeconfig, context: Option<&str>, place: &str) -> Res
     };
     kube::Config::from_custom_kubeconfig(file, &options)
         .await
-        .map_err(|error| anyhow!("cannot use {place}: {}", sentence(&error)))
+        .map_err(|error| refusal(place, &error))
 }
 
 fn missing(error: &KubeconfigError) -> bool {
@@ -75,14 +73,17 @@ fn missing(error: &KubeconfigError) -> bool {
 }
 
 /// The parser quotes the lines around a mistake, with whatever token stands there.
-fn sentence(error: &KubeconfigError) -> String {
+fn refusal(place: &str, error: &KubeconfigError) -> anyhow::Error {
+    if let KubeconfigError::ReadConfig(error, path) = error {
+        return anyhow!("cannot read {}: {error}", path.display());
+    }
     let KubeconfigError::Parse(error) = error else {
-        return chain(error);
+        return anyhow!("cannot use {place}: {}", chain(error));
     };
-    let place = error.location().map_or_else(String::new, |place| {
-        format!(" (line {}, column {})", place.line(), place.column())
+    let place_in_it = error.location().map_or_else(String::new, |at| {
+        format!(" (line {}, column {})", at.line(), at.column())
     });
-    format!("it is no kubeconfig{place}")
+    anyhow!("cannot use {place}: it is no kubeconfig{place_in_it}")
 }
 
 #[cfg(test)]

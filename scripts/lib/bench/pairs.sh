@@ -35,6 +35,7 @@ node() {
   ip -n "$lab-$own" link set eth0 up
   case "$contender" in
     farspan) farspan_node ;;
+    vxlan) vxlan_node "$@" ;;
     # Flags that keep them where they are and who they are; nothing is tuned.
     wireguard-go) plain_node env WG_PROCESS_FOREGROUND=1 LOG_LEVEL=error "$program" ;;
     *) plain_node "$program" --foreground --disable-drop-privileges ;;
@@ -55,6 +56,14 @@ endpoints = ["$endpoint"]
 allowed-ips = ["$other"]
 TOML
   farspan "$own" up >/dev/null
+}
+
+# The kernel's own tunnel without a cipher.
+vxlan_node() {
+  ip -n "$lab-$own" link add tunnel type vxlan id 7 dstport 4789 local "${outer[$3]}" remote "${outer[$4]}" dev eth0
+  ip -n "$lab-$own" addr add "$self" dev tunnel
+  ip -n "$lab-$own" link set tunnel mtu $MTU up
+  ip -n "$lab-$own" route add "$other" dev tunnel
 }
 
 # plain_node COMMAND...   what `wg` configures

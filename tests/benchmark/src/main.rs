@@ -52,6 +52,9 @@ struct Rounds {
     /// NAME=VERSION of a contender, ours first; without a version it could not be had
     #[arg(long = "contender", required = true, value_parser = contender)]
     contenders: Vec<Contender>,
+    /// Name of a contender that is the kernel's own, without daemons
+    #[arg(long)]
+    in_kernel: Vec<String>,
     /// Name and version of another tool that takes part
     #[arg(long = "tool")]
     tools: Vec<String>,
@@ -105,7 +108,13 @@ fn measure(rounds: &Rounds) -> Result<()> {
     let present = || rounds.contenders.iter().filter(|it| it.version.is_some());
     for family in &rounds.families {
         for contender in present() {
-            pairs.push(Pair::open(&rounds.lab, &contender.name, *family)?);
+            let in_kernel = rounds.in_kernel.contains(&contender.name);
+            pairs.push(Pair::open(
+                &rounds.lab,
+                &contender.name,
+                *family,
+                in_kernel,
+            )?);
         }
     }
     let daemons = pairs.iter().flat_map(Pair::daemons);
@@ -130,7 +139,7 @@ fn measure(rounds: &Rounds) -> Result<()> {
                 rivals.rotate_left(first);
                 for cell in Cell::ALL {
                     eprint!("round {round}, {variant}, {cell}:");
-                    for pair in &rivals {
+                    for pair in rivals.iter().filter(|pair| pair.takes_part_in(cell)) {
                         let measured = match pair.measure(cell, rounds.seconds, &ours) {
                             Ok(measured) => measured,
                             Err(error) => {
@@ -144,6 +153,7 @@ fn measure(rounds: &Rounds) -> Result<()> {
                             variant,
                             cell,
                             daemons: measured.daemons,
+                            machine: measured.machine,
                             foreign: measured.foreign,
                             outcome: measured.outcome,
                         };

@@ -34,20 +34,22 @@ pub struct Pair {
     pub contender: String,
     pub family: Family,
     nodes: [Namespace; 2],
-    daemons: [i32; 2],
+    /// One a node, but where the kernel is the contender.
+    daemons: Option<[i32; 2]>,
     server: Child,
 }
 
 /// What one cell gave.
 pub struct Measured {
     pub daemons: [f64; 2],
+    pub machine: f64,
     pub foreign: f64,
     pub outcome: Outcome,
 }
 
 impl Pair {
-    /// A pair as scripts/bench has made it: in each namespace its daemon is the only process.
-    pub fn open(lab: &str, contender: &str, family: Family) -> Result<Self> {
+    /// A pair as scripts/bench has made it: in each namespace its daemon, if it has one, is the only process.
+    pub fn open(lab: &str, contender: &str, family: Family, in_kernel: bool) -> Result<Self> {
         let digit = match family {
             Family::Ipv4 => 4,
             Family::Ipv6 => 6,
@@ -65,7 +67,11 @@ impl Pair {
             };
             Ok(daemon)
         };
-        let daemons = [daemon(&nodes[0])?, daemon(&nodes[1])?];
+        let daemons = if in_kernel {
+            None
+        } else {
+            Some([daemon(&nodes[0])?, daemon(&nodes[1])?])
+        };
         let mut command = Command::new("iperf3");
         command
             .arg("-s")
@@ -96,8 +102,13 @@ impl Pair {
     }
 
     /// Daemons whose use of the processors is not foreign.
-    pub fn daemons(&self) -> [i32; 2] {
-        self.daemons
+    pub fn daemons(&self) -> impl Iterator<Item = i32> {
+        self.daemons.into_iter().flatten()
+    }
+
+    /// The kernel is measured with TCP only: what carrying costs without a cipher.
+    pub fn takes_part_in(&self, cell: Cell) -> bool {
+        self.daemons.is_some() || matches!(cell, Cell::Tcp { .. })
     }
 
     /// Lets the veth carry packets that are not yet cut to its MTU, or not.
@@ -122,12 +133,14 @@ impl Pair {
         let (before, start) = (Snapshot::take()?, clock());
         let outcome = self.outcome(cell, seconds)?;
         let (after, elapsed) = (Snapshot::take()?, start.elapsed());
-        let mut daemons = self.daemons.map(|pid| before.used(&after, pid));
+        let used = |daemons: [i32; 2]| daemons.map(|pid| before.used(&after, pid));
+        let mut daemons = self.daemons.map_or([0.0; 2], used);
         if matches!(cell, Cell::Tcp { reverse: true, .. }) {
             daemons.reverse();
         }
         Ok(Measured {
             daemons,
+            machine: before.busy(&after),
             foreign: before.foreign(&after, ours, elapsed),
             outcome,
         })

@@ -40,6 +40,8 @@ impl Usage {
 pub struct Snapshot {
     processes: BTreeMap<i32, Usage>,
     stolen: u64,
+    /// What all of the machine's processors were not idle.
+    busy: u64,
 }
 
 impl Snapshot {
@@ -57,7 +59,17 @@ impl Snapshot {
             .collect();
         let stat = fs::read_to_string("/proc/stat").context("Failed to read /proc/stat")?;
         let stolen = stolen(&stat).context("Failed to find the stolen time in /proc/stat")?;
-        Ok(Self { processes, stolen })
+        let busy = busy(&stat).context("Failed to find the time in use in /proc/stat")?;
+        Ok(Self {
+            processes,
+            stolen,
+            busy,
+        })
+    }
+
+    /// Seconds of processor that everything on this machine used until `later`, the kernel included.
+    pub fn busy(&self, later: &Self) -> f64 {
+        seconds(later.busy.saturating_sub(self.busy))
     }
 
     /// Seconds of processor that a process used until `later`.
@@ -108,6 +120,13 @@ fn stolen(stat: &str) -> Option<u64> {
         .ok()
 }
 
+/// User, nice, system, irq and softirq of the first line of /proc/stat (proc_stat(5)).
+fn busy(stat: &str) -> Option<u64> {
+    let fields: Vec<_> = stat.lines().next()?.split_ascii_whitespace().collect();
+    let values = [1, 2, 3, 6, 7].map(|field| fields.get(field)?.parse::<u64>().ok());
+    values.into_iter().sum()
+}
+
 fn seconds(ticks: u64) -> f64 {
     let rate = sysconf(SysconfVar::CLK_TCK).ok().flatten().unwrap_or(100);
     ticks as f64 / rate as f64
@@ -146,7 +165,11 @@ mod tests {
             )
         };
         let processes = processes.iter().map(usage).collect();
-        Snapshot { processes, stolen }
+        Snapshot {
+            processes,
+            stolen,
+            busy: 0,
+        }
     }
 
     #[test]
@@ -197,6 +220,12 @@ mod tests {
             "processor\t: 0\nmodel name\t: A CPU: fast\nflags\t\t: fpu avx2\n\nmodel name\t: B\n";
         let flags = vec!["fpu".to_owned(), "avx2".to_owned()];
         assert_eq!(model(text), ("A CPU: fast".to_owned(), flags));
-        assert_eq!(stolen("cpu  1 2 3 4 5 6 7 8 9 10\ncpu0 1\n"), Some(8));
+        let stat = "cpu  1 2 3 4 5 6 7 8 9 10\ncpu0 1\n";
+        assert_eq!(stolen(stat), Some(8));
+        assert_eq!(
+            busy(stat),
+            Some(1 + 2 + 3 + 6 + 7),
+            "neither idle nor waiting"
+        );
     }
 }

@@ -184,6 +184,9 @@ pub struct Sample {
     pub cell: Cell,
     /// Seconds of processor that the daemons used: the sending node's (unless reversed), the other's.
     pub daemons: [f64; 2],
+    /// Seconds of processor that all of the machine used, generators and kernel included.
+    #[serde(default)]
+    pub machine: f64,
     /// Share of the machine's processors that other programs and other virtual machines had meanwhile.
     pub foreign: f64,
     pub outcome: Outcome,

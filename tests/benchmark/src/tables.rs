@@ -63,7 +63,7 @@ const GAPS: Cell = Cell::Rtt(Pace::Gaps);
 const LOADED: Cell = Cell::Rtt(Pace::Loaded);
 
 /// The rows of all tables.
-const MEASURES: [Measure; 21] = [
+const MEASURES: [Measure; 23] = [
     measure("TCP, 1 stream, Gbit/s", Cell::tcp(1, false), gigabits),
     measure("TCP, 1 stream back, Gbit/s", Cell::tcp(1, true), gigabits),
     measure("TCP, 4 streams, Gbit/s", Cell::tcp(4, false), gigabits),
@@ -77,6 +77,16 @@ const MEASURES: [Measure; 21] = [
         "both daemons, 4 streams, CPU s/GB",
         Cell::tcp(4, false),
         per_gigabyte,
+    ),
+    measure(
+        "the whole machine, 1 stream, CPU s/GB",
+        Cell::tcp(1, false),
+        machine_per_gigabyte,
+    ),
+    measure(
+        "the whole machine, 4 streams, CPU s/GB",
+        Cell::tcp(4, false),
+        machine_per_gigabyte,
     ),
     whole(measure("UDP, 64 bytes, k packets/s", SMALL, kilopackets)),
     alone(whole(measure("its loss, %", SMALL, loss))),
@@ -113,8 +123,17 @@ fn gigabits(sample: &Sample) -> Option<f64> {
 }
 
 fn per_gigabyte(sample: &Sample) -> Option<f64> {
+    per_received(sample, both(sample))
+}
+
+fn machine_per_gigabyte(sample: &Sample) -> Option<f64> {
+    per_received(sample, sample.machine)
+}
+
+/// Of a TCP stream. A contender without daemons uses none, and old files do not know the machine's.
+fn per_received(sample: &Sample, used: f64) -> Option<f64> {
     match sample.outcome {
-        Outcome::Tcp { bytes, .. } if bytes > 0.0 => Some(both(sample) / (bytes / 1e9)),
+        Outcome::Tcp { bytes, .. } if bytes > 0.0 && used > 0.0 => Some(used / (bytes / 1e9)),
         Outcome::Tcp { .. }
         | Outcome::Udp { .. }
         | Outcome::Lossless { .. }
