@@ -9,7 +9,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use super::netns::Namespace;
-use super::wait::pause;
+use super::wait::{pause, wait_until};
 
 /// What the eavesdropper looks for; 16 bytes, as many as `ping -p` takes.
 pub const MARKER: &[u8; 16] = b"FS~plain~marker!";
@@ -19,6 +19,8 @@ pub const ECHO_PORT: u16 = 7007;
 const BULK_PORT: u16 = 7008;
 /// How often a blocked thread looks whether it should stop.
 const GLANCE: Duration = Duration::from_millis(50);
+/// How long the port of an echo server may still be held.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// UDP and TCP servers on [`ECHO_PORT`] that answer with the address they see, then the request.
 pub struct Echo {
@@ -31,9 +33,13 @@ impl Echo {
     pub fn start(namespace: &Namespace) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let (udp, tcp) = namespace.enter(|| {
-            let udp = UdpSocket::bind(("::", ECHO_PORT)).expect("the echo port is free");
-            let tcp = TcpListener::bind(("::", ECHO_PORT)).expect("the echo port is free");
-            (udp, tcp)
+            // What another test has just forked holds a copy of the sockets of an earlier server until it executes.
+            let free = wait_until("the echo port is free", PATIENCE, || {
+                let udp = UdpSocket::bind(("::", ECHO_PORT));
+                let both = udp.and_then(|udp| Ok((udp, TcpListener::bind(("::", ECHO_PORT))?)));
+                both.map_err(|error| error.to_string())
+            });
+            free.0
         });
         udp.set_read_timeout(Some(GLANCE))
             .expect("a timeout can be set");
