@@ -103,7 +103,12 @@ impl Overlay {
         }
         self.plan_dirty = true;
         self.excluded_dirty = true;
-        self.persist_soon(now);
+        if known {
+            self.persist_soon(now);
+        } else {
+            // An agent that is killed and has forgotten a peer would take away what blocks the peer's ranges.
+            self.persist_at = Some(now.mono);
+        }
         self.refresh_peer(&id, now);
     }
 
