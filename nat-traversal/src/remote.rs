@@ -7,7 +7,7 @@ use mesh_types::{Candidate, CandidateKind, PeerId, SocketId};
 use crate::api::PathKind;
 use crate::budget::PER_ANNOUNCEMENT;
 use crate::schedule::{BURST, after_burst};
-use crate::score::Score;
+use crate::score::{SAMPLES, Score};
 
 /// Least time between two grants of [`Remote::grant`].
 const GRANT_EVERY: Duration = Duration::from_secs(1);
@@ -47,10 +47,14 @@ pub(crate) struct Remote {
     pub(crate) last_sent: Option<Instant>,
     pub(crate) last_answer: Option<Instant>,
     pub(crate) rtt: Option<Duration>,
+    /// The last round trips, microseconds: what [`Remote::score`] goes by.
+    recent: [u32; SAMPLES as usize],
     /// Probes since the last answer.
     silent: u8,
     /// Samples in a row in which it was better than the path in use.
-    pub(crate) better: u8,
+    better: u8,
+    /// When the last of them was taken.
+    sampled: Option<Instant>,
     /// Packets left while unconfirmed.
     allowance: u8,
     granted: Option<Instant>,
@@ -77,8 +81,10 @@ impl Remote {
             last_sent: None,
             last_answer: None,
             rtt: None,
+            recent: [u32::MAX; SAMPLES as usize],
             silent: 0,
             better: 0,
+            sampled: None,
             allowance: PER_ANNOUNCEMENT,
             granted: None,
             burst: now,
@@ -93,7 +99,6 @@ impl Remote {
         }
         self.burst = now;
         self.step = 0;
-        self.better = 0;
         self.next = self.may_send().then_some(now);
     }
 
@@ -170,13 +175,33 @@ impl Remote {
         self.silent = 0;
         self.last_answer = Some(now);
         self.rtt = Some(self.rtt.map_or(rtt, |old| (old * 7 + rtt) / 8));
+        self.recent.rotate_right(1);
+        self.recent[0] = u32::try_from(rtt.as_micros()).unwrap_or(u32::MAX);
     }
 
+    /// By the shortest of its last round trips: what a host is busy with makes an answer late, nothing makes it early.
     pub(crate) fn score(&self) -> Score {
+        let shortest = self.recent.iter().min().copied().unwrap_or(u32::MAX);
         Score {
             kind: self.kind,
-            rtt: self.rtt.unwrap_or(Duration::MAX / 4),
+            rtt: Duration::from_micros(shortest.into()),
         }
+    }
+
+    /// It was better than the path in use, says the answer to a probe of the moment `sent`. True where that was so often
+    /// enough in a row; answers to probes that were on their way together are one sample.
+    pub(crate) fn is_better(&mut self, sent: Instant, now: Instant) -> bool {
+        if self.sampled.is_none_or(|at| sent >= at) {
+            self.better += 1;
+            self.sampled = Some(now);
+        }
+        self.better >= SAMPLES
+    }
+
+    /// Samples are counted anew.
+    pub(crate) fn is_not_better(&mut self) {
+        self.better = 0;
+        self.sampled = None;
     }
 
     /// Has the peer left it? What answered once would otherwise be kept and asked for ever, and others keep no room.

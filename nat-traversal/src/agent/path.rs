@@ -18,9 +18,9 @@ use crate::remote::Remote;
 use crate::schedule::{
     FAST_GRACE, FAST_INTERVAL, FAST_PROBES, HEARTBEAT, KEEPALIVE_RETRY, SILENCE,
 };
-use crate::score::{Preference, SAMPLES, Score};
+use crate::score::{Preference, Score};
 
-/// While a challenger is compared, it is probed this often.
+/// While a challenger is compared, both are probed this often.
 const SAMPLE_EVERY: Duration = Duration::from_secs(1);
 /// Doubts of the peer count this often: it says three in a row.
 const DOUBT_EVERY: Duration = Duration::from_secs(1);
@@ -112,7 +112,7 @@ impl PathAgent {
             return;
         };
         remote.answer(rtt, now);
-        let (score, smoothed) = (remote.score(), remote.rtt.unwrap_or(rtt));
+        let smoothed = remote.rtt.unwrap_or(rtt);
         if remote.next.is_none() {
             remote.schedule(true, now);
         }
@@ -156,43 +156,43 @@ impl PathAgent {
         match self.in_use.as_ref() {
             None => self.adopt(node, address, now),
             Some(in_use) if in_use.path.remote != address => {
-                self.consider(node, address, score, now)
+                self.consider(node, address, sent, now)
             }
             Some(_) => {}
         }
     }
 
-    /// Is another address that answered better than the path in use?
-    fn consider(&mut self, node: &mut Node, address: SocketAddr, score: Score, now: Instant) {
+    /// Is another address, which answered a probe of the moment `sent`, better than the path in use?
+    fn consider(&mut self, node: &mut Node, address: SocketAddr, sent: Instant, now: Instant) {
         let controlling = self.controlling();
-        let (Some(in_use), Some(remote)) = (self.in_use.as_ref(), self.remotes.get_mut(&address))
-        else {
+        let Some(in_use) = self.in_use.as_ref() else {
             return;
         };
-        if !controlling
-            || self.nomination.is_some()
-            || matches!(in_use.health, Health::Suspect { .. })
-        {
-            return;
-        }
         let current = Score {
             kind: in_use.path.kind,
-            rtt: in_use.path.rtt,
+            rtt: self
+                .remotes
+                .get(&in_use.path.remote)
+                .map_or(in_use.path.rtt, |remote| remote.score().rtt),
         };
-        let better = match score.challenges(current) {
-            Preference::Stay => {
-                remote.better = 0;
-                false
+        let suspect = matches!(in_use.health, Health::Suspect { .. });
+        let Some(remote) = self.remotes.get_mut(&address) else {
+            return;
+        };
+        if !controlling || self.nomination.is_some() || suspect {
+            return;
+        }
+        match remote.score().challenges(current) {
+            Preference::Stay => remote.is_not_better(),
+            Preference::Switch => self.nominate(node, address, now),
+            Preference::AfterSamples if remote.is_better(sent, now) => {
+                self.nominate(node, address, now)
             }
             Preference::AfterSamples => {
-                remote.better += 1;
                 remote.defer(now + SAMPLE_EVERY);
-                remote.better >= SAMPLES
+                // Both are measured in the same moments.
+                self.heartbeat(node, now);
             }
-            Preference::Switch => true,
-        };
-        if better {
-            self.nominate(node, address, now);
         }
     }
 
@@ -209,7 +209,7 @@ impl PathAgent {
         let Some(remote) = self.remotes.get_mut(&address) else {
             return;
         };
-        remote.better = 0;
+        remote.is_not_better();
         let path = Path {
             remote: address,
             kind: remote.kind,

@@ -14,8 +14,8 @@ use nat_traversal::{Config, Event, PeerSpec, Traversal};
 pub const DELAY: Duration = Duration::from_millis(20);
 /// Local ports of further sockets.
 const EXTRA_PORTS: u16 = 50_000;
-/// One way inside a site.
-pub const LAN_DELAY: Duration = Duration::from_millis(1);
+/// One way inside a site, at first.
+const LAN_DELAY: Duration = Duration::from_millis(1);
 const MAPPING_LIFETIME: Duration = Duration::from_secs(60);
 const UNIX: Duration = Duration::from_secs(1_800_000_000);
 
@@ -72,6 +72,8 @@ pub struct Net {
     tick: u32,
     /// Are signals passed on by neighbours?
     pub signals: bool,
+    /// One way inside a site.
+    pub lan_delay: Duration,
 }
 
 #[expect(
@@ -113,6 +115,7 @@ impl Net {
             next_tick: start,
             tick: 0,
             signals: true,
+            lan_delay: LAN_DELAY,
         }
     }
 
@@ -381,7 +384,7 @@ impl Net {
         };
         let same_site = |node: &Node| node.site == Some(site) && node.ip == packet.destination.ip();
         if self.nodes.iter().any(same_site) {
-            return Some((LAN_DELAY, packet));
+            return Some((self.lan_delay, packet));
         }
         let now = self.now.mono;
         let nat = &mut self.nats[site];

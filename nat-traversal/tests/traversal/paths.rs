@@ -117,6 +117,34 @@ fn inside_one_site_the_lan_is_preferred_and_both_sides_agree() {
 }
 
 #[test]
+fn answers_that_were_late_when_a_path_was_new_do_not_cost_it() {
+    let mut net = Net::new();
+    let site = net.nat("203.0.113.1");
+    net.nats[site].filtering = false;
+    net.signals = false;
+    let a = net.node("192.168.1.10", Some(site));
+    let b = net.node("192.168.1.11", Some(site));
+    let c = net.node("192.0.2.99", None);
+    net.introduce(a, c);
+    net.introduce(b, c);
+    net.run(SECOND);
+    let quick = std::mem::replace(&mut net.lan_delay, SECOND / 2);
+    for (node, peer) in [(a, b), (b, a)] {
+        net.tell_of(node, peer, vec![net.host_candidate(peer)]);
+    }
+    net.until(5 * SECOND, |net| net.connected(a, b)).unwrap();
+    net.lan_delay = quick;
+    for (node, peer) in [(a, b), (b, a)] {
+        let own = net.nodes[peer].traversal.endpoints().to_vec();
+        net.tell_of(node, peer, own);
+    }
+    net.run(10 * SECOND);
+    assert_eq!(net.path(a, b).map(|p| p.ip()), Some(net.nodes[b].ip));
+    let changes = (changes(&net, a, b), changes(&net, b, a));
+    assert_eq!(changes, (1, 1), "the path was left for a while");
+}
+
+#[test]
 fn a_path_heals_within_three_seconds_after_both_nats_forgot_it() {
     let (mut net, a, b, _) = two_sites();
     net.traffic.push((a, b));
