@@ -17,26 +17,17 @@ step() {
 beside() {
   local name="$1"; shift
   words[$name]="$(mktemp)"
-  set -m # a process group of its own, which ends with this script
-  (
-    exec 9>>"$log"
-    chrt --idle --pid 0 "$BASHPID" || renice -n 19 "$BASHPID"
-    flock 9
-    trap 'echo "$SECONDS"' EXIT
-    SECONDS=0
-    "$@"
-  ) </dev/null >"${words[$name]}" 2>&1 &
+  setsid scripts/lib/beside "$log" "$@" </dev/null >"${words[$name]}" 2>&1 &
   running[$name]=$!
-  set +m
 }
 
 # finish NAME   waits for the end of such a step, if it was begun, and counts it like any other
 finish() {
   local name="$1" group="${running[$1]:-}"
   [ -n "$group" ] || return 0
-  unset "running[$name]"
   say "$name"
   if wait "$group"; then ran+=("$name ($(tail -n 1 "${words[$name]}") s beside the others)"); else failed+=("$name"); fi
+  unset "running[$name]"
   head -n -1 "${words[$name]}" | tee -a "$log"
   [[ " ${failed[*]} " != *" $name "* ]]
 }
