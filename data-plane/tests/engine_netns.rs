@@ -142,7 +142,7 @@ fn rotating_keys_loses_no_packet_and_delays_none_for_long() {
                 let mut new = peer(1, Some(outer("a", false)));
                 new.keepalive = Some(Duration::from_secs(25));
                 let mut old = peer(1, None);
-                old.allowed_ips.clear();
+                old.allowed_ips = [].into();
                 old.passive = true;
                 pair.plan_b = plan(2, &[(3, new), (1, old)]);
                 pair.b.apply(&pair.plan_b);

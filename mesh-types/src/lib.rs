@@ -20,6 +20,7 @@ pub mod key;
 pub mod message;
 pub mod observation;
 pub mod plan;
+mod prefixes;
 pub mod record;
 pub mod report;
 pub mod sealed;
@@ -39,6 +40,7 @@ pub use key::{
 pub use message::Message;
 pub use observation::{ConfigPeer, Observation, Source};
 pub use plan::HostPlan;
+pub use prefixes::Prefixes;
 pub use record::{Announcement, Membership, Signed, Tombstone};
 pub use report::{Applied, HostReport, TunnelReport};
 pub use state::State;

@@ -10,6 +10,7 @@ use ipnet::IpNet;
 use crate::cluster::Allowed;
 use crate::datagram::SocketId;
 use crate::key::{PresharedKey, WgKey, WgSecret};
+use crate::prefixes::Prefixes;
 use crate::turn::TurnTransport;
 
 /// Everything the host must hold. Equal plans have equal effects; `generation` rises with every change.
@@ -97,7 +98,7 @@ pub struct TunnelPeer {
     /// All that is sent to the endpoint is sent here too: the path in use may be gone. Userspace; the kernel cannot.
     pub also: Option<SocketAddr>,
     /// Cryptokey routing, both ways.
-    pub allowed_ips: BTreeSet<IpNet>,
+    pub allowed_ips: Prefixes,
     /// WireGuard's own keepalive. Going from `None` to `Some` sends a packet at once, and so a handshake.
     pub keepalive: Option<Duration>,
     /// Mixed into the handshake.

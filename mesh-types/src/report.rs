@@ -49,6 +49,13 @@ pub struct TunnelStats {
     pub tx_bytes: u64,
 }
 
+impl TunnelStats {
+    /// Has nothing ever been exchanged?
+    pub fn is_silent(&self) -> bool {
+        self.handshake_age.is_none() && self.rx_bytes == 0 && self.tx_bytes == 0
+    }
+}
+
 /// What the host looks like beside our own work.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct HostReport {

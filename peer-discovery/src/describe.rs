@@ -6,7 +6,9 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use mesh_types::consts::{CANDIDATES_MAX, PROTOCOL};
 use mesh_types::observation::ConfigPeer;
 use mesh_types::record::Features;
-use mesh_types::{Candidate, CandidateKind, DomainId, IpNet, NatReport, PeerId, Source, WgKey};
+use mesh_types::{
+    Candidate, CandidateKind, DomainId, IpNet, NatReport, PeerId, Prefixes, Source, WgKey,
+};
 
 use crate::kubernetes::Vouched;
 use crate::peer::{Peer, RELAYS_MAX};
@@ -63,7 +65,7 @@ impl<'a> Claimant<'a> {
         &self,
         key: WgKey,
         next_key: Option<WgKey>,
-        allowed_ips: BTreeSet<IpNet>,
+        allowed_ips: Prefixes,
     ) -> Peer {
         let record = self.announced.map(|a| a.signed.record());
         let features = record.map_or(Features::default(), |a| a.features);
@@ -82,7 +84,7 @@ impl<'a> Claimant<'a> {
         let of_node = |nets: fn(&Vouched) -> &Vec<IpNet>| {
             let vouched = self.member.and_then(Member::vouched);
             let nets = vouched.into_iter().flat_map(nets);
-            nets.filter(|net| allowed_ips.contains(*net))
+            nets.filter(|net| allowed_ips.contains(net))
                 .copied()
                 .collect()
         };

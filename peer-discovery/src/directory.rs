@@ -20,10 +20,14 @@ use crate::kubernetes::{Cluster, ClusterConfig};
 use crate::peer::{Event, FindError, Peer};
 use crate::records::{Admitted, Checked, Member, Records, Unlisted, is_future};
 use crate::refusal::{Reason, Refusal, Refusals, sentence};
-use crate::view::{View, own_ranges};
+use crate::view::{Contested, View, own_ranges};
 
 /// A wall clock may be set at any time, so an expiry that is far away is looked at again after this.
 const RECHECK: Duration = Duration::from_secs(3600);
+/// Beyond so many peers what gossip brings is gathered,
+const GATHER_ABOVE: usize = 100;
+/// and decided upon no sooner than this after the last time: to decide takes milliseconds for each hundred.
+const GATHER: Duration = Duration::from_millis(50);
 /// Refused announcements that are remembered so as not to be fetched again.
 const UNWANTED_MAX: usize = 4096;
 
@@ -56,6 +60,10 @@ pub struct Directory {
     unwanted: BTreeMap<Idx, u64>,
     standing: Standing,
     expiry: Option<Instant>,
+    /// When it was decided last who is a peer.
+    decided: Instant,
+    /// When that is to be done again, for what gossip has brought.
+    decide_at: Option<Instant>,
     moves: VecDeque<Event>,
     changed: BTreeSet<PeerId>,
     own_newer: Option<u64>,
@@ -87,6 +95,10 @@ struct Said {
 #[derive(Default)]
 struct Effect {
     decisive: bool,
+    /// What is decisive may wait for more of the kind.
+    patient: bool,
+    /// Members that announce other keys, or have shown to have them.
+    keyed: BTreeSet<NodeKey>,
     refreshed: BTreeSet<NodeKey>,
     dirty: bool,
 }
@@ -113,6 +125,8 @@ impl Directory {
             unwanted: BTreeMap::new(),
             standing: Standing::Stranger,
             expiry: None,
+            decided: now.mono,
+            decide_at: None,
             moves: VecDeque::new(),
             changed: BTreeSet::new(),
             own_newer: None,
@@ -168,7 +182,10 @@ impl Directory {
     /// Takes in what a peer sent through the session of the key `from`; returns what was new, to be pushed on
     /// to other peers. `delta.want` is the caller's: [`Self::answer_want`].
     pub fn handle_delta(&mut self, delta: &Delta, from: WgKey, now: Now) -> Vec<Delta> {
-        let mut effect = Effect::default();
+        let mut effect = Effect {
+            patient: self.view.peers.len() > GATHER_ABOVE,
+            ..Effect::default()
+        };
         let mut fresh = Packer::default();
         for record in &delta.tombstones {
             let fact = Fact::Tombstone(record.clone());
@@ -197,9 +214,17 @@ impl Directory {
 
     /// Call when [`Self::poll_timeout`] is due, and when the wall clock was set.
     pub fn handle_timeout(&mut self, now: Now) {
-        let mut effect = Effect::default();
+        let aged = self.records.age(now);
+        let gathered = self.decide_at.is_some_and(|at| at <= now.mono);
+        let mut effect = Effect {
+            decisive: aged || gathered,
+            dirty: aged,
+            ..Effect::default()
+        };
         self.gather(&mut effect, now);
         self.settle(&effect, now);
+        self.restand();
+        self.watch_expiry(now);
     }
 
     /// When to call [`Self::handle_timeout`], and why.
@@ -207,6 +232,7 @@ impl Directory {
         let doubted = self.cluster.as_ref().and_then(Cluster::doubted_until);
         [
             self.expiry.map(|at| (at, "membership expiry")),
+            self.decide_at.map(|at| (at, "records of others")),
             self.cluster_due.map(|at| (at, "events of the cluster")),
             doubted.map(|at| (at, "doubted listing")),
         ]
@@ -247,6 +273,19 @@ impl Directory {
             let peer = self.view.peers.get(&PeerId::Node(*node))?;
             Some(&peer.id)
         })
+    }
+
+    /// Who carries this very prefix.
+    pub fn carrier(&self, net: &IpNet) -> Option<&PeerId> {
+        let id = self.view.ranges.holder(net)?;
+        self.view.peers.get(id).map(|peer| &peer.id)
+    }
+
+    /// Prefixes around one, that itself too, and who carries them.
+    pub fn around(&self, net: IpNet) -> impl Iterator<Item = (IpNet, PeerId)> {
+        let around = self.view.ranges.around(net);
+        let carried = around.filter(|(_, id)| self.view.peers.contains_key(*id));
+        carried.map(|(net, id)| (*net, *id))
     }
 
     /// Who carries this address.
@@ -482,8 +521,12 @@ impl Directory {
                 self.own_newer = self.own_newer.max(Some(seq));
                 return false;
             }
+            Admitted::Keyed { .. } => _ = effect.keyed.insert(node),
             Admitted::Proven => effect.decisive = true,
-            Admitted::Decisive => effect.decisive = true,
+            Admitted::Decisive => {
+                effect.decisive = true;
+                self.view.index.insert((node.identity.idx(), node));
+            }
             Admitted::Refreshed => {
                 effect.refreshed.insert(node);
             }
@@ -492,7 +535,7 @@ impl Directory {
         if is_future(version, now) {
             self.refusals.add(refusal(Reason::Future));
         }
-        admitted != Admitted::Proven
+        !matches!(admitted, Admitted::Proven | Admitted::Keyed { known: true })
     }
 
     fn list(&mut self, entries: Vec<ConfigPeer>, now: Now) {
@@ -552,20 +595,44 @@ impl Directory {
     }
 
     fn settle(&mut self, effect: &Effect, now: Now) {
-        let aged = self.records.age(now);
-        if effect.decisive || aged {
-            let mut new = View::resolve(&self.records, &self.view, now);
-            new.conflicts.extend(self.unlisted.iter().cloned());
-            new.conflicts.extend(self.objections.iter().cloned());
-            let old = std::mem::replace(&mut self.view, new);
-            self.compare(&old);
-        } else {
-            for node in &effect.refreshed {
-                self.changed.extend(self.view.refresh(&self.records, node));
+        self.dirty |= effect.dirty;
+        let mut decisive = effect.decisive;
+        for node in &effect.keyed {
+            if self.decide_at.is_some() {
+                decisive = true;
+                break;
+            }
+            match self.view.rekey(&self.records, node) {
+                Ok(changed) => self.changed.extend(changed),
+                Err(Contested) => decisive = true,
             }
         }
-        self.dirty |= effect.dirty || aged;
-        self.restand();
+        if decisive {
+            let due = self.decided + GATHER;
+            if effect.patient && now.mono < due {
+                self.decide_at.get_or_insert(due);
+            } else {
+                self.decide(now);
+            }
+            self.restand();
+            self.watch_expiry(now);
+        }
+        for node in &effect.refreshed {
+            self.changed.extend(self.view.refresh(&self.records, node));
+        }
+    }
+
+    /// Decides anew who is a peer.
+    fn decide(&mut self, now: Now) {
+        (self.decided, self.decide_at) = (now.mono, None);
+        let mut new = View::resolve(&self.records, &self.view, now);
+        new.conflicts.extend(self.unlisted.iter().cloned());
+        new.conflicts.extend(self.objections.iter().cloned());
+        let old = std::mem::replace(&mut self.view, new);
+        self.compare(&old);
+    }
+
+    fn watch_expiry(&mut self, now: Now) {
         self.expiry = self.records.next_expiry().map(|at| {
             // Valid through its last second.
             let left = Duration::from_secs(at.saturating_add(1)).saturating_sub(now.unix);

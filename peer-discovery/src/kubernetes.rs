@@ -230,6 +230,11 @@ impl Cluster {
         judge.verdict(self.nodes.values(), &self.externals)
     }
 
+    /// May anything differ since it was last taken?
+    pub(crate) fn has_news(&self) -> bool {
+        self.changed || !self.shown.is_empty()
+    }
+
     /// May the verdict differ since this was last asked?
     pub(crate) fn take_changed(&mut self) -> bool {
         std::mem::take(&mut self.changed)

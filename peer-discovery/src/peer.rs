@@ -1,12 +1,11 @@
 //! What others learn from the directory: peers and changes.
 
-use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use mesh_types::record::Features;
 use mesh_types::{
-    Candidate, IdentityKey, Idx, IpNet, NatReport, PeerId, PresharedKey, Source, WgKey,
+    Candidate, IdentityKey, Idx, IpNet, NatReport, PeerId, Prefixes, PresharedKey, Source, WgKey,
 };
 
 /// Home relays taken from an announcement.
@@ -27,7 +26,7 @@ pub struct Peer {
     /// The key it is about to change to.
     pub next_key: Option<WgKey>,
     /// What it may carry, no overlaps with any other peer.
-    pub allowed_ips: BTreeSet<IpNet>,
+    pub allowed_ips: Prefixes,
     /// Its own overlay IPv4 address, where an authority or the cluster says so; one of `allowed_ips`. Of a Node, the
     /// network address of its first pod range; where the mesh does not carry pods, its InternalIP.
     pub ipv4: Option<Ipv4Addr>,

@@ -73,8 +73,13 @@ impl<O: Copy + PartialEq> Ranges<O> {
             .map(|(_, holder)| holder)
     }
 
+    /// Who has this very prefix.
+    pub(crate) fn holder(&self, net: &IpNet) -> Option<&O> {
+        self.held.get(net)
+    }
+
     /// The held prefixes that contain `net`, longest first.
-    fn around(&self, net: IpNet) -> impl Iterator<Item = (&IpNet, &O)> {
+    pub(crate) fn around(&self, net: IpNet) -> impl Iterator<Item = (&IpNet, &O)> {
         self.lengths
             .range(Reverse(net.prefix_len())..)
             .filter_map(move |Reverse(length)| {

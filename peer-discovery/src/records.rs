@@ -102,6 +102,8 @@ pub(crate) enum Admitted {
     Refreshed,
     /// Who is a peer, under which key, with which ranges, must be decided anew.
     Decisive,
+    /// A member's announcement that names other keys, or, `known`, the same that it has now shown to have.
+    Keyed { known: bool },
     /// It was known, but now the node has shown to have the key.
     Proven,
     /// This very node's announcement.
@@ -432,6 +434,12 @@ impl Records {
         }
         let mut pinned = false;
         let mut decisive = !same_keys || (proven && !was_proven);
+        // Behind a key of the file is somebody else, or the same node: that is for everybody to be decided.
+        let listed = |key: &WgKey| self.config_keys.contains_key(key);
+        let by_file = held.is_some_and(|held| listed(&held.signed.record().key))
+            || listed(&record.key)
+            || record.next_key.as_ref().is_some_and(listed);
+        let keyed = matches!(role, Role::Member) && !by_file;
         match role {
             Role::Pinned => {}
             Role::Moved { configured, from } => {
@@ -456,6 +464,7 @@ impl Records {
             self.prune();
         }
         Ok(match (known, decisive || pinned) {
+            (_, true) if keyed && !pinned => Admitted::Keyed { known },
             (true, _) => Admitted::Proven,
             (false, true) => Admitted::Decisive,
             (false, false) => Admitted::Refreshed,

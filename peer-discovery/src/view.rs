@@ -28,6 +28,10 @@ pub(crate) struct View {
     pub conflicts: Vec<Refusal>,
 }
 
+/// A key is claimed by several, or by somebody who is no peer yet: all is to be decided anew.
+#[derive(Debug)]
+pub(crate) struct Contested;
+
 /// Why a claim to a key is good, best first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum KeyClaim {
@@ -77,6 +81,7 @@ impl View {
                 continue;
             };
             let next_key = announced.and_then(|a| a.next_key).filter(has);
+            let allowed_ips = allowed_ips.into_iter().collect();
             let peer = claimant.describe(key, next_key, allowed_ips);
             view.peers.insert(claimant.id, peer);
         }
@@ -101,6 +106,39 @@ impl View {
         let changed = *old != new;
         *old = new;
         changed.then_some(id)
+    }
+
+    /// Takes over a member's announcement that names other keys, or that the member has shown to have them; gives the
+    /// peer where that changed it. While nobody contests a key, nobody else's are touched by that.
+    pub(crate) fn rekey(
+        &mut self,
+        records: &Records,
+        node: &NodeKey,
+    ) -> Result<Option<PeerId>, Contested> {
+        let id = PeerId::Node(*node);
+        let keys = [Reason::OwnKey, Reason::DuplicateKey];
+        let contested = self.conflicts.len() >= CONFLICTS_MAX
+            || self.conflicts.iter().any(|c| keys.contains(&c.reason));
+        let announced = records.announced.get(node).map(|a| a.signed.record());
+        let (false, Some(announced), Some(peer)) = (contested, announced, self.peers.get_mut(&id))
+        else {
+            return Err(Contested);
+        };
+        let wanted = || std::iter::once(announced.key).chain(announced.next_key);
+        let free = |key| key != records.own_key && self.keys.get(&key).is_none_or(|h| *h == id);
+        if !wanted().all(free) {
+            return Err(Contested);
+        }
+        let held = [Some(peer.key), peer.next_key];
+        for key in held.iter().flatten() {
+            self.keys.remove(key);
+        }
+        self.keys.extend(wanted().map(|key| (key, id)));
+        let claimant = claimant(records, id, None, Vec::new());
+        let new = claimant.describe(announced.key, announced.next_key, peer.allowed_ips.clone());
+        let changed = *peer != new;
+        *peer = new;
+        Ok(changed.then_some(id))
     }
 
     fn grant_keys(

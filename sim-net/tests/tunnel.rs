@@ -1,6 +1,6 @@
 //! The model keeps what is known of the kernel's WireGuard (reference: its timers.c, noise.c, send.c).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -251,7 +251,7 @@ impl Pair {
                 keys[1 - side].public(),
                 TunnelPeer {
                     endpoint: Some(addresses[1 - side]),
-                    allowed_ips: BTreeSet::from([overlay(1 - side).ip().into()]),
+                    allowed_ips: [overlay(1 - side).ip().into()].into(),
                     ..TunnelPeer::default()
                 },
             )]),

@@ -134,7 +134,7 @@ fn a_phone_keeps_what_its_entry_says_and_is_never_probed() {
     let phone = &plan.tunnel.peers[&identity(9).key.public()];
     assert_eq!(phone.endpoint, None);
     assert_eq!(phone.keepalive, Some(Duration::from_secs(15)));
-    assert_eq!(phone.allowed_ips, BTreeSet::from([net("10.77.0.50/32")]));
+    assert_eq!(phone.allowed_ips, [net("10.77.0.50/32")].into());
     let view = world.peer(1, "phone").expect("a peer");
     assert!(view.plain);
     assert!(view.reason.contains("plain"), "{}", view.reason);

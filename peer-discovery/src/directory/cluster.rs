@@ -24,7 +24,9 @@ impl Directory {
             return;
         };
         cluster.handle(event, now);
-        self.cluster_due.get_or_insert(now.mono + GATHER);
+        if cluster.has_news() {
+            self.cluster_due.get_or_insert(now.mono + GATHER);
+        }
     }
 
     /// Takes back what the disk holds of the cluster, at once. To be called before anything else is taken in: it vouches

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use mesh_types::consts::MESSAGE_MAX;
 use mesh_types::message::{Delta, Digest, DigestEntry};
-use mesh_types::{Announcement, Idx, Message, Signed};
+use mesh_types::{Announcement, Idx, Message, Now, Signed};
 use peer_discovery::{Directory, Event, Reason};
 use proptest::prelude::*;
 
@@ -163,6 +163,12 @@ fn a_large_mesh_fits_into_messages_and_a_newcomer_learns_all_of_it() {
     let largest = pages.into_iter().map(fits).max();
     assert!(largest > Some(MESSAGE_MAX - 40), "pages are filled");
     exchange(&mut old, &mut new);
+    let (due, _) = new.poll_timeout().expect("a burst is decided upon at once");
+    let wait = due - at(0).mono;
+    new.handle_timeout(Now {
+        mono: due,
+        unix: at(0).unix + wait,
+    });
     assert_eq!(new.peers().count(), 188);
 }
 

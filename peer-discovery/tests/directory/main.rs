@@ -3,5 +3,6 @@
 mod common;
 mod configured;
 mod gossip;
+mod increments;
 mod kubernetes;
 mod members;

@@ -4,10 +4,9 @@ use std::collections::{BTreeSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use ipnet::IpNet;
 use mesh_types::plan::TunnelPeer;
 use mesh_types::report::{Backend, TunnelStats};
-use mesh_types::{PresharedKey, WgKey};
+use mesh_types::{Prefixes, PresharedKey, WgKey};
 
 use super::wire::{Data, Initiation, Response, Wire};
 use super::{
@@ -71,7 +70,7 @@ pub(super) struct Peer {
     key: WgKey,
     planned: TunnelPeer,
     /// Ranges it had before it became passive.
-    former: BTreeSet<IpNet>,
+    former: Prefixes,
     endpoint: Option<SocketAddr>,
     pending: Option<Pending>,
     /// Newest first, and how many may stay.
@@ -99,7 +98,7 @@ impl Peer {
         Self {
             key,
             planned: TunnelPeer::default(),
-            former: BTreeSet::new(),
+            former: Prefixes::default(),
             endpoint: None,
             pending: None,
             previous: VecDeque::new(),
@@ -126,6 +125,10 @@ impl Peer {
         }
     }
 
+    pub(super) fn planned(&self) -> &TunnelPeer {
+        &self.planned
+    }
+
     pub(super) fn configure(
         &mut self,
         planned: &TunnelPeer,
@@ -148,7 +151,7 @@ impl Peer {
             return;
         }
         if !planned.passive {
-            self.former.clear();
+            self.former = Prefixes::default();
         } else if !self.planned.passive {
             self.former.clone_from(&self.planned.allowed_ips);
         }

@@ -293,10 +293,9 @@ fn no_message_outgrows_what_a_nested_attribute_can_say() {
     let mut many = peer_of(&[]);
     for n in 0..3000_u32 {
         let (high, low) = (n / 250, n % 250);
-        many.allowed_ips
-            .insert(net(&format!("10.{}.{low}.0/24", 100 + high)));
-        many.allowed_ips
-            .insert(net(&format!("fd77:{high:x}:{low:x}::/64")));
+        let ipv4 = net(&format!("10.{}.{low}.0/24", 100 + high));
+        let ipv6 = net(&format!("fd77:{high:x}:{low:x}::/64"));
+        many.allowed_ips.extend([ipv4, ipv6]);
     }
     let full = plan([(2, many)]);
     let empty = plan([(2, peer_of(&[]))]);

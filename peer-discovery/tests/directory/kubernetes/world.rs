@@ -206,7 +206,7 @@ impl Hear for Directory {
     }
 
     fn carried(&self, worker: &Worker) -> BTreeSet<IpNet> {
-        self.of(worker).allowed_ips.clone()
+        self.of(worker).allowed_ips.iter().copied().collect()
     }
 
     fn objections(&self) -> Vec<(Reason, Option<&str>, &str)> {
