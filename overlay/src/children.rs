@@ -1,6 +1,7 @@
 //! What the directory and the traversal say, and what they are told.
 
-use std::net::SocketAddr;
+use std::collections::BTreeSet;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use mesh_types::address::is_global;
@@ -11,6 +12,8 @@ use nat_traversal::PeerSpec;
 use rand_core::Rng as _;
 use tracing::debug;
 
+use crate::calls::Calls;
+use crate::control::FORWARD_WAYS;
 use crate::event::Event;
 use crate::overlay::{Overlay, RESOLVE_AGAIN};
 use crate::peer::{Greeting, LATE, PeerRecord, SECOND_SIDE_DELAY};
@@ -36,7 +39,7 @@ impl Overlay {
                 }
                 self.traversal.remove_peer(&id);
                 self.gossip.forget(&id);
-                self.plan_dirty = true;
+                self.stale.everything();
                 self.excluded_dirty = true;
                 self.persist_soon(now);
             }
@@ -46,12 +49,12 @@ impl Overlay {
                 }
                 self.traversal.rename_peer(&from, to);
                 self.gossip.rename(&from, to);
-                self.plan_dirty = true;
+                self.stale.everything();
             }
             peer_discovery::Event::Dirty => self.persist_soon(now),
             peer_discovery::Event::OwnRecordNewer(seq) => self.own_record_seen(seq, now),
             peer_discovery::Event::OwnMembership => {
-                self.plan_dirty = true;
+                self.stale.everything();
                 self.excluded_dirty = true;
                 if self.directory.own_membership().is_some() {
                     self.revoked = false;
@@ -63,7 +66,7 @@ impl Overlay {
             peer_discovery::Event::Revoked => {
                 self.revoked = true;
                 self.refresh_relay(now);
-                self.plan_dirty = true;
+                self.stale.everything();
                 self.events.push_back(Event::Revoked);
                 self.persist_soon(now);
             }
@@ -77,6 +80,9 @@ impl Overlay {
         let (key, next, plain) = (peer.key, peer.next_key, peer.plain);
         let name = peer.name.clone();
         let ipv4 = self.peer_ipv4(peer);
+        // A node whose public address is its overlay address as well is met there.
+        let met_at = |ip: &Ipv4Addr| peer.endpoints.iter().any(|c| c.address.ip() == *ip);
+        let excluded = ipv4.filter(|ip| !met_at(ip));
         let known = self.peers.contains_key(&id);
         let disk = self.state.endpoints.iter();
         let last = disk
@@ -90,19 +96,25 @@ impl Overlay {
             record.last_endpoint = last;
         }
         record.ipv4 = ipv4;
+        self.excluded_dirty |= record.excluded != excluded;
+        record.excluded = excluded;
+        record.calls = Calls::default();
         record.name = name;
+        let before = record.key;
         // A key proven by a probe stays in use until the announcement that names it has arrived.
         if record.adopted.is_none() || record.adopted != next {
             record.adopted = None;
             record.change_key(key, now.mono);
+        }
+        match record.key == before {
+            true => self.stale.described(id),
+            false => self.stale.everything(),
         }
         if plain {
             self.traversal.remove_peer(&id);
         } else {
             self.tell_traversal(&id, now);
         }
-        self.plan_dirty = true;
-        self.excluded_dirty = true;
         if known {
             self.persist_soon(now);
         } else {
@@ -140,21 +152,20 @@ impl Overlay {
     pub(crate) fn handle_traversal(&mut self, event: nat_traversal::Event, now: Now) {
         match event {
             nat_traversal::Event::PathChanged { peer } => self.path_changed(&peer, now),
-            nat_traversal::Event::PathMtuChanged { .. }
-            | nat_traversal::Event::KeepaliveChanged => self.plan_dirty = true,
+            nat_traversal::Event::PathMtuChanged { peer }
+            | nat_traversal::Event::SpareChanged { peer } => self.stale.peer(peer),
             nat_traversal::Event::Signal { peer, message } => self.signal(&peer, &message, now),
             nat_traversal::Event::EndpointsChanged => {
+                self.ways += 1;
                 self.refresh_relay(now);
                 self.announcement_changed(now);
             }
             nat_traversal::Event::RestChanged { peer } => self.rest_changed(&peer, now),
             nat_traversal::Event::Woken { peer } => self.send_initiation(&peer, now),
             nat_traversal::Event::RelayChanged
-            | nat_traversal::Event::SpareChanged { .. }
+            | nat_traversal::Event::KeepaliveChanged
             | nat_traversal::Event::SocketsChanged
-            | nat_traversal::Event::TurnChanged => {
-                self.plan_dirty = true;
-            }
+            | nat_traversal::Event::TurnChanged => self.stale.frame(),
             nat_traversal::Event::TurnResolve(name) => {
                 self.events.push_back(Event::Resolve { name });
             }
@@ -183,10 +194,13 @@ impl Overlay {
         let silent = self.traversal.is_silent(id);
         let own = self.identity.key.public().idx();
         let seq = self.rng.next_u64().max(1);
+        if remote.is_some() && self.connected_peers(now).len() < FORWARD_WAYS {
+            self.ways += 1;
+        }
         let Some(record) = self.peers.get_mut(id) else {
             return;
         };
-        self.plan_dirty = true;
+        self.stale.peer(*id);
         record.late_until = (record.relayed && !relayed).then(|| now.mono + LATE);
         record.relayed = relayed;
         debug!(peer = %record.name, ?remote, silent, "Path changed");
@@ -194,6 +208,7 @@ impl Overlay {
             Some(remote) => {
                 let fresh = record.path_since.is_none();
                 record.hushed = false;
+                record.calls = Calls::default();
                 // A relay's port is lent for minutes, and says nothing of where the peer is.
                 if datagrams {
                     record.last_endpoint = Some(remote);
@@ -225,8 +240,11 @@ impl Overlay {
         self.refresh_peer(id, now);
     }
 
+    /// Takes WireGuard's word in: of those that were met, and of whoever else it has something to tell.
     pub(crate) fn take_tunnel(&mut self, report: &TunnelReport, now: Now) {
-        let ids: Vec<PeerId> = self.peers.keys().copied().collect();
+        let told = report.peers.iter().filter(|(_, stats)| !stats.is_silent());
+        let told = told.filter_map(|(key, _)| self.directory.by_key(key));
+        let ids: BTreeSet<PeerId> = told.chain(self.peers.met()).copied().collect();
         for id in ids {
             let plain = self.directory.peer(&id).is_none_or(|peer| peer.plain);
             let Some(record) = self.peers.get_mut(&id) else {
@@ -245,9 +263,12 @@ impl Overlay {
                 // Late datagrams of a relay have drawn it back there; nothing is silent, so it would stay.
                 record.insist = record.insist.wrapping_add(1);
             }
-            self.plan_dirty |= record.insist != insisted;
+            if record.insist != insisted {
+                self.stale.peer(id);
+            }
             if record.session(now.mono) && record.path_since.is_some() && !record.open(now.mono) {
                 record.open_at = Some(now.mono);
+                self.stale.peer(id);
             }
             if !plain {
                 self.traversal.handle_tunnel(&id, &stats, now);
@@ -266,8 +287,7 @@ impl Overlay {
         };
         let planned = (record.session(now.mono), record.active(now.mono));
         if planned != record.planned {
-            record.planned = planned;
-            self.plan_dirty = true;
+            self.stale.peer(*id);
         }
         let state = record.current_state(plain, resting, now.mono);
         let before = record.state;
@@ -276,7 +296,6 @@ impl Overlay {
         }
         record.state = state;
         record.since = now.mono;
-        self.plan_dirty = true;
         let (was, is) = (is_up(before), is_up(state));
         let name = self.peer_name(id);
         debug!(peer = %name, before = before.kind(), state = state.kind(), "Peer state changed");
@@ -294,13 +313,13 @@ impl Overlay {
             if let Some(record) = self.peers.get_mut(&id) {
                 if record.retired.is_some_and(|(_, until)| until <= now.mono) {
                     record.retired = None;
-                    self.plan_dirty = true;
+                    self.stale.everything();
                 }
                 if record.late_until.take_if(|at| *at <= now.mono).is_some() {
-                    self.plan_dirty = true;
+                    self.stale.frame();
                 }
                 if record.open(now.mono) && !record.opened {
-                    self.plan_dirty = true;
+                    self.stale.peer(id);
                 }
             }
             self.refresh_peer(&id, now);
@@ -343,7 +362,7 @@ impl Overlay {
             self.tell_host_addresses(now);
             self.announcement_changed(now);
         }
-        self.plan_dirty = true;
+        self.stale.everything();
     }
 
     /// Tells the traversal where this host may be met. An address inside a range that this node carries
@@ -381,17 +400,12 @@ impl Overlay {
                 out.push(net);
             }
         }
-        for (id, peer) in self.directory.peers() {
-            let ipv4 = self.peers.get(id).and_then(|record| record.ipv4);
-            let Some(net) = ipv4.map(|ip| host_prefix(ip.into())) else {
-                continue;
-            };
-            // A node whose public address is its overlay address as well is met there.
-            let endpoint = peer.endpoints.iter().any(|c| c.address.ip() == net.addr());
-            if !endpoint && !out[..whole].iter().any(|range| range.contains(&net)) {
-                out.push(net);
-            }
-        }
+        let peers = self.peers.values().filter_map(|record| record.excluded);
+        let nets = peers.map(|ip| host_prefix(ip.into()));
+        let outside: Vec<IpNet> = nets
+            .filter(|net| !out[..whole].iter().any(|range| range.contains(net)))
+            .collect();
+        out.extend(outside);
         self.traversal.set_excluded(out);
     }
 

@@ -238,6 +238,6 @@ impl Overlay {
             self.tell_host_addresses(now);
         }
         self.excluded_dirty = true;
-        self.plan_dirty = true;
+        self.stale.everything();
     }
 }

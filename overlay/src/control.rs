@@ -17,11 +17,12 @@ use nat_traversal::{PathKind, Refused};
 use peer_discovery::Peer;
 use tracing::debug;
 
+use crate::calls::Calls;
 use crate::overlay::Overlay;
 use crate::peer::{Greeting, PeerRecord};
 
 /// Neighbours asked to pass one sealed message on.
-const FORWARD_WAYS: usize = 3;
+pub(crate) const FORWARD_WAYS: usize = 3;
 /// Neighbours that a sealed message crosses, at most.
 const HOPS_MAX: u8 = 2;
 /// Largest sealed part that is passed on, bytes.
@@ -45,10 +46,11 @@ impl Overlay {
             return self.count("control-flood");
         }
         record.heard = Some(now.mono);
+        record.calls = Calls::default();
         record.speaks_ipv4 = remote.is_ipv4();
         if record.path_since.is_some() && !record.open(now.mono) {
             record.open_at = Some(now.mono);
-            self.plan_dirty = true;
+            self.stale.peer(id);
         }
         let message = match Message::decode(bytes) {
             Ok(message) => message,
@@ -125,6 +127,9 @@ impl Overlay {
                     {
                         self.traversal.handle_seen(&sender, ip);
                     }
+                    if let Some(calls) = self.peers.calls(&sender) {
+                        *calls = Calls::default();
+                    }
                     self.traversal.handle_message(&sender, &message, now);
                 }
                 Ok(_) => self.count("forward-misplaced"),
@@ -150,15 +155,16 @@ impl Overlay {
         }
         // Whatever a sender claims.
         let hops = forward.ttl.min(HOPS_MAX);
-        let target = self
-            .peers
-            .iter()
-            .find(|(id, record)| *id != from && record.idx == forward.to)
-            .map(|(id, _)| *id);
+        let target = self.traversal.by_idx(forward.to);
+        let target = target.filter(|target| target != from);
         let ways = match target.filter(|id| self.connected(id, now)) {
             Some(id) => vec![id],
             // Perhaps a neighbour reaches it. Each hop takes one off what is left, so none goes in circles.
-            None if hops > 1 => self.neighbours(target, Some(*from), forward.from, now),
+            None if hops > 1 => {
+                let mut ways = self.neighbours(target, Some(*from), forward.from, now);
+                ways.truncate(FORWARD_WAYS);
+                ways
+            }
             None => Vec::new(),
         };
         if ways.is_empty() {
@@ -211,21 +217,29 @@ impl Overlay {
             return;
         }
         let own = self.identity.key.public().idx();
-        let neighbours = self.neighbours(Some(*peer), None, own, now);
+        let (ways, first) = self.ways_to(peer);
+        if ways == 0 {
+            return;
+        }
+        let mut neighbours = self.neighbours(Some(*peer), None, own, now);
         if neighbours.is_empty() {
             return;
         }
+        let first = first % neighbours.len();
+        neighbours.rotate_left(first);
+        neighbours.truncate(ways);
         let Some(forward) = self.traversal.seal(peer, message) else {
             return;
         };
         let forward = Message::from(forward);
         for neighbour in neighbours {
             self.send_message(&neighbour, &forward);
+            self.count("forwards-asked");
         }
     }
 
-    /// Connected peers that may reach `target`, if it is known: its own relays first, then publicly reachable ones that are
-    /// awake; neither `from` nor `sender`.
+    /// Connected peers that may reach `target`, if it is known, best first: its own relays, then publicly reachable
+    /// ones that are awake; neither `from` nor `sender`.
     fn neighbours(
         &self,
         target: Option<PeerId>,
@@ -252,10 +266,7 @@ impl Overlay {
             })
             .collect();
         out.sort();
-        out.into_iter()
-            .take(FORWARD_WAYS)
-            .map(|(.., id)| id)
-            .collect()
+        out.into_iter().map(|(.., id)| id).collect()
     }
 
     /// Sends a message inside the tunnel, where an address and a common protocol version exist.
@@ -296,7 +307,7 @@ impl Overlay {
     fn host_holds(&self, to: &PeerId) -> bool {
         let applied = self.applied.as_ref().map(|applied| applied.generation);
         let since = self.peers.get(to).and_then(|record| record.held_since);
-        !self.plan_dirty
+        !self.stale.is_any()
             && self
                 .addresses_since
                 .is_some_and(|since| applied >= Some(since))
@@ -450,7 +461,7 @@ impl Overlay {
         for (id, greeting) in due {
             if !self.host_holds(&id) {
                 // What the host has applied next brings it up again; until then time changes nothing.
-                if !self.plan_dirty
+                if !self.stale.is_any()
                     && greeting.again.is_some()
                     && let Some(record) = self.peers.get_mut(&id)
                 {

@@ -77,7 +77,9 @@ impl Overlay {
                     event,
                     ClusterEvent::Applied(_) | ClusterEvent::Deleted { .. }
                 );
-                self.plan_dirty |= !node;
+                if !node {
+                    self.stale.everything();
+                }
                 self.directory.handle_cluster(event, now);
                 self.follow_cluster(now);
             }
@@ -108,7 +110,7 @@ impl Overlay {
                 self.announce_now(now);
                 self.excluded_dirty = true;
             }
-            self.plan_dirty = true;
+            self.stale.everything();
         }
         let own = self.directory.own_node();
         if own == self.cluster.own.as_ref() {
@@ -128,7 +130,7 @@ impl Overlay {
             self.tell_host_addresses(now);
             self.excluded_dirty = true;
         }
-        self.plan_dirty = true;
+        self.stale.everything();
         // What the Node carries tells after a restart that there is nothing to write.
         self.persist_soon(now);
     }

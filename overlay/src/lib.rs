@@ -28,6 +28,7 @@
 mod announce;
 mod authority;
 mod budget;
+mod calls;
 mod children;
 mod command;
 mod config;

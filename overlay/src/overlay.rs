@@ -25,6 +25,7 @@ use crate::join::Joining;
 use crate::join::petition::Petitions;
 use crate::kubernetes::Cluster;
 use crate::peers::Peers;
+use crate::plan::{Entries, Stale};
 use crate::rotation::{Force, Rotation};
 use crate::snapshot::Snapshot;
 use crate::{Config, Event, Identity};
@@ -71,12 +72,17 @@ pub struct Overlay {
     /// How members are relayed through this node, where they may be, now.
     pub(crate) relays: Option<RelaySettings>,
     pub(crate) plan: HostPlan,
-    pub(crate) plan_dirty: bool,
+    /// What of the plan is to be made anew.
+    pub(crate) stale: Stale,
+    /// What of the plan's entries the plan itself does not say.
+    pub(crate) entries: Entries,
     /// Generation of the plan that first holds the own addresses as they are.
     pub(crate) addresses_since: Option<u64>,
     /// Messages inside the tunnel that wait for the host to hold addresses and peers.
     pub(crate) held: VecDeque<(PeerId, Message)>,
     pub(crate) excluded_dirty: bool,
+    /// Rises where a peer that was called in vain may be reached by now.
+    pub(crate) ways: u32,
     pub(crate) events: VecDeque<Event>,
     pub(crate) transmits: VecDeque<Transmit>,
     pub(crate) persist_at: Option<Instant>,
@@ -162,10 +168,12 @@ impl Overlay {
             revoked: false,
             relays: None,
             plan,
-            plan_dirty: true,
+            stale: Stale::default(),
+            entries: Entries::default(),
             addresses_since: None,
             held: VecDeque::new(),
             excluded_dirty: true,
+            ways: 0,
             events: VecDeque::new(),
             transmits: VecDeque::new(),
             persist_at: None,
@@ -178,6 +186,7 @@ impl Overlay {
     }
 
     fn start(&mut self, now: Now) {
+        self.stale.everything();
         self.persist_now();
         self.traversal.set_keys(&self.identity.key, None, now);
         self.traversal

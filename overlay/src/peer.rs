@@ -18,6 +18,7 @@ use mesh_types::report::TunnelStats;
 use mesh_types::{Idx, WgKey};
 
 use crate::budget::Budget;
+use crate::calls::Calls;
 use crate::sleep::Initiation;
 use crate::snapshot::PeerState;
 
@@ -106,7 +107,7 @@ pub(crate) struct PeerRecord {
     pub(crate) adopted: Option<WgKey>,
     /// Its label.
     pub(crate) name: String,
-    /// What the plan was last built from: session and activity.
+    /// What the plan was made of: session and activity.
     pub(crate) planned: (bool, bool),
     /// Where it was last reached.
     pub(crate) last_endpoint: Option<SocketAddr>,
@@ -128,6 +129,8 @@ pub(crate) struct PeerRecord {
     pub(crate) held_since: Option<u64>,
     /// Overlay IPv4 address where its messages come from.
     pub(crate) ipv4: Option<std::net::Ipv4Addr>,
+    /// The same where nobody is to be looked for there, because it lies inside the mesh.
+    pub(crate) excluded: Option<std::net::Ipv4Addr>,
     /// Last word of WireGuard.
     pub(crate) stats: TunnelStats,
     /// When that came.
@@ -156,6 +159,8 @@ pub(crate) struct PeerRecord {
     pub(crate) since: Instant,
     /// Limits its messages.
     pub(crate) messages: Budget,
+    /// Calls that it has not answered.
+    pub(crate) calls: Calls,
     /// Limits what it wants forwarded.
     pub(crate) forwards: Budget,
 }
@@ -179,6 +184,7 @@ impl PeerRecord {
             greeting: None,
             held_since: None,
             ipv4: None,
+            excluded: None,
             stats: TunnelStats::default(),
             stats_at: None,
             window: None,
@@ -192,9 +198,16 @@ impl PeerRecord {
             armed: None,
             state: PeerState::Connecting,
             since: now,
+            calls: Calls::default(),
             messages: Budget::new(MESSAGES_PER_SECOND),
             forwards: Budget::new(FORWARDS_PER_SECOND),
         }
+    }
+
+    /// The plan is made of how it is now.
+    pub(crate) fn plan(&mut self, now: Instant) {
+        self.planned = (self.session(now), self.active(now));
+        self.opened = self.open(now);
     }
 
     /// Changes the key in use; the old one stays for stragglers.
@@ -326,7 +339,7 @@ impl PeerRecord {
         let retired = self.retired.map(|(_, until)| until);
         let late = self.late_until;
         let greeting = self.greeting.and_then(|greeting| greeting.again);
-        let open = self.greeting.and(self.open_at).filter(|_| !self.opened);
+        let open = self.open_at.filter(|_| !self.opened);
         [patience, retired, greeting, open, late]
             .into_iter()
             .flatten()

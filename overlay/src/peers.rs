@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use mesh_types::{PeerId, Table};
 
+use crate::calls::Calls;
 use crate::peer::PeerRecord;
 
 /// Records by peer. Whoever changes one says so by how it is asked for; [`Peers::follow`] then makes the indexes follow.
@@ -48,15 +49,15 @@ impl Peers {
         self.records.get_or_insert_with(id, make)
     }
 
+    /// Calls to a peer, to change: no index tells of them.
+    pub(crate) fn calls(&mut self, id: &PeerId) -> Option<&mut Calls> {
+        self.records.get_mut(id).map(|record| &mut record.calls)
+    }
+
     /// All records, to change.
     pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = (&PeerId, &mut PeerRecord)> {
         self.touched.extend(self.records.keys().copied());
         self.records.iter_mut()
-    }
-
-    /// All records, to change nothing that the indexes tell.
-    pub(crate) fn values_mut(&mut self) -> impl Iterator<Item = &mut PeerRecord> {
-        self.records.values_mut()
     }
 
     pub(crate) fn insert(&mut self, id: PeerId, record: PeerRecord) {

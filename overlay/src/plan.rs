@@ -7,6 +7,8 @@
 //! other tables, unless a peer (a phone, say) carries exactly that. What a cluster adds stands in `cluster`.
 
 mod cluster;
+mod entries;
+mod stale;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -15,20 +17,21 @@ use std::time::Duration;
 use ipnet::IpNet;
 use mesh_types::address::mesh_prefix;
 use mesh_types::consts::{
-    BLACKHOLE_METRIC, MTU_MIN, PERSISTENT_KEEPALIVE, ROUTE_METRIC, ROUTE_TABLE, RULE_PRIORITY,
-    WIREGUARD_OVERHEAD,
+    BLACKHOLE_METRIC, MTU_MIN, PERSISTENT_KEEPALIVE, ROUTE_TABLE, RULE_PRIORITY, WIREGUARD_OVERHEAD,
 };
 use mesh_types::observation::Source;
 use mesh_types::plan::host_prefix;
-use mesh_types::plan::{Adoption, DevicePlan, Route, RouteKind, Rule, TunnelPeer, TunnelPlan};
+use mesh_types::plan::{Adoption, DevicePlan, Route, RouteKind, Rule, TunnelPlan};
 use mesh_types::report::Backend;
-use mesh_types::{HostPlan, Now, PeerId, SocketId, WgKey};
+use mesh_types::{HostPlan, Now, PeerId, SocketId};
 use peer_discovery::Peer;
 use tracing::debug;
 
 use crate::overlay::Overlay;
 use crate::peer::PeerRecord;
-pub(crate) use cluster::{LeftOut, LeftOuts};
+pub(crate) use cluster::LeftOut;
+pub(crate) use entries::{Entries, Ground};
+pub(crate) use stale::Stale;
 
 /// Where WireGuard sends what a peer must not get for now: nobody listens there (discard, RFC 863).
 pub(crate) const NOWHERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9);
@@ -40,48 +43,92 @@ const REPORT_ENGINE: Duration = Duration::from_millis(100);
 const REPORT_QUIET: Duration = Duration::from_secs(2);
 
 impl Overlay {
-    /// Builds the plan anew where something changed; its generation rises only when it differs.
+    /// Makes the plan follow where something changed; its generation rises only when it differs.
     pub(crate) fn refresh_plan(&mut self, now: Now) {
-        if !std::mem::take(&mut self.plan_dirty) {
+        if !self.stale.is_any() {
             return;
         }
-        let mut plan = self.build_plan(now);
-        plan.generation = self.plan.generation;
-        let mut moved = self.addresses_since.is_none();
-        if plan != self.plan {
-            plan.generation += 1;
-            debug!(generation = plan.generation, "Plan changed");
-            moved |= plan.device.addresses != self.plan.device.addresses;
-            let ranges = |plan: &HostPlan, key: &WgKey| {
-                plan.tunnel
-                    .peers
-                    .get(key)
-                    .map(|peer| peer.allowed_ips.clone())
-            };
-            for record in self.peers.values_mut() {
-                if ranges(&plan, &record.key) != ranges(&self.plan, &record.key) {
-                    record.held_since = None;
+        let stale = std::mem::take(&mut self.stale);
+        match stale.all {
+            true => self
+                .peers
+                .iter_mut()
+                .for_each(|(_, record)| record.plan(now.mono)),
+            false => {
+                let records = stale.peers.iter();
+                for id in records {
+                    if let Some(record) = self.peers.get_mut(id) {
+                        record.plan(now.mono);
+                    }
                 }
             }
-            self.plan = plan;
         }
+        let mut entries = self.take_entries();
+        let mut outcome = self.refresh_entries(&mut entries, &stale);
+        let frame = self.frame(!entries.underlay.is_empty());
+        outcome.changed |= frame != self.plan;
+        let mut moved = self.addresses_since.is_none();
+        if outcome.changed {
+            let generation = self.plan.generation + 1;
+            debug!(generation, "Plan changed");
+            moved |= frame.device.addresses != self.plan.device.addresses;
+            self.plan = HostPlan {
+                generation,
+                ..frame
+            };
+        }
+        self.put_entries(entries);
         let generation = self.plan.generation;
         if moved {
             self.addresses_since = Some(generation);
         }
-        for (_, record) in self.peers.iter_mut() {
+        let follow = |record: &mut PeerRecord| {
+            if outcome.moved.contains(&record.key) {
+                record.held_since = None;
+            }
             record.held_since.get_or_insert(generation);
-            record.opened = record.open(now.mono);
             if let Some(greeting) = &mut record.greeting
                 && record.opened
             {
                 greeting.generation.get_or_insert(generation);
             }
+        };
+        match stale.all {
+            true => self.peers.iter_mut().for_each(|(_, record)| follow(record)),
+            false => {
+                let ids = self.peers.greeted().into_iter().chain(stale.peers);
+                for id in ids {
+                    if let Some(record) = self.peers.get_mut(&id) {
+                        follow(record);
+                    }
+                }
+            }
         }
         self.rotation.planned(generation);
     }
 
-    fn build_plan(&self, now: Now) -> HostPlan {
+    /// The entries of the plan, to be changed: the plan is without them until they are put back.
+    fn take_entries(&mut self) -> Entries {
+        let entries = std::mem::take(&mut self.entries);
+        Entries {
+            tunnel: std::mem::take(&mut self.plan.tunnel.peers),
+            routes: std::mem::take(&mut self.plan.routes),
+            filters: std::mem::take(&mut self.plan.filters),
+            keep_source: std::mem::take(&mut self.plan.keep_source),
+            ..entries
+        }
+    }
+
+    fn put_entries(&mut self, mut entries: Entries) {
+        self.plan.tunnel.peers = std::mem::take(&mut entries.tunnel);
+        self.plan.routes = std::mem::take(&mut entries.routes);
+        self.plan.filters = std::mem::take(&mut entries.filters);
+        self.plan.keep_source = std::mem::take(&mut entries.keep_source);
+        self.entries = entries;
+    }
+
+    /// The plan without the entries of peers; of the generation that holds already.
+    fn frame(&self, mark_input: bool) -> HostPlan {
         let ipv6 = !self.host.ipv6_off;
         let addresses: BTreeSet<IpNet> = self
             .own_addresses()
@@ -97,10 +144,10 @@ impl Overlay {
             mask,
             from: None,
         };
-        let left_out = self.all_left_out();
-        let any_active = self.peers.values().any(|record| record.active(now.mono));
+        let mut met = self.peers.met().filter_map(|id| self.peers.get(id));
+        let any_active = met.any(|record| record.planned.1);
         HostPlan {
-            generation: 0,
+            generation: self.plan.generation,
             device: DevicePlan {
                 name: self.config.interface.clone(),
                 mtu: self.config.mtu,
@@ -111,14 +158,14 @@ impl Overlay {
                 previous_key: self.rotation.previous().cloned(),
                 listen_port: self.listen_port(),
                 fwmark: mark,
-                peers: self.tunnel_peers(ipv6, &left_out, now),
+                peers: BTreeMap::new(),
                 report_every: match self.config.backend {
                     Backend::Userspace if any_active => REPORT_ENGINE,
                     Backend::Kernel if any_active => REPORT_ACTIVE,
                     Backend::Userspace | Backend::Kernel => REPORT_QUIET,
                 },
             },
-            routes: self.routes(ipv6, &left_out),
+            routes: BTreeSet::new(),
             rules: [Some(rule(false)), ipv6.then(|| rule(true))]
                 .into_iter()
                 .flatten()
@@ -137,80 +184,54 @@ impl Overlay {
             narrow: if ipv6 { self.narrow() } else { BTreeMap::new() },
             turn_links: self.traversal.turn_links(),
             proxies: self.traversal.proxies(),
-            filters: self.filters(),
-            keep_source: self.keep_source(&left_out),
-            mark_input: self.mark_input(&left_out),
+            filters: BTreeMap::new(),
+            keep_source: BTreeSet::new(),
+            mark_input,
         }
+    }
+
+    /// What the entries of all peers depend on; `near` are the prefixes of peers that the CNI carries.
+    fn ground(&self, near: &BTreeSet<IpNet>) -> Ground {
+        let ipv6 = !self.host.ipv6_off;
+        let mesh = IpNet::V6(mesh_prefix(&self.own.domain));
+        let own = self.config.routes.iter().map(IpNet::trunc);
+        let mut ground = Ground {
+            ipv6,
+            source4: self.own_ipv4().map(IpAddr::V4),
+            source6: ipv6.then(|| IpAddr::V6(self.own_ipv6())),
+            given6: self.given_ipv6().filter(|_| ipv6).map(IpAddr::V6),
+            keepalive: self.traversal.keepalive(),
+            dropped: std::iter::once(mesh).chain(self.ranges()).collect(),
+            thrown: own.filter(|net| !self.carries(net)).collect(),
+            ..Ground::default()
+        };
+        if self.config.kubernetes.is_some() {
+            self.add_cluster(&mut ground, near);
+        }
+        ground
+    }
+
+    /// Does this very prefix lead to a peer?
+    fn carries(&self, net: &IpNet) -> bool {
+        let carrier = self.directory.carrier(net);
+        carrier.is_some_and(|id| self.leads(id, net))
+    }
+
+    /// Does this prefix of a peer lead into the tunnel?
+    fn leads(&self, id: &PeerId, net: &IpNet) -> bool {
+        let known = self.directory.peer(id).zip(self.peers.get(id));
+        known.is_some_and(|(peer, record)| self.left_out(id, peer, record, net).is_none())
     }
 
     /// Paths that a socket of a search has found: the tunnel's packets leave from its port.
     fn adoptions(&self) -> BTreeSet<Adoption> {
-        let paths = self.peers.keys().filter_map(|id| self.traversal.path(id));
+        let paths = self.peers.met().filter_map(|id| self.traversal.path(id));
         paths
             .filter_map(|path| {
                 let (remote, port) = (path.remote, path.local_port?);
                 Some(Adoption { remote, port })
             })
             .collect()
-    }
-
-    fn tunnel_peers(
-        &self,
-        ipv6: bool,
-        left_out: &LeftOuts,
-        now: Now,
-    ) -> BTreeMap<WgKey, TunnelPeer> {
-        let mut out = BTreeMap::new();
-        for (id, peer) in self.directory.peers() {
-            let Some(record) = self.peers.get(id) else {
-                continue;
-            };
-            if let Some((old, _)) = record.retired {
-                let passive = TunnelPeer {
-                    passive: true,
-                    preshared_key: peer.preshared_key.clone(),
-                    ..TunnelPeer::default()
-                };
-                out.insert(old, passive);
-            }
-        }
-        for (id, peer) in self.directory.peers() {
-            let Some(record) = self.peers.get(id) else {
-                continue;
-            };
-            let (endpoint, keepalive) = if peer.plain {
-                (
-                    peer.endpoints.first().map(|c| c.address),
-                    peer.persistent_keepalive,
-                )
-            } else {
-                self.reach(id, peer, record, now)
-            };
-            // Of a near peer's pods some packets may come this way all the same; of a neighbour's address none may.
-            let taken = |net: &IpNet| {
-                let left_out = left_out.get(&(*id, *net));
-                left_out.is_none_or(|why| *why == LeftOut::Region)
-            };
-            let allowed_ips = peer
-                .allowed_ips
-                .iter()
-                .filter(|net| (ipv6 || net.addr().is_ipv4()) && taken(net))
-                .copied()
-                .collect();
-            out.insert(
-                record.key,
-                TunnelPeer {
-                    endpoint,
-                    insist: record.insist,
-                    also: self.also(id),
-                    allowed_ips,
-                    keepalive,
-                    preshared_key: peer.preshared_key.clone(),
-                    passive: false,
-                },
-            );
-        }
-        out
     }
 
     /// The second way to a peer while its path is suspect, for the backend that can use it.
@@ -228,14 +249,13 @@ impl Overlay {
         id: &PeerId,
         peer: &Peer,
         record: &PeerRecord,
-        now: Now,
     ) -> (Option<SocketAddr>, Option<Duration>) {
         if self.traversal.is_silent(id) {
             return (Some(NOWHERE), None);
         }
         let path = self.traversal.path(id).map(|path| path.remote);
-        let session = record.session(now.mono);
-        let open = (path.is_some() && record.open(now.mono)) || session;
+        let (session, _) = record.planned;
+        let open = (path.is_some() && record.opened) || session;
         // Its packets would begin a handshake that crosses the other side's, and kernels finish neither.
         let waits = self.config.backend == Backend::Kernel && !open;
         let endpoint = match (path, session) {
@@ -266,60 +286,6 @@ impl Overlay {
         first.map(|candidate| candidate.address)
     }
 
-    fn routes(&self, ipv6: bool, left_out: &LeftOuts) -> BTreeSet<Route> {
-        let source4 = self.own_ipv4().map(IpAddr::V4);
-        let (own6, given6) = (IpAddr::V6(self.own_ipv6()), self.given_ipv6());
-        let mesh = IpNet::V6(mesh_prefix(&self.own.domain));
-        let mut out = BTreeSet::new();
-        let mut carried = BTreeSet::new();
-        for (id, peer) in self.directory.peers() {
-            if !self.peers.contains_key(id) {
-                continue;
-            }
-            for prefix in &peer.allowed_ips {
-                if left_out.contains_key(&(*id, *prefix)) {
-                    continue;
-                }
-                let source = if prefix.addr().is_ipv4() {
-                    source4
-                } else {
-                    // A peer of the file knows this node by another file; members know it by its identity.
-                    let by_file = matches!(peer.source, Source::Config) && !mesh.contains(prefix);
-                    let given = given6.filter(|_| by_file);
-                    ipv6.then(|| given.map_or(own6, IpAddr::V6))
-                };
-                carried.insert(*prefix);
-                out.insert(blackhole(*prefix));
-                // Without an own address of that family the kernel would pick some other interface's as
-                // the source, which every peer drops.
-                if source.is_some() {
-                    out.insert(Route {
-                        prefix: *prefix,
-                        metric: ROUTE_METRIC,
-                        kind: RouteKind::Unicast {
-                            source,
-                            mtu: self.route_mtu(id),
-                        },
-                    });
-                }
-            }
-        }
-        out.extend(std::iter::once(mesh).chain(self.ranges()).map(blackhole));
-        for own in &self.config.routes {
-            let own = own.trunc();
-            if !carried.contains(&own) {
-                out.insert(Route {
-                    prefix: own,
-                    metric: ROUTE_METRIC,
-                    kind: RouteKind::Throw,
-                });
-            }
-        }
-        self.cluster_routes(left_out, &mut out);
-        out.retain(|route| ipv6 || route.prefix.addr().is_ipv4());
-        out
-    }
-
     /// The path MTU of a peer, where it is lower than the device's. What a route of IPv6 cannot have
     /// ([`MTU_MIN`]) is left to [`Self::narrow`]: such packets travel in fragments outside.
     fn route_mtu(&self, id: &PeerId) -> Option<u16> {
@@ -330,7 +296,7 @@ impl Overlay {
     /// Where paths lead that carry less than IPv6 asks for inside, and what they carry outside.
     fn narrow(&self) -> BTreeMap<IpAddr, u16> {
         let mut out = BTreeMap::new();
-        for id in self.peers.keys() {
+        for id in self.peers.met() {
             let inside = self
                 .traversal
                 .firm_path_mtu(id)

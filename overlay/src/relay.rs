@@ -45,7 +45,7 @@ impl Overlay {
         self.relays = relays;
         self.traversal.set_relay(relays, now);
         self.announcement_changed(now);
-        self.plan_dirty = true;
+        self.stale.frame();
     }
 
     /// A stranger's probe proves it. So does an answer from a port that was never asked, where the host has an
@@ -86,7 +86,10 @@ impl Overlay {
     pub(crate) fn aliases(&self) -> BTreeSet<Alias> {
         let kernel = self.config.backend == Backend::Kernel;
         let mut out = BTreeSet::new();
-        for (id, record) in self.peers.iter() {
+        for id in self.peers.met() {
+            let Some(record) = self.peers.get(id) else {
+                continue;
+            };
             let path = self.traversal.path(id).map(|path| path.remote);
             let late = self.traversal.late(id).into_iter();
             let all = late.filter_map(|late| Some(Alias { late, path: path? }));

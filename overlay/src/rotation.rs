@@ -200,7 +200,7 @@ impl Overlay {
             }
             Stage::Proving { since, .. } if passed(since) >= KEEP => {
                 self.traversal.set_keys(&self.identity.key, None, now);
-                self.plan_dirty = true;
+                self.stale.everything();
                 Stage::Quiet
             }
             proving @ Stage::Proving { .. } => proving,
@@ -215,7 +215,7 @@ impl Overlay {
         self.events.push_back(Event::KeyRotated {
             key: self.identity.key.clone(),
         });
-        self.plan_dirty = true;
+        self.stale.everything();
         // The announcement waits for the proof.
         self.announcer.due = None;
         Stage::Switching {
@@ -242,7 +242,7 @@ impl Overlay {
         if record.path_since.is_some() {
             record.open_at = Some(now.mono);
         }
-        self.plan_dirty = true;
+        self.stale.everything();
         self.tell_traversal(id, now);
     }
 }

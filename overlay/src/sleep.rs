@@ -45,16 +45,12 @@ impl Overlay {
     pub fn handle_initiation(&mut self, remote: SocketAddr, bytes: &[u8], now: Now) {
         self.traversal.tunnel_sent(remote.ip());
         let (kind, len) = INITIATION;
-        let there = |id: &PeerId| {
-            self.traversal
-                .path(id)
-                .is_some_and(|path| path.remote == remote)
+        let there = |id: &&PeerId| {
+            let path = self.traversal.path(id).map(|path| path.remote);
+            let last = self.peers.get(id).and_then(|record| record.stats.endpoint);
+            path == Some(remote) || last == Some(remote)
         };
-        let found = self
-            .peers
-            .iter()
-            .find(|(id, record)| there(id) || record.stats.endpoint == Some(remote));
-        let found = found.map(|(id, _)| *id);
+        let found = self.peers.met().find(there).copied();
         if let Some(id) = found
             && bytes.len() == len
             && bytes.starts_with(&kind)
@@ -95,7 +91,7 @@ impl Overlay {
     }
 
     pub(crate) fn rest_changed(&mut self, id: &PeerId, now: Now) {
-        self.plan_dirty = true;
+        self.stale.peer(*id);
         if self.traversal.rest(id) == Rest::Awake
             && let Some(record) = self.peers.get_mut(id)
             && !record.session(now.mono)

@@ -93,7 +93,7 @@ impl Overlay {
             self.directory.set_own(own, self.identity.key.public(), now);
             self.announce_now(now);
             self.excluded_dirty = true;
-            self.plan_dirty = true;
+            self.stale.everything();
         }
     }
 }

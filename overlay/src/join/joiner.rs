@@ -179,7 +179,7 @@ impl Overlay {
         self.persist_now();
         self.events.push_back(Event::Joined { authority });
         self.announce_now(now);
-        self.plan_dirty = true;
+        self.stale.everything();
         let address = match record.ipv4 {
             Some(ip) => ip.to_string(),
             None => self.own_ipv6().to_string(),

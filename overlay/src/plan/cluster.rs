@@ -10,13 +10,13 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use mesh_types::address::mesh_prefix;
-use mesh_types::cluster::{Allowed, Node, PodNetwork};
-use mesh_types::consts::{CONTROL_PORT, MAIN_TABLE, ROUTE_METRIC, SOURCE_RULE_PRIORITY};
-use mesh_types::plan::{Route, RouteKind, Rule, host_prefix};
+use mesh_types::cluster::{Allowed, PodNetwork};
+use mesh_types::consts::{CONTROL_PORT, MAIN_TABLE, SOURCE_RULE_PRIORITY};
+use mesh_types::plan::Rule;
 use mesh_types::{PeerId, Source};
 use peer_discovery::Peer;
 
-use super::blackhole;
+use super::Ground;
 use crate::overlay::Overlay;
 use crate::peer::PeerRecord;
 
@@ -34,27 +34,18 @@ pub(crate) enum LeftOut {
 }
 
 /// Prefixes of peers that stay out of the tunnel.
-pub(crate) type LeftOuts = BTreeMap<(PeerId, IpNet), LeftOut>;
+type LeftOuts = BTreeMap<(PeerId, IpNet), LeftOut>;
 
 impl Overlay {
     /// Prefixes of peers that do not lead into the tunnel.
     pub(crate) fn all_left_out(&self) -> LeftOuts {
         let mut out = BTreeMap::new();
-        if self.config.kubernetes.is_none() {
-            return out;
-        }
-        let nodes = self.directory.cluster_nodes();
-        let nodes: BTreeMap<&str, &Node> = nodes.map(|node| (node.name.as_str(), node)).collect();
         for (id, peer) in self.directory.peers() {
             let Some(record) = self.peers.get(id) else {
                 continue;
             };
-            let node = match peer.source {
-                Source::Kubernetes { .. } => nodes.get(peer.name.as_str()).copied(),
-                Source::Config | Source::Signed { .. } | Source::Gossip | Source::Disk => None,
-            };
             for prefix in &peer.allowed_ips {
-                if let Some(why) = self.left_out(id, (peer, record, node), prefix) {
+                if let Some(why) = self.left_out(id, peer, record, prefix) {
                     out.insert((*id, *prefix), why);
                 }
             }
@@ -62,10 +53,12 @@ impl Overlay {
         out
     }
 
-    fn left_out(
+    /// Why a prefix of a peer does not lead into the tunnel, where it does not.
+    pub(super) fn left_out(
         &self,
         id: &PeerId,
-        (peer, record, node): (&Peer, &PeerRecord, Option<&Node>),
+        peer: &Peer,
+        record: &PeerRecord,
         prefix: &IpNet,
     ) -> Option<LeftOut> {
         let kubernetes = self.config.kubernetes.as_ref()?;
@@ -73,14 +66,15 @@ impl Overlay {
         if peer.source != Source::Config && protected.any(|held| held.contains(prefix)) {
             return Some(LeftOut::Protected);
         }
-        let node = node?;
-        let pods = || node.pod_cidrs.iter().any(|net| net.trunc() == *prefix);
         // A machine outside has no CNI.
         let beside = kubernetes.pod_network == PodNetwork::Existing && !kubernetes.external;
-        if beside && self.is_near(peer) && pods() {
+        if beside && peer.pod_cidrs.contains(prefix) && self.is_near(peer) {
             return Some(LeftOut::Region);
         }
-        let address = node_address(node, prefix)?;
+        if !peer.node_ips.contains(prefix) {
+            return None;
+        }
+        let address = prefix.addr();
         let path = self.traversal.path(id).map(|path| path.remote.ip());
         let last = record.last_endpoint.map(|last| last.ip());
         // Who is met in one network of a device is in its others, too, such as that of the other family.
@@ -113,16 +107,17 @@ impl Overlay {
             })
     }
 
-    /// Is a peer's own underlay address routed into the tunnel?
-    pub(super) fn mark_input(&self, left_out: &LeftOuts) -> bool {
+    /// Is a peer's own underlay address routed into the tunnel? `out` tells which of its prefixes are not.
+    pub(super) fn is_underlay_routed(
+        &self,
+        id: &PeerId,
+        peer: &Peer,
+        out: impl Fn(&IpNet) -> bool,
+    ) -> bool {
         self.config.kubernetes.is_some()
-            && self.directory.peers().any(|(id, peer)| {
-                peer.allowed_ips.iter().any(|net| {
-                    let single = net.prefix_len() == net.max_prefix_len();
-                    single
-                        && self.is_met_at(id, peer, net.addr())
-                        && !left_out.contains_key(&(*id, *net))
-                })
+            && peer.allowed_ips.iter().any(|net| {
+                let single = net.prefix_len() == net.max_prefix_len();
+                single && self.is_met_at(id, peer, net.addr()) && !out(net)
             })
     }
 
@@ -142,49 +137,48 @@ impl Overlay {
         all.map(IpNet::trunc).collect()
     }
 
-    /// Adds what the cluster asks for to the peers' routes.
-    pub(super) fn cluster_routes(&self, left_out: &LeftOuts, out: &mut BTreeSet<Route>) {
-        if self.config.kubernetes.is_none() {
-            return;
-        }
-        let dropped = self.pod_ranges();
+    /// Adds what the cluster asks for; `near` are the prefixes of peers that the CNI carries.
+    pub(super) fn add_cluster(&self, ground: &mut Ground, near: &BTreeSet<IpNet>) {
+        let pods = self.pod_ranges();
         let mut spared: BTreeSet<IpNet> = self.own_pod_cidrs().iter().map(IpNet::trunc).collect();
-        let covered = |net: &IpNet| dropped.iter().any(|range| range.contains(net));
+        let covered = |net: &IpNet| pods.iter().any(|range| range.contains(net));
         // What a peer carries exactly is the peer's, though some device claims to lead there.
-        let carried = |net: &IpNet| out.iter().any(|route| route.prefix == *net);
+        let carried = |net: &IpNet| {
+            self.carries(net) || ground.dropped.contains(net) || ground.thrown.contains(net)
+        };
         let connected = self.connected_networks().map(|(_, net)| net);
         spared.extend(connected.filter(|net| covered(net) && !carried(net)));
-        let near = left_out.iter().filter(|(_, why)| **why == LeftOut::Region);
-        spared.extend(near.map(|((_, net), _)| *net).filter(covered));
-        out.extend(dropped.iter().copied().map(blackhole));
+        spared.extend(near.iter().copied().filter(covered));
+        ground.dropped.extend(pods);
         // The file's word goes before all: a node may have no other way to the API server than through a peer.
-        let named = self.named_by_file();
-        let protected = &self.cluster.protected;
-        let free =
-            |net: &IpNet| named.contains(net) || !protected.iter().any(|held| held.contains(net));
-        out.retain(|route| free(&route.prefix));
-        let around = |held: &&IpNet| out.iter().any(|route| route.prefix.contains(*held));
-        let open = protected
-            .iter()
-            .filter(|held| !named.contains(&held.trunc()));
+        ground.protected.clone_from(&self.cluster.protected);
+        ground.named = self.named_by_file();
+        let around = |held: &&IpNet| {
+            let mut others = ground.dropped.iter().chain(&ground.thrown);
+            let mut peers = self.directory.around(**held);
+            others.any(|net| net.contains(*held) && ground.is_free(net))
+                || peers.any(|(net, id)| ground.is_free(&net) && self.leads(&id, &net))
+        };
+        let protected = ground.protected.iter();
+        let open = protected.filter(|held| !ground.named.contains(&held.trunc()));
         spared.extend(open.filter(around).map(IpNet::trunc));
-        out.retain(|route| !spared.contains(&route.prefix));
-        out.extend(spared.into_iter().map(|prefix| Route {
-            prefix,
-            metric: ROUTE_METRIC,
-            kind: RouteKind::Throw,
-        }));
+        ground.spared = spared;
     }
 
     /// What `[[peer]]` entries say that their peers carry.
     fn named_by_file(&self) -> BTreeSet<IpNet> {
-        let peers = self.directory.peers().map(|(_, peer)| peer);
+        if self.cluster.protected.is_empty() {
+            return BTreeSet::new();
+        }
+        let entries = self.config.peers.iter();
+        let ids = entries.filter_map(|entry| self.directory.by_key(&entry.key));
+        let peers = ids.filter_map(|id| self.directory.peer(id));
         let listed = peers.filter(|peer| peer.source == Source::Config);
         listed.flat_map(|peer| &peer.allowed_ips).copied().collect()
     }
 
     /// Between which ranges source addresses are kept: all that pods and nodes of the mesh have.
-    pub(super) fn keep_source(&self, left_out: &LeftOuts) -> BTreeSet<IpNet> {
+    pub(super) fn keep_source(&self) -> BTreeSet<IpNet> {
         let carries = |kubernetes: &crate::Kubernetes| kubernetes.pod_network.carries_pods();
         if !self.config.kubernetes.as_ref().is_some_and(carries) {
             return BTreeSet::new();
@@ -194,8 +188,7 @@ impl Overlay {
         all.extend(self.own_pod_cidrs());
         all.extend(self.own_addresses());
         for (id, peer) in self.directory.peers() {
-            let inside = |net: &&IpNet| !left_out.contains_key(&(*id, **net));
-            all.extend(peer.allowed_ips.iter().filter(inside));
+            all.extend(peer.allowed_ips.iter().filter(|net| self.leads(id, net)));
         }
         IpNet::aggregate(&all).into_iter().collect()
     }
@@ -260,12 +253,6 @@ impl Overlay {
         let mut addresses = self.host.addresses.iter();
         addresses.any(|held| held.ip == address && held.interface != self.config.interface)
     }
-}
-
-/// The address of a Node that a prefix is, where it is one.
-fn node_address(node: &Node, prefix: &IpNet) -> Option<IpAddr> {
-    let mut addresses = node.internal_ips.iter().map(IpAddr::to_canonical);
-    addresses.find(|ip| host_prefix(*ip) == *prefix)
 }
 
 fn is_link_local(ip: IpAddr) -> bool {
