@@ -52,8 +52,9 @@ pub struct Tunnel {
     public: Option<WgKey>,
     previous: Option<WgKey>,
     peers: BTreeMap<WgKey, Peer>,
-    /// Those with a timer, a session or a packet: all that most questions are about, among thousands of peers.
-    awake: BTreeSet<WgKey>,
+    /// Those with a timer, a session or a packet, and when the first timer fires: all that most questions are about,
+    /// among thousands of peers.
+    awake: BTreeMap<WgKey, Option<Instant>>,
     /// Whose ranges these are, and which lengths they have.
     ranges: BTreeMap<IpNet, WgKey>,
     lengths: BTreeSet<u8>,
@@ -74,7 +75,7 @@ impl Tunnel {
             public: None,
             previous: None,
             peers: BTreeMap::new(),
-            awake: BTreeSet::new(),
+            awake: BTreeMap::new(),
             ranges: BTreeMap::new(),
             lengths: BTreeSet::new(),
             transmits: VecDeque::new(),
@@ -101,18 +102,18 @@ impl Tunnel {
                 .values_mut()
                 .for_each(|peer| peer.own_key_changed(may_send));
         }
-        let ranges = plan.peers.iter().flat_map(|(key, peer)| {
-            let nets = peer.allowed_ips.iter();
-            nets.map(|net| (net.trunc(), *key))
-        });
-        self.ranges = ranges.collect();
-        self.lengths = self.ranges.keys().map(IpNet::prefix_len).collect();
+        let before = self.peers.len();
         self.peers.retain(|key, _| plan.peers.contains_key(key));
+        let mut reranged = self.peers.len() != before;
         for (key, planned) in &plan.peers {
             let peer = self
                 .peers
                 .entry(*key)
                 .or_insert_with(|| Peer::new(*key, self.backend));
+            if peer.planned() == planned {
+                continue;
+            }
+            reranged |= peer.planned().allowed_ips != planned.allowed_ips;
             let mut context = Context {
                 own: plan.key.public(),
                 epoch: self.epoch,
@@ -122,8 +123,16 @@ impl Tunnel {
             };
             peer.configure(planned, self.backend, &mut context);
         }
+        if reranged {
+            let ranges = plan.peers.iter().flat_map(|(key, peer)| {
+                let nets = peer.allowed_ips.iter();
+                nets.map(|net| (net.trunc(), *key))
+            });
+            self.ranges = ranges.collect();
+            self.lengths = self.ranges.keys().map(IpNet::prefix_len).collect();
+        }
         let awake = self.peers.iter().filter(|(_, peer)| peer.is_awake());
-        self.awake = awake.map(|(key, _)| *key).collect();
+        self.awake = awake.map(|(key, peer)| (*key, peer.deadline())).collect();
     }
 
     /// Sends a packet to the peer whose ranges hold its destination.
@@ -186,11 +195,9 @@ impl Tunnel {
 
     /// Lets timers fire.
     pub fn handle_timeout(&mut self, now: Instant) {
-        let due: Vec<WgKey> = self
-            .awake()
-            .filter(|(_, peer)| peer.deadline().is_some_and(|at| at <= now))
-            .map(|(key, _)| *key)
-            .collect();
+        let awake = self.awake.iter();
+        let due = awake.filter(|(_, deadline)| deadline.is_some_and(|at| at <= now));
+        let due: Vec<WgKey> = due.map(|(key, _)| *key).collect();
         for key in due {
             self.with_peer(key, now, |peer, context| peer.expire(context));
         }
@@ -198,7 +205,7 @@ impl Tunnel {
 
     /// When the next timer fires.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.awake().filter_map(|(_, peer)| peer.deadline()).min()
+        self.awake.values().flatten().min().copied()
     }
 
     /// What is to be sent, and where to.
@@ -249,7 +256,7 @@ impl Tunnel {
     }
 
     fn awake(&self) -> impl Iterator<Item = (&WgKey, &Peer)> {
-        let peers = self.awake.iter();
+        let peers = self.awake.keys();
         peers.filter_map(|key| self.peers.get_key_value(key))
     }
 
@@ -277,7 +284,7 @@ impl Tunnel {
         };
         act(peer, &mut context);
         if peer.is_awake() {
-            self.awake.insert(key);
+            self.awake.insert(key, peer.deadline());
         } else {
             self.awake.remove(&key);
         }

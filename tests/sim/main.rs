@@ -1,5 +1,6 @@
 //! The whole mesh on a simulated internet: scenarios by name, then random worlds by seed.
 
+mod cost;
 mod matrix;
 mod memory;
 mod property;

@@ -13,7 +13,7 @@ use overlay::{Identity, Overlay};
 use crate::world::{Access, NodeId, Seat, World};
 
 /// Bytes a peer, at most: it must not grow unseen. docs/scale.md says where they are.
-const MOST: usize = 10_800;
+const MOST: usize = 9_600;
 
 #[test]
 fn an_idle_peer_costs_an_agent_little_memory() {

@@ -112,7 +112,7 @@ impl World {
                     stun::answer(&mut self.net, &delivery);
                 } else if let Some(id) = self.by_host.get(&delivery.host).copied() {
                     let clock = self.clock(id);
-                    self.nodes[id.0].handle_delivery(&delivery, clock);
+                    self.timed(id, |node| node.handle_delivery(&delivery, clock));
                     self.pump(id);
                 } else if self.at_turn_host(delivery.host) {
                     self.turn_delivery(&delivery);
@@ -123,7 +123,7 @@ impl World {
             for index in 0..self.nodes.len() {
                 if self.nodes[index].wake.is_some_and(|at| at <= now) {
                     let clock = self.clock(NodeId(index));
-                    self.nodes[index].handle_timeout(clock);
+                    self.timed(NodeId(index), |node| node.handle_timeout(clock));
                     self.pump(NodeId(index));
                     let node = &self.nodes[index];
                     if node.woken_now > SPIN_MAX {
@@ -160,8 +160,8 @@ impl World {
     /// Carries what a node wants done until it wants nothing more.
     pub(crate) fn pump(&mut self, id: NodeId) {
         let clock = self.clock(id);
+        let outgoing = self.timed(id, |node| node.drain(clock));
         let node = &mut self.nodes[id.0];
-        let outgoing = node.drain(clock);
         let (host, (gone, fresh)) = (node.host, node.take_ports());
         for port in gone {
             self.net.unbind(host, port);
@@ -194,6 +194,15 @@ impl World {
         }
         node.schedule(clock.mono);
         self.collect_echoes(id);
+    }
+
+    /// Lets a node do something, and books the time that it takes.
+    fn timed<T>(&mut self, id: NodeId, act: impl FnOnce(&mut Node) -> T) -> T {
+        let node = &mut self.nodes[id.0];
+        let since = processor_time();
+        let out = act(node);
+        node.spent += processor_time() - since;
+        out
     }
 
     /// What a node says of itself.
@@ -232,4 +241,10 @@ impl World {
             .filter(|packet| packet.bytes.windows(marker.len()).any(|w| w == marker))
             .count()
     }
+}
+
+/// What this thread has taken of the processor.
+fn processor_time() -> Duration {
+    let clock = nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID;
+    clock.now().map(Duration::from).unwrap_or_default()
 }

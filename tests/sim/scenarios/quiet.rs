@@ -54,6 +54,39 @@ fn a_converged_mesh_of_eight_changes_no_path_and_stays_quiet() {
 }
 
 #[test]
+fn a_peer_that_never_answers_is_asked_for_ever_more_rarely_until_it_speaks() {
+    let mut world = World::new(6);
+    let core = world.place(Access::Public, false);
+    let mut ids: Vec<NodeId> = Vec::new();
+    for n in 0..6 {
+        ids.push(world.member(&format!("n{n}"), core, Seat::V4, &ids));
+    }
+    let home = world.place(Access::Nat(STRICT), false);
+    let late = world.member("late", home, Seat::V4, &ids);
+    for id in &ids {
+        world.boot(*id);
+    }
+    let asked = |world: &World| {
+        world
+            .snapshot(ids[0])
+            .counters
+            .get("forwards-asked")
+            .copied()
+    };
+    world.seconds(60);
+    let first = asked(&world).unwrap_or(0);
+    assert!((3..=16).contains(&first), "{first} in the first minute");
+    world.seconds(3600);
+    let more = asked(&world).unwrap_or(0) - first;
+    assert!((2..=8).contains(&more), "{more} in an hour");
+    world.boot(late);
+    for id in &ids {
+        let met = world.meet(*id, late, Duration::from_secs(10));
+        assert!(met.is_some(), "{}", world.describe());
+    }
+}
+
+#[test]
 fn a_pair_that_cannot_meet_gives_up_no_hope_and_makes_little_noise() {
     let mut world = World::new(4);
     let core = world.place(Access::Public, false);

@@ -153,14 +153,17 @@ impl World {
                 .set_host_firewall(host, Some(FirewallSpec::ESTABLISHED));
         }
         let id = NodeId(self.nodes.len());
-        let number = u8::try_from(self.nodes.len() + 1).expect("fewer than 255 nodes");
+        let [high, low] = number(id);
         let disk = Disk {
             identity: IdentitySecret::from_bytes(&self.random.bytes()),
             key: WgSecret::from_bytes(self.random.bytes()),
             next: None,
             state: None,
         };
-        let pods = IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(10, 244, number, 0), 24));
+        let pods = IpNet::V4(Ipv4Net::new_assert(
+            Ipv4Addr::new(10, 244 + high, low, 0),
+            24,
+        ));
         let config = Config {
             name: name.to_owned(),
             region: None,
@@ -185,7 +188,7 @@ impl World {
             protocol: mesh_types::consts::PROTOCOL,
             kubernetes: None,
         };
-        let pod = IpAddr::V4(Ipv4Addr::new(10, 244, number, 7));
+        let pod = IpAddr::V4(Ipv4Addr::new(10, 244 + high, low, 7));
         let mut node = Node::new(name, host, config, disk, pod, self.start);
         node.config.alternate_port = Some(node.alternate_port());
         self.net.bind(host, node.config.listen_port);
@@ -259,12 +262,12 @@ impl World {
 
     pub fn membership(&self, id: NodeId, serial: u64) -> Signed<Membership> {
         let node = &self.nodes[id.0];
-        let number = u8::try_from(id.0 + 1).expect("fewer than 255 nodes");
+        let [high, low] = number(id);
         let membership = Membership {
             domain: self.domain(),
             identity: node.disk.identity.identity(),
             name: node.name.clone(),
-            ipv4: Some(Ipv4Addr::new(10, 77, 0, number)),
+            ipv4: Some(Ipv4Addr::new(10, 77, high, low)),
             ranges: node.config.routes.clone(),
             may_relay: node.config.may_relay,
             serial,
@@ -329,8 +332,8 @@ impl World {
             .filter(|_| with_endpoint)
             .map(|address| SocketAddr::new(address.ip, node.config.listen_port))
             .collect();
-        let number = u8::try_from(peer.0 + 1).expect("fewer than 255 nodes");
-        let own = IpNet::from(IpAddr::from(Ipv4Addr::new(10, 77, 0, number)));
+        let [high, low] = number(peer);
+        let own = IpNet::from(IpAddr::from(Ipv4Addr::new(10, 77, high, low)));
         let entry = ConfigPeer {
             name: Some(node.name.clone()),
             key: node.disk.key.public(),
@@ -464,4 +467,10 @@ impl World {
     pub fn seconds(&mut self, count: u64) {
         self.run(Duration::from_secs(count));
     }
+}
+
+/// A node's number in its addresses, in two bytes.
+fn number(id: NodeId) -> [u8; 2] {
+    let number = u16::try_from(id.0 + 1).ok().filter(|n| *n < 12 * 256);
+    number.expect("fewer than 3,000 nodes").to_be_bytes()
 }

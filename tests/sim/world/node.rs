@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use mesh_types::cluster::Publication;
 use mesh_types::command::{Command, CommandId};
 use mesh_types::consts::CONTROL_PORT;
-use mesh_types::plan::RouteKind;
+use mesh_types::plan::{Route, RouteKind};
 use mesh_types::report::{Answer, Backend, TurnLinkState};
 use mesh_types::{
     Applied, HostPlan, HostReport, IdentitySecret, IpNet, Now, SocketId, State, WgKey, WgSecret,
@@ -55,9 +55,15 @@ pub struct Node {
     pub(super) list_nodes: bool,
     pub issues_authority: Option<IdentitySecret>,
     pub(super) applied: Option<HostPlan>,
+    /// Lengths of the prefixes of its routes.
+    lengths: BTreeSet<u8>,
     pub relay: Relay,
     /// Own port and remote of what has arrived.
     heard: BTreeSet<(u16, SocketAddr)>,
+    /// Packets that its agent has sent, and their bytes with all headers.
+    pub said: (u64, u64),
+    /// Time of the processor that the agent and what the world plays of its host have taken.
+    pub spent: Duration,
     /// Probes to where nothing came from yet, by address: to what others name, and to ports that are guessed.
     pub blind: BTreeMap<IpAddr, u64>,
     pub(super) turn: Links,
@@ -84,6 +90,10 @@ pub enum Port {
 
 /// First local port of further sockets: below those the nodes listen on, in no translator's block.
 const EXTRA_PORTS: u16 = 5_000;
+
+/// IPv4 and UDP; and inside of them WireGuard's header and tag, IPv6 and UDP.
+const OUTER: usize = 28;
+const INNER: usize = 32 + 48;
 
 pub(super) type Outgoing = (SocketAddr, SocketAddr, Option<u8>, Vec<u8>);
 
@@ -116,8 +126,11 @@ impl Node {
             list_nodes: false,
             issues_authority: None,
             applied: None,
+            lengths: BTreeSet::new(),
             relay: Relay::default(),
             heard: BTreeSet::new(),
+            said: (0, 0),
+            spent: Duration::ZERO,
             blind: BTreeMap::new(),
             turn: Links::default(),
             paused: false,
@@ -430,6 +443,11 @@ impl Node {
                 moves.push((now.mono, endpoint));
             }
         }
+        self.lengths = plan
+            .routes
+            .iter()
+            .map(|route| route.prefix.prefix_len())
+            .collect();
         let generation = plan.generation;
         let applied = Applied {
             generation,
@@ -477,6 +495,10 @@ impl Node {
             && let Some(transmit) = overlay.poll_transmit()
         {
             moved = true;
+            let inside = transmit.socket == SocketId::Overlay;
+            let headers = if inside { INNER + OUTER } else { OUTER };
+            self.said.0 += 1;
+            self.said.1 += (transmit.bytes.len() + headers) as u64;
             let port = match transmit.socket {
                 SocketId::Main => self.config.listen_port,
                 SocketId::Alternate => self.alternate_port(),
@@ -566,7 +588,7 @@ impl Node {
         let routed = self
             .applied
             .as_ref()
-            .and_then(|plan| route(plan, inner.destination.ip()));
+            .and_then(|plan| route(&plan.routes, &self.lengths, inner.destination.ip()));
         match (routed, &mut self.tunnel) {
             (Some(RouteKind::Unicast { .. }), Some(tunnel)) if !self.paused => {
                 tunnel.send(inner, now);
@@ -590,13 +612,21 @@ impl Node {
     }
 }
 
-/// The most specific route, of equal ones that of the lowest metric.
-fn route(plan: &HostPlan, ip: IpAddr) -> Option<RouteKind> {
-    plan.routes
-        .iter()
-        .filter(|route| route.prefix.contains(&ip))
-        .max_by_key(|route| (route.prefix.prefix_len(), u32::MAX - route.metric))
-        .map(|route| route.kind)
+/// The most specific route, of equal ones that of the lowest metric. They are sorted by prefix, then metric.
+fn route(routes: &BTreeSet<Route>, lengths: &BTreeSet<u8>, ip: IpAddr) -> Option<RouteKind> {
+    lengths.iter().rev().find_map(|length| {
+        let prefix = IpNet::new(ip, *length).ok()?.trunc();
+        let least = Route {
+            prefix,
+            metric: 0,
+            kind: RouteKind::Unicast {
+                source: None,
+                mtu: None,
+            },
+        };
+        let first = routes.range(least..).next()?;
+        (first.prefix == prefix).then_some(first.kind)
+    })
 }
 
 /// A STUN Binding request.
