@@ -50,6 +50,8 @@ use standby::Standby;
 
 /// Of the announced candidates so many are taken; the rest of [`CANDIDATES_MAX`] is for what is learned.
 const ANNOUNCED_MAX: usize = 16;
+/// Who was heard of in this time is there.
+const ALIVE: Duration = Duration::from_secs(60);
 
 /// See the module.
 #[derive(Debug)]
@@ -97,6 +99,8 @@ pub(crate) struct PathAgent {
     last_heard: Option<Instant>,
     /// The same without what came through relays.
     heard_direct: Option<Instant>,
+    /// When its last call or answer came, by whatever way.
+    last_called: Option<Instant>,
     connect: Option<Duration>,
     wake: Option<(Instant, &'static str)>,
     /// As the standings of all have it.
@@ -138,6 +142,7 @@ impl PathAgent {
             probes_answered: 0,
             last_heard: None,
             heard_direct: None,
+            last_called: None,
             connect: None,
             wake: None,
             standing: Standing::default(),
@@ -175,6 +180,13 @@ impl PathAgent {
 
     pub(crate) fn last_heard(&self) -> Option<Instant> {
         self.last_heard
+    }
+
+    /// Was it heard of lately, by itself or through others?
+    pub(crate) fn is_alive(&self, now: Instant) -> bool {
+        self.last_heard
+            .max(self.last_called)
+            .is_some_and(|at| now.saturating_duration_since(at) < ALIVE)
     }
 
     /// May an answer go to another port of the peer's address?

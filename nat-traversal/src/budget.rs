@@ -24,6 +24,29 @@ const CALLS: Rate = Rate::every(Duration::from_secs(10), 6);
 /// Answers to other ports of a peer's address than it asked from, per peer.
 pub(crate) const ELSEWHERE: Rate = Rate::every(Duration::from_secs(1), 4);
 
+/// Whose packet to an unconfirmed address it is. Where many wait for packets to peers that are not there, those that are
+/// must not wait with them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stake {
+    /// The peer was heard from lately.
+    Heard,
+    /// It may be there.
+    Search,
+    /// Nobody has heard of it, and it is met at its time by the clock, just in case.
+    Slot,
+}
+
+impl Stake {
+    /// What it leaves of the packets that may go at once.
+    const fn leaves(self) -> u32 {
+        match self {
+            Stake::Heard => 0,
+            Stake::Search => NODE.burst / 4,
+            Stake::Slot => NODE.burst / 2,
+        }
+    }
+}
+
 /// So many a second, and so many at once.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Rate {
@@ -53,8 +76,14 @@ pub(crate) struct Bucket(Option<Instant>);
 impl Bucket {
     /// Would one more be within the rate?
     pub(crate) fn has(&self, rate: Rate, now: Instant) -> bool {
+        self.has_beside(0, rate, now)
+    }
+
+    /// The same where so many are left for others.
+    fn has_beside(&self, left: u32, rate: Rate, now: Instant) -> bool {
         self.0.is_none_or(|at| {
-            at.saturating_duration_since(now) + rate.interval <= rate.interval * rate.burst
+            let taken = at.saturating_duration_since(now);
+            taken + rate.interval * (left + 1) <= rate.interval * rate.burst
         })
     }
 
@@ -83,12 +112,14 @@ pub(crate) struct Budget {
 
 impl Budget {
     /// Takes one packet to an unconfirmed address.
-    pub(crate) fn take(&mut self, destination: IpAddr, now: Instant) -> bool {
+    pub(crate) fn take(&mut self, destination: IpAddr, stake: Stake, now: Instant) -> bool {
         if self.destinations.len() >= DESTINATIONS_MAX {
             self.destinations.retain(|_, bucket| !bucket.is_full(now));
         }
         let known = self.destinations.contains_key(&destination);
-        if !self.node.has(NODE, now) || (!known && self.destinations.len() >= DESTINATIONS_MAX) {
+        if !self.node.has_beside(stake.leaves(), NODE, now)
+            || (!known && self.destinations.len() >= DESTINATIONS_MAX)
+        {
             return false;
         }
         self.destinations
@@ -101,8 +132,11 @@ impl Budget {
 
 impl Budget {
     /// When to try again what was refused: one after the other, else thousands would ask again and again at once.
-    pub(crate) fn later(&mut self, now: Instant) -> Instant {
+    pub(crate) fn later(&mut self, stake: Stake, now: Instant) -> Instant {
         let soonest = now + DEFER;
+        if stake == Stake::Heard {
+            return soonest;
+        }
         let at = self
             .queue
             .map_or(soonest, |last| soonest.max(last + QUEUE.interval));
@@ -187,7 +221,7 @@ mod tests {
         let victim = "198.51.100.1".parse().unwrap();
         let sent: Vec<_> = (0..5000)
             .map(Duration::from_millis)
-            .filter(|at| budget.take(victim, start + *at))
+            .filter(|at| budget.take(victim, Stake::Heard, start + *at))
             .collect();
         assert!(sent.len() > 60);
         assert!(
@@ -202,7 +236,7 @@ mod tests {
         let sent = (0..10_000u32)
             .filter(|i| {
                 let ip = IpAddr::from((0xc633_0000 + i).to_be_bytes());
-                budget.take(ip, start + Duration::from_micros(100) * *i)
+                budget.take(ip, Stake::Heard, start + Duration::from_micros(100) * *i)
             })
             .count();
         assert!((450..=500).contains(&sent), "{sent}");
@@ -216,11 +250,30 @@ mod tests {
         while let Some((now, i)) = waiting.pop_first() {
             asked += 1;
             assert!(now - start < Duration::from_secs(30));
-            if !budget.take(IpAddr::from((0xc633_0000 + i).to_be_bytes()), now) {
-                waiting.insert((budget.later(now), i));
+            let ip = IpAddr::from((0xc633_0000 + i).to_be_bytes());
+            if !budget.take(ip, Stake::Search, now) {
+                waiting.insert((budget.later(Stake::Search, now), i));
             }
         }
         assert!(asked < 25_000, "{asked}");
+    }
+
+    #[test]
+    fn who_was_heard_from_need_not_wait_with_those_that_were_not() {
+        let (mut budget, start) = (Budget::default(), start());
+        let mut next = 0;
+        let mut asks = |stake, now| {
+            next += 1;
+            budget.take(
+                IpAddr::from((0xc633_0000_u32 + next).to_be_bytes()),
+                stake,
+                now,
+            )
+        };
+        while asks(Stake::Search, start) {}
+        assert!(!asks(Stake::Slot, start) && !asks(Stake::Search, start));
+        assert!((0..10).all(|_| asks(Stake::Heard, start)));
+        assert!(!asks(Stake::Search, start));
     }
 
     #[test]

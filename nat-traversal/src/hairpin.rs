@@ -190,7 +190,7 @@ impl HairpinTest {
                     };
                     let spare = SocketId::Extra(run.socket);
                     for (socket, to) in [(SocketId::Main, *outside), (spare, run.own)] {
-                        if node.budget.take(to.ip(), now) {
+                        if node.budget.take(to.ip(), crate::budget::Stake::Search, now) {
                             node.transmit(socket, None, to, request.encode(Class::Request));
                         }
                     }

@@ -466,6 +466,13 @@ impl Traversal {
         self.node.keepalive.1
     }
 
+    /// Was a peer heard of in the last minute, by itself or through others?
+    pub fn is_alive(&self, id: &PeerId, now: Now) -> bool {
+        self.agents
+            .get(id)
+            .is_some_and(|agent| agent.is_alive(now.mono))
+    }
+
     /// What is known of the attempts to reach a peer.
     pub fn peer_report(&self, id: &PeerId) -> Option<PeerReport> {
         let agent = self.agents.get(id)?;

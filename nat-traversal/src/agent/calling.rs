@@ -160,6 +160,9 @@ impl PathAgent {
 
     /// CallMe or CallMeAck arrived.
     pub(crate) fn on_message(&mut self, node: &mut Node, message: &Message, now: Now) {
+        if matches!(message, Message::CallMe(_) | Message::CallMeAck(_)) {
+            self.last_called = Some(now.mono);
+        }
         match message {
             Message::CallMe(call) => {
                 if self.calling.seen.contains(&call.seq) {

@@ -172,7 +172,10 @@ impl PathAgent {
             return;
         };
         for address in all {
-            if node.budget.take(address.ip(), now) {
+            if node
+                .budget
+                .take(address.ip(), crate::budget::Stake::Heard, now)
+            {
                 node.opener(self.id, link, address, OPENER_TTL, now);
             }
         }

@@ -9,6 +9,7 @@ use mesh_types::{Candidate, CandidateKind, Now, SocketId, WgKey};
 use super::PathAgent;
 use super::choice::Nomination;
 use crate::api::Event;
+use crate::budget::Stake;
 use crate::node::{Node, Purpose};
 use crate::remote::{Local, Remote};
 use crate::schedule::{BURST, SLOT_LAZY_AFTER, SLOT_PROBES, next_slot};
@@ -32,6 +33,25 @@ impl PathAgent {
         purpose: Purpose,
         now: Instant,
     ) -> bool {
+        let stake = self.stake(Stake::Search, now);
+        self.send_probe_for(node, address, (purpose, stake), now)
+    }
+
+    /// What depends on a packet to an unconfirmed address of this peer.
+    fn stake(&self, otherwise: Stake, now: Instant) -> Stake {
+        match self.is_alive(now) {
+            true => Stake::Heard,
+            false => otherwise,
+        }
+    }
+
+    fn send_probe_for(
+        &mut self,
+        node: &mut Node,
+        address: SocketAddr,
+        (purpose, stake): (Purpose, Stake),
+        now: Instant,
+    ) -> bool {
         let by_udp = |remote: &Remote| remote.kind.is_direct_udp();
         if self.is_silent()
             && self
@@ -48,7 +68,7 @@ impl PathAgent {
                 .remotes
                 .get(&address)
                 .is_some_and(|remote| remote.is_sure());
-        if !sure && !node.budget.take(ip, now) {
+        if !sure && !node.budget.take(ip, stake, now) {
             node.counters.add("budget-deferred");
             return false;
         }
@@ -85,6 +105,7 @@ impl PathAgent {
             .filter(|(_, remote)| remote.next.is_some_and(|at| at <= now))
             .map(|(address, _)| *address)
             .collect();
+        let stake = self.stake(Stake::Search, now);
         for address in due {
             let lost = self
                 .remotes
@@ -100,7 +121,7 @@ impl PathAgent {
                 if sent {
                     remote.schedule(direct || (any && remote.kind.is_relayed()), now);
                 } else {
-                    remote.defer(node.budget.later(now));
+                    remote.defer(node.budget.later(stake, now));
                 }
             }
         }
@@ -149,8 +170,9 @@ impl PathAgent {
             return;
         }
         let addresses: Vec<_> = self.remotes.keys().copied().collect();
+        let stake = self.stake(Stake::Slot, now.mono);
         for address in addresses {
-            self.send_probe(node, address, Purpose::Check, now.mono);
+            self.send_probe_for(node, address, (Purpose::Check, stake), now.mono);
         }
         if let Some(slot) = &mut self.slot {
             // Where no address was known in time, what was missed is not made up for.
