@@ -20,12 +20,20 @@ impl Budget {
         }
     }
 
+    /// Is none of its time left?
+    pub(crate) fn is_over(&self, now: Instant) -> bool {
+        self.window
+            .is_none_or(|start| now.saturating_duration_since(start) >= Duration::from_secs(1))
+    }
+
+    /// May it happen once more, with so many left?
+    pub(crate) fn has_beside(&self, left: u32, now: Instant) -> bool {
+        self.is_over(now) || self.used + left < self.per_second
+    }
+
     /// May it happen once more? Counts it where it may.
     pub(crate) fn take(&mut self, now: Instant) -> bool {
-        let fresh = self
-            .window
-            .is_none_or(|start| now.saturating_duration_since(start) >= Duration::from_secs(1));
-        if fresh {
+        if self.is_over(now) {
             self.window = Some(now);
             self.used = 0;
         }

@@ -17,7 +17,7 @@ use nat_traversal::{PathKind, Refused};
 use peer_discovery::Peer;
 use tracing::debug;
 
-use crate::calls::Calls;
+use crate::calls::{Calls, KEPT_BY_HOPS};
 use crate::overlay::Overlay;
 use crate::peer::{Greeting, PeerRecord};
 
@@ -162,7 +162,11 @@ impl Overlay {
             // Perhaps a neighbour reaches it. Each hop takes one off what is left, so none goes in circles.
             None if hops > 1 => {
                 let mut ways = self.neighbours(target, Some(*from), forward.from, now);
+                ways.retain(|way| self.call_queue.has_room(way, KEPT_BY_HOPS, now.mono));
                 ways.truncate(FORWARD_WAYS);
+                for way in &ways {
+                    self.call_queue.asked(*way, now.mono);
+                }
                 ways
             }
             None => Vec::new(),
@@ -216,31 +220,12 @@ impl Overlay {
         if session && sound && direct {
             return;
         }
-        let own = self.identity.key.public().idx();
-        let (ways, first) = self.ways_to(peer);
-        if ways == 0 {
-            return;
-        }
-        let mut neighbours = self.neighbours(Some(*peer), None, own, now);
-        if neighbours.is_empty() {
-            return;
-        }
-        let first = first % neighbours.len();
-        neighbours.rotate_left(first);
-        neighbours.truncate(ways);
-        let Some(forward) = self.traversal.seal(peer, message) else {
-            return;
-        };
-        let forward = Message::from(forward);
-        for neighbour in neighbours {
-            self.send_message(&neighbour, &forward);
-            self.count("forwards-asked");
-        }
+        self.ask_neighbours(peer, message, now);
     }
 
     /// Connected peers that may reach `target`, if it is known, best first: its own relays, then publicly reachable
     /// ones that are awake; neither `from` nor `sender`.
-    fn neighbours(
+    pub(crate) fn neighbours(
         &self,
         target: Option<PeerId>,
         from: Option<PeerId>,

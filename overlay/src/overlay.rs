@@ -19,6 +19,7 @@ use rand_core::{Rng as _, SeedableRng as _};
 
 use crate::announce::Announcer;
 use crate::authority::{Renewal, Revocation};
+use crate::calls::CallQueue;
 use crate::command::Pending;
 use crate::gossip::Gossip;
 use crate::join::Joining;
@@ -86,6 +87,7 @@ pub struct Overlay {
     pub(crate) events: VecDeque<Event>,
     pub(crate) transmits: VecDeque<Transmit>,
     pub(crate) persist_at: Option<Instant>,
+    pub(crate) call_queue: CallQueue,
     pub(crate) counters: BTreeMap<&'static str, u64>,
     pub(crate) rng: ChaCha12Rng,
     pub(crate) started: Instant,
@@ -177,6 +179,7 @@ impl Overlay {
             events: VecDeque::new(),
             transmits: VecDeque::new(),
             persist_at: None,
+            call_queue: CallQueue::default(),
             counters: BTreeMap::new(),
             rng,
             started: now.mono,
@@ -327,6 +330,7 @@ impl Overlay {
         self.revocations_due(now);
         self.commands_due(now);
         self.resolve_due(now);
+        self.calls_due(now);
         if self.persist_at.is_some_and(|at| at <= now.mono) {
             self.persist_now();
         }
@@ -350,6 +354,7 @@ impl Overlay {
             (self.pending.deadline(), "command"),
             (self.resolve_at, "name lookup"),
             (self.persist_at, "state"),
+            (self.call_queue.at, "call"),
         ];
         own.into_iter()
             .filter_map(|(at, why)| Some((at?, why)))

@@ -42,7 +42,7 @@ pub(crate) const RETIRE_AFTER: Duration = Duration::from_secs(5);
 /// Messages taken from one peer in a second; a digest of 5,000 nodes arrives in less.
 const MESSAGES_PER_SECOND: u32 = 500;
 /// Forwarded messages taken from one peer in a second.
-const FORWARDS_PER_SECOND: u32 = 10;
+pub(crate) const FORWARDS_PER_SECOND: u32 = 10;
 
 /// First words on a path are repeated so long after they were said first, until the peer has compared
 /// records: any of them may be lost while addresses, routes and sessions are still being made.

@@ -41,7 +41,9 @@ fn twenty_agents_among_many_nodes_meet_again_after_a_mass_restart_and_write_noth
 
     let first = start(&mut world, &ids, count);
     row("first start", Some(first), &mut world);
-    assert!(world.api().writes.len() <= 2 * AGENTS);
+    nothing_asked_in_vain(&world, &ids);
+    let changed = changed(&mut world);
+    assert!(changed.len() <= 2 * AGENTS, "{changed:#?}");
 
     for id in &ids {
         world.power_off(*id);
@@ -114,11 +116,29 @@ fn all_meet(world: &mut World, ids: &[NodeId], until: Instant) -> Instant {
     world.net.now()
 }
 
+/// What agents asked others to pass on was passed on, but for what came when a second was over here and not there.
+fn nothing_asked_in_vain(world: &World, ids: &[NodeId]) {
+    let sum = |name: &str| -> u64 {
+        let counters = ids.iter().map(|id| world.snapshot(*id).counters);
+        let each = counters.filter_map(|counters| counters.get(name).copied());
+        each.sum()
+    };
+    let (asked, refused) = (sum("forwards-asked"), sum("forward-refused"));
+    assert!(asked > 0 && refused * 20 <= asked, "{refused} of {asked}");
+}
+
 /// Nothing has changed that a Node should tell.
 fn nothing_written(world: &mut World) {
-    let writes = world.api().writes.iter();
-    let changed: Vec<_> = writes.map(|write| (write.node, &write.changed)).collect();
+    let changed = changed(world);
     assert!(changed.is_empty(), "{changed:#?}");
+}
+
+/// Whose writes there were, and of what.
+fn changed(world: &mut World) -> Vec<String> {
+    let writes = world.api().writes.iter();
+    writes
+        .map(|write| format!("{:?} {:?}", write.node, write.changed))
+        .collect()
 }
 
 fn row(what: &str, start: Option<Start>, world: &mut World) {
