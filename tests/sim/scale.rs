@@ -43,7 +43,9 @@ fn twenty_agents_among_many_nodes_meet_again_after_a_mass_restart_and_write_noth
     row("first start", Some(first), &mut world);
     nothing_asked_in_vain(&world, &ids);
     let changed = changed(&mut world);
-    assert!(changed.len() <= 2 * AGENTS, "{changed:#?}");
+    // Among thousands that are gone some learn their translator's kind in two steps.
+    let each = if count > NODES { 3 } else { 2 };
+    assert!(changed.len() <= each * AGENTS, "{changed:#?}");
 
     for id in &ids {
         world.power_off(*id);
