@@ -67,6 +67,26 @@ fn a_node_restarts_from_disk_while_the_introducer_is_away() {
 }
 
 #[test]
+fn a_new_peer_is_on_disk_at_once() {
+    let mut world = Net::with_authority();
+    world.invite_and_join(2).expect("joined");
+    world.run(Duration::from_secs(4));
+    world.invite_and_join(3).expect("joined");
+    let instant = Duration::from_millis(20);
+    for _ in 0..100 {
+        if world.peer(2, "node-3").is_some() {
+            break;
+        }
+        world.run(instant);
+    }
+    world.run(instant);
+    let peer = world.peer(2, "node-3").expect("a peer");
+    let disk = &world.machine(2).disk.memberships;
+    let mut names = disk.iter().map(|one| one.record().name.as_str());
+    assert!(names.any(|name| name == "node-3"), "{peer:?}");
+}
+
+#[test]
 fn a_restart_raises_epoch_and_seq() {
     let mut world = mesh_of_three();
     let before = world.machine(2).overlay.state();
