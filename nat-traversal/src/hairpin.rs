@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use mesh_types::{Mapping, SocketId};
 
 use crate::api::Hairpin;
+use crate::budget::Stake;
 use crate::hard::SAMPLE_RETRY;
 use crate::hard::sampler::Observer;
 use crate::node::Node;
@@ -190,7 +191,7 @@ impl HairpinTest {
                     };
                     let spare = SocketId::Extra(run.socket);
                     for (socket, to) in [(SocketId::Main, *outside), (spare, run.own)] {
-                        if node.budget.take(to.ip(), crate::budget::Stake::Search, now) {
+                        if node.budget.take(to.ip(), Stake::Search, now) {
                             node.transmit(socket, None, to, request.encode(Class::Request));
                         }
                     }

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::PathAgent;
 use crate::api::Event;
+use crate::budget::Stake;
 use crate::hard::Method;
 use crate::node::Node;
 use crate::schedule::{
@@ -172,10 +173,7 @@ impl PathAgent {
             return;
         };
         for address in all {
-            if node
-                .budget
-                .take(address.ip(), crate::budget::Stake::Heard, now)
-            {
+            if node.budget.take(address.ip(), Stake::Heard, now) {
                 node.opener(self.id, link, address, OPENER_TTL, now);
             }
         }

@@ -23,6 +23,21 @@ fn two_sites() -> (Net, usize, usize, usize) {
     (net, a, b, c)
 }
 
+/// Two nodes behind one NAT that hairpins; they have yet to hear of each other.
+fn one_site() -> (Net, usize, usize, usize) {
+    let mut net = Net::new();
+    let site = net.nat("203.0.113.1");
+    net.nats[site].filtering = false;
+    net.signals = false;
+    let a = net.node("192.168.1.10", Some(site));
+    let b = net.node("192.168.1.11", Some(site));
+    let c = net.node("192.0.2.99", None);
+    net.introduce(a, c);
+    net.introduce(b, c);
+    net.run(SECOND);
+    (net, site, a, b)
+}
+
 fn changes(net: &Net, node: usize, peer: usize) -> usize {
     let id = net.nodes[peer].id;
     let changed = |event: &Event| matches!(event, Event::PathChanged { peer } if *peer == id);
@@ -79,16 +94,7 @@ fn without_any_third_the_wall_clock_brings_known_addresses_together() {
 
 #[test]
 fn inside_one_site_the_lan_is_preferred_and_both_sides_agree() {
-    let mut net = Net::new();
-    let site = net.nat("203.0.113.1");
-    net.nats[site].filtering = false;
-    net.signals = false;
-    let a = net.node("192.168.1.10", Some(site));
-    let b = net.node("192.168.1.11", Some(site));
-    let c = net.node("192.0.2.99", None);
-    net.introduce(a, c);
-    net.introduce(b, c);
-    net.run(SECOND);
+    let (mut net, site, a, b) = one_site();
     // The outer addresses are known first, and work (the NAT hairpins).
     for (node, peer) in [(a, b), (b, a)] {
         let own = net.nodes[peer].traversal.endpoints().to_vec();
@@ -118,16 +124,7 @@ fn inside_one_site_the_lan_is_preferred_and_both_sides_agree() {
 
 #[test]
 fn answers_that_were_late_when_a_path_was_new_do_not_cost_it() {
-    let mut net = Net::new();
-    let site = net.nat("203.0.113.1");
-    net.nats[site].filtering = false;
-    net.signals = false;
-    let a = net.node("192.168.1.10", Some(site));
-    let b = net.node("192.168.1.11", Some(site));
-    let c = net.node("192.0.2.99", None);
-    net.introduce(a, c);
-    net.introduce(b, c);
-    net.run(SECOND);
+    let (mut net, _, a, b) = one_site();
     let quick = std::mem::replace(&mut net.lan_delay, SECOND / 2);
     for (node, peer) in [(a, b), (b, a)] {
         net.tell_of(node, peer, vec![net.host_candidate(peer)]);
