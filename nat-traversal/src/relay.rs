@@ -8,6 +8,10 @@
 //! ([`mesh_types::plan::RelayPair`]); an end's probes travel it like data, so a relayed path is proven and
 //! measured as every other is.
 
+use std::time::Duration;
+
 pub(crate) mod choice;
 pub(crate) mod client;
 pub(crate) mod server;
+/// An end that is bound waits so long at least for the other one, then leaves the relay without a word.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(4);

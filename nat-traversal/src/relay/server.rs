@@ -11,6 +11,7 @@ use mesh_types::PeerId;
 use mesh_types::plan::RelayPair;
 use sha2::{Digest as _, Sha256};
 
+use super::PATIENCE;
 use crate::api::RelaySettings;
 
 /// An end that is not refreshed is forgotten after this; so is a port that nobody uses.
@@ -255,18 +256,23 @@ impl Server {
         Ok(Answer::Bound(port))
     }
 
-    /// Port and nonce for the other end of a request that was taken, unless it is bound or was just told.
+    /// Port and nonce for the other end of a request that was taken, unless it is there or was just told.
     /// `at` is where this node reaches it.
     pub(crate) fn offer(
         &mut self,
-        from: PeerId,
-        to: PeerId,
+        request: &Request<'_>,
         at: IpAddr,
         now: Instant,
     ) -> Option<(u16, Vec<u8>)> {
         self.stale = true;
+        let Request { from, to, port, .. } = *request;
         let last = self.offers.get(&(from, to));
-        if self.is_bound(to, from) || last.is_some_and(|told| told.rests() > now) {
+        // Who asks at the main port is not met here yet, and the other end may have left since it was bound.
+        let there = match self.end(to, from) {
+            Some(end) => port.is_some() || end.until + PATIENCE > now + LIFETIME,
+            None => false,
+        };
+        if there || last.is_some_and(|told| told.rests() > now) {
             return None;
         }
         let vain = last.map_or(0, |told| told.vain + 1);
@@ -299,7 +305,8 @@ impl Server {
         now: Instant,
     ) -> Option<(u16, Vec<u8>)> {
         self.stale = true;
-        let waits = self.is_bound(from, to) && !self.is_bound(to, from);
+        // It is no longer due once the other end has bound.
+        let waits = self.end(from, to).is_some();
         let told = self.offers.get_mut(&(from, to))?;
         let Some(at) = at.filter(|_| waits) else {
             told.times = usize::MAX;
@@ -311,11 +318,10 @@ impl Server {
         Some((port, self.nonce(to, from, at, now)))
     }
 
-    /// Is an end of a pair bound?
-    fn is_bound(&self, end: PeerId, other: PeerId) -> bool {
+    /// An end of a pair, where it is bound.
+    fn end(&self, end: PeerId, other: PeerId) -> Option<End> {
         let names = names(end, other);
-        let ends = self.pairs.get(&names);
-        ends.is_some_and(|ends| ends[usize::from(end != names.0)].is_some())
+        self.pairs.get(&names)?[usize::from(end != names.0)]
     }
 
     fn has_room(&self, from: PeerId, to: PeerId) -> bool {

@@ -13,13 +13,13 @@ use super::Traversal;
 use crate::agent::calling::RELAYS_MAX;
 use crate::agent::{Need, PathAgent};
 use crate::api::{Event, RelaySettings};
+use crate::relay::PATIENCE;
 use crate::relay::choice::{rendezvous, sums, worth};
 use crate::relay::client;
 use crate::relay::server::{Answer, Refusal, Request};
 
-/// A relay at which the peer did not show up for so long is given up for now.
-const PATIENCE: Duration = Duration::from_secs(4);
-/// For this long at first, doubled each time: one of two that start together is often not there yet.
+/// A relay at which the peer did not show up is given up for this long at first, doubled each time: one of two that
+/// start together is often not there yet.
 const AGAIN: Duration = Duration::from_millis(500);
 const AGAIN_DOUBLINGS: u32 = 9;
 /// A pair that is direct again keeps its relays for this long, in case it was too soon.
@@ -606,7 +606,7 @@ impl Traversal {
             Ok(Answer::Bound(port)) => (port, None),
             Err(refusal) => return Err(refusal),
         };
-        let offer = at.and_then(|path| self.server.offer(from, to, path.remote.ip(), now));
+        let offer = at.and_then(|path| self.server.offer(&request, path.remote.ip(), now));
         if let Some(offer) = offer {
             self.tell(to, own_name, offer);
         }

@@ -41,6 +41,17 @@ fn ask(
     server.handle_bind(&request, now)
 }
 
+/// One asks, at the main port, to meet the other.
+fn wish() -> Request<'static> {
+    Request {
+        from: id(1),
+        to: id(2),
+        source: at(1, 1000),
+        port: None,
+        nonce: None,
+    }
+}
+
 /// Both steps of one end.
 fn bind(
     server: &mut Server,
@@ -214,11 +225,11 @@ fn the_other_end_is_told_once_in_a_while_until_it_is_bound() {
     let mut server = server((28672, 29183), now);
     let port = bind(&mut server, (1, 2), at(1, 1000), at(1, 1001), now);
     let ip = at(2, 0).ip();
-    let (offered, nonce) = server.offer(id(1), id(2), ip, now).expect("an offer");
+    let (offered, nonce) = server.offer(&wish(), ip, now).expect("an offer");
     assert_ne!(offered, port);
-    assert_eq!(server.offer(id(1), id(2), ip, now), None, "just told");
+    assert_eq!(server.offer(&wish(), ip, now), None, "just told");
     let again = now + Duration::from_secs(1);
-    assert!(server.offer(id(1), id(2), ip, again).is_some());
+    assert!(server.offer(&wish(), ip, again).is_some());
     let bound = ask(
         &mut server,
         (2, 1),
@@ -227,8 +238,29 @@ fn the_other_end_is_told_once_in_a_while_until_it_is_bound() {
         now,
     );
     assert_eq!(bound, Ok(Answer::Bound(offered)), "its nonce spares a step");
-    let later = now + Duration::from_secs(5);
-    assert_eq!(server.offer(id(1), id(2), ip, later), None);
+    let later = now + PATIENCE - Duration::from_millis(1);
+    assert_eq!(server.offer(&wish(), ip, later), None);
+}
+
+#[test]
+fn an_end_that_may_have_left_is_told_of_a_wish_and_not_of_a_refresh() {
+    let now = start();
+    let mut server = server((28672, 29183), now);
+    let port = bind(&mut server, (1, 2), at(1, 1000), at(1, 1001), now);
+    bind(&mut server, (2, 1), at(2, 1000), at(2, 1001), now);
+    let later = now + PATIENCE;
+    let refresh = Request {
+        port: Some(port),
+        ..wish()
+    };
+    assert_eq!(server.offer(&refresh, at(2, 0).ip(), later), None);
+    assert!(server.offer(&wish(), at(2, 0).ip(), later).is_some());
+    let later = later + Duration::from_millis(200);
+    assert_eq!(server.offers_due(later), [(id(1), id(2))]);
+    let again = server.offer_again(id(1), id(2), Some(at(2, 0).ip()), later);
+    assert!(again.is_some(), "the first message may be lost");
+    bind(&mut server, (2, 1), at(2, 1000), at(2, 1001), later);
+    assert_eq!(server.offers_due(later + PATIENCE), []);
 }
 
 #[test]
@@ -238,7 +270,7 @@ fn an_end_that_does_not_come_is_told_a_few_times_more() {
         let mut server = server((28672, 29183), now);
         bind(&mut server, (1, 2), at(1, 1000), at(1, 1001), now);
         let ip = at(2, 0).ip();
-        assert!(server.offer(id(1), id(2), ip, now).is_some());
+        assert!(server.offer(&wish(), ip, now).is_some());
         let first = now;
         let mut times = Vec::new();
         while let Some((next, _)) = server
@@ -277,7 +309,7 @@ fn a_wish_that_nobody_follows_is_told_ever_more_rarely() {
                     .is_some(),
             );
         }
-        told += u32::from(server.offer(id(1), id(2), at(2, 0).ip(), now).is_some());
+        told += u32::from(server.offer(&wish(), at(2, 0).ip(), now).is_some());
     }
     assert!((10..30).contains(&told), "{told} in ten minutes");
 }
@@ -287,7 +319,7 @@ fn an_end_out_of_reach_is_not_told_again() {
     let now = start();
     let mut server = server((28672, 29183), now);
     bind(&mut server, (1, 2), at(1, 1000), at(1, 1001), now);
-    assert!(server.offer(id(1), id(2), at(2, 0).ip(), now).is_some());
+    assert!(server.offer(&wish(), at(2, 0).ip(), now).is_some());
     let later = now + Duration::from_millis(200);
     assert_eq!(server.offers_due(later), [(id(1), id(2))]);
     assert_eq!(server.offer_again(id(1), id(2), None, later), None);
