@@ -72,15 +72,17 @@ fn node(world: &mut World, name: &str, place: Place) -> NodeId {
 
 /// Lets time pass; the packets a second that the agent has sent.
 fn row(world: &mut World, hub: NodeId, what: &str, time: Duration) -> f64 {
-    let node = &world.nodes[hub.0];
-    let (spent, said) = (node.spent, node.said);
+    let node = &mut world.nodes[hub.0];
+    node.spent = Some(Duration::ZERO);
+    let said = node.said;
     world.run(time);
-    let node = &world.nodes[hub.0];
+    let node = &mut world.nodes[hub.0];
+    let spent = node.spent.take().unwrap_or_default();
     let each = |total: u64, before: u64| (total - before) as f64 / time.as_secs_f64();
     let packets = each(node.said.0, said.0);
     println!(
         "| {what} | {:.1} ms | {packets:.1} | {:.0} |",
-        (node.spent - spent).as_secs_f64() * 1e3 * MINUTE.as_secs_f64() / time.as_secs_f64(),
+        spent.as_secs_f64() * 1e3 * MINUTE.as_secs_f64() / time.as_secs_f64(),
         each(node.said.1, said.1),
     );
     packets

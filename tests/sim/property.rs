@@ -2,7 +2,7 @@
 //! five faults. One seed, one
 //! run; a failure prints its seed.
 //!
-//! `FARSPAN_SIM_SEEDS` says how many (64 unless set; 500 in CI, at 1.3 CPU seconds each; `scripts/soak` runs more),
+//! `FARSPAN_SIM_SEEDS` says how many (64 unless set; 500 in CI, at 3 to 4 CPU seconds each; `scripts/soak` runs more),
 //! `FARSPAN_SIM_FIRST` which is the first;
 //! with `FARSPAN_SIM_DESCRIBE` each world is described at its end.
 

@@ -62,8 +62,8 @@ pub struct Node {
     heard: BTreeSet<(u16, SocketAddr)>,
     /// Packets that its agent has sent, and their bytes with all headers.
     pub said: (u64, u64),
-    /// Time of the processor that the agent and what the world plays of its host have taken.
-    pub spent: Duration,
+    /// Time of the processor that the agent and what the world plays of its host have taken, where it is booked.
+    pub spent: Option<Duration>,
     /// Probes to where nothing came from yet, by address: to what others name, and to ports that are guessed.
     pub blind: BTreeMap<IpAddr, u64>,
     pub(super) turn: Links,
@@ -130,7 +130,7 @@ impl Node {
             relay: Relay::default(),
             heard: BTreeSet::new(),
             said: (0, 0),
-            spent: Duration::ZERO,
+            spent: None,
             blind: BTreeMap::new(),
             turn: Links::default(),
             paused: false,
