@@ -2,14 +2,13 @@
 //!
 //! A real engine, in a namespace of this machine, has a crowd of peers at the far end of a veth, each with its own key, address
 //! and session. Super-packets of 44 datagrams go to ten of them in turn, every tenth one to the next of all. Out: UDP as
-//! fast as the TUN takes it, counted as it arrives sealed. In: sealed by the crowd as fast as it can, in ten flows, so
-//! that those of one peer merge no better; counted as a socket behind the TUN gets it. Then a thousand more begin their
+//! fast as the TUN takes it, counted as it arrives sealed. In: sealed beforehand, in ten flows, so that those of one peer
+//! merge no better, sent as fast as they arrive but for a window; counted as a socket behind the TUN gets it. Then a thousand more begin their
 //! handshakes at once, beside a flow each way, and the longest time in which nothing of a flow arrives is told. `ROUNDS`
 //! is 3 unless told. Load and engine share the processors: compare lines of one run only.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::os::fd::AsFd as _;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -34,6 +33,13 @@ mod netns;
 /// How long one direction is loaded.
 const RUN: Duration = Duration::from_secs(2);
 const WARM: Duration = Duration::from_millis(300);
+/// Super-packets that are sealed beforehand, and how often.
+const SEALED: usize = 4000;
+const TIMES: usize = 6;
+/// Payload under way, bytes: half of the engine's socket buffer, as the kernel accounts for it.
+const WINDOW: u64 = 1 << 20;
+/// What has not arrived by then is lost.
+const LOST: Duration = Duration::from_millis(20);
 /// Peers that most packets are for.
 const ACTIVE: u16 = 10;
 const MANY: u16 = 1000;
@@ -125,18 +131,7 @@ fn loaded(peers: u16) -> [f64; 4] {
         |stop| flood(&source, peers, stop),
         |bytes, stop| arrivals(&crowd.wire, bytes, stop),
     );
-    let sink = meeting.inner(INNER);
-    let crowd = Mutex::new(crowd);
-    let into = measured(
-        |stop| {
-            let mut crowd = crowd.lock().expect("nobody else has it");
-            let order = order(peers).take_while(|_| !stop.load(Ordering::Relaxed));
-            for (turn, n) in order.enumerate() {
-                crowd.send(n, (turn % usize::from(ACTIVE)) as u16, DATAGRAMS);
-            }
-        },
-        |bytes, stop| arrivals(&sink, bytes, stop),
-    );
+    let into = received(&mut crowd, peers, &meeting.inner(INNER));
     println!(
         "{peers:>5}  {:>10.2}  {:>8.2}  {:>9.2}  {:>8.2}",
         out[0], out[1], into[0], into[1]
@@ -161,6 +156,44 @@ fn measured(
         stop.store(true, Ordering::Relaxed);
         [gigabytes * 8.0 / seconds, used / gigabytes]
     })
+}
+
+/// The same of what was sealed beforehand.
+fn received(crowd: &mut Crowd, peers: u16, sink: &Wire) -> [f64; 2] {
+    let (stop, bytes) = (AtomicBool::new(false), AtomicU64::new(0));
+    let (mut seconds, mut used) = (0.0, 0.0);
+    let mut order = order(peers).enumerate();
+    thread::scope(|scope| {
+        scope.spawn(|| arrivals(sink, &bytes, &stop));
+        for _ in 0..TIMES {
+            let sealed: Vec<_> = order
+                .by_ref()
+                .take(SEALED)
+                .map(|(turn, n)| crowd.seal(n, (turn % usize::from(ACTIVE)) as u16, DATAGRAMS))
+                .collect();
+            let (before, at) = (cpu(), now());
+            let (mut sent, mut arrived) = (bytes.load(Ordering::Relaxed), now());
+            for (n, message, segment) in &sealed {
+                crowd.put(*n, message, Some(*segment));
+                sent += (DATAGRAMS * PAYLOAD) as u64;
+                arrived = now();
+                while sent > bytes.load(Ordering::Relaxed) + WINDOW {
+                    if arrived.elapsed() > LOST {
+                        sent = bytes.load(Ordering::Relaxed);
+                    }
+                    thread::yield_now();
+                }
+            }
+            while sent > bytes.load(Ordering::Relaxed) && arrived.elapsed() < LOST {
+                thread::yield_now();
+            }
+            seconds += at.elapsed().as_secs_f64();
+            used += cpu() - before;
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    let gigabytes = bytes.load(Ordering::Relaxed) as f64 / 1e9;
+    [gigabytes * 8.0 / seconds, used / gigabytes]
 }
 
 /// Ten in turn, every tenth time the next of all.
@@ -330,6 +363,29 @@ impl Crowd {
 
     /// Seals and sends a super-packet of one of a peer's flows.
     fn send(&mut self, n: u16, flow: u16, datagrams: usize) {
+        self.pack(n, flow, datagrams);
+        self.flush(n);
+    }
+
+    /// Seals it only: whose it is, its datagrams, and the length of each.
+    fn seal(&mut self, n: u16, flow: u16, datagrams: usize) -> (u16, Vec<u8>, usize) {
+        self.pack(n, flow, datagrams);
+        let [message] = self.out.messages() else {
+            panic!("one message, for there is a session");
+        };
+        assert_eq!(message.count, datagrams);
+        let sealed = (n, message.bytes().to_vec(), message.segment);
+        self.out.clear();
+        sealed
+    }
+
+    /// Sends what a peer has sealed.
+    fn put(&self, n: u16, message: &[u8], segment: Option<usize>) {
+        self.wire
+            .send(Some(outside(n)), netns::outer("a", false), message, segment);
+    }
+
+    fn pack(&mut self, n: u16, flow: u16, datagrams: usize) {
         let len = super_packet(&mut self.packet, (inside(n), 1000 + flow), datagrams);
         let header = VnetHeader {
             flags: 1,
@@ -341,7 +397,6 @@ impl Crowd {
         };
         let core = &mut self.cores[usize::from(n - self.first)];
         core.handle_tun(&mut self.packet, len, header, now(), &mut self.out);
-        self.flush(n);
     }
 
     /// Answers what comes until then, or until it is done.
