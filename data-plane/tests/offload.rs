@@ -18,6 +18,16 @@ struct Shape {
 }
 
 impl Shape {
+    /// Without options, and never cut.
+    fn plain(v6: bool, udp: bool) -> Self {
+        Self {
+            v6,
+            udp,
+            options: 0,
+            flow: 1,
+            unfragmented: true,
+        }
+    }
     fn ip_len(self) -> usize {
         if self.v6 { 40 } else { 20 }
     }
@@ -393,11 +403,8 @@ fn run(bytes: &[u8], header: VnetHeader) -> usize {
 fn a_bulk_flow_merges_into_few_super_packets() {
     for (udp, v6) in [(false, false), (false, true), (true, false), (true, true)] {
         let shape = Shape {
-            v6,
-            udp,
             options: if udp { 0 } else { 3 },
-            flow: 1,
-            unfragmented: true,
+            ..Shape::plain(v6, udp)
         };
         let payload = vec![5; 46 * 1300];
         let packets = reference(shape, 1300, 0x10, &payload);
@@ -412,13 +419,7 @@ fn a_bulk_flow_merges_into_few_super_packets() {
 #[test]
 fn a_super_packet_ends_before_its_length_overflows() {
     for (udp, v6) in [(false, false), (false, true), (true, false), (true, true)] {
-        let shape = Shape {
-            v6,
-            udp,
-            options: 0,
-            flow: 1,
-            unfragmented: true,
-        };
+        let shape = Shape::plain(v6, udp);
         let packets = reference(shape, 1300, 0x10, &vec![5; 60 * 1300]);
         let written = merge(&packets, true, true);
         let counts: Vec<_> = written.iter().map(|(_, _, count, _)| *count).collect();
@@ -429,13 +430,7 @@ fn a_super_packet_ends_before_its_length_overflows() {
 
 #[test]
 fn a_push_ends_a_super_packet() {
-    let shape = Shape {
-        v6: false,
-        udp: false,
-        options: 0,
-        flow: 1,
-        unfragmented: true,
-    };
+    let shape = Shape::plain(false, false);
     let mut packets = reference(shape, 100, 0x18, &[1; 400]);
     let after = u32::MAX - 3000;
     packets.push(shape.packet(1004, after.wrapping_add(400), 0x10, &[2; 100]));
@@ -446,13 +441,7 @@ fn a_push_ends_a_super_packet() {
 
 #[test]
 fn a_lone_packet_is_written_as_it_came_even_with_a_wrong_checksum() {
-    let shape = Shape {
-        v6: false,
-        udp: false,
-        options: 0,
-        flow: 1,
-        unfragmented: true,
-    };
+    let shape = Shape::plain(false, false);
     let mut packet = shape.packet(1, 1, 0x10, b"hello");
     packet[36] ^= 0xff;
     let written = merge(&[packet.clone()], true, true);
@@ -462,13 +451,7 @@ fn a_lone_packet_is_written_as_it_came_even_with_a_wrong_checksum() {
 #[test]
 fn a_packet_with_a_wrong_checksum_is_merged_with_none_and_stays_wrong() {
     for (udp, v6) in [(false, false), (false, true), (true, false), (true, true)] {
-        let shape = Shape {
-            v6,
-            udp,
-            options: 0,
-            flow: 1,
-            unfragmented: true,
-        };
+        let shape = Shape::plain(v6, udp);
         for broken in [0, 4, 9] {
             let mut packets = reference(shape, 500, 0x10, &[7; 5000]);
             let last = packets[broken].len() - 1;
@@ -487,11 +470,8 @@ fn a_packet_with_a_wrong_checksum_is_merged_with_none_and_stays_wrong() {
 fn a_super_packet_whose_end_is_missing_is_cut_to_what_there_is() {
     for options in [0, 10] {
         let shape = Shape {
-            v6: false,
-            udp: false,
             options,
-            flow: 1,
-            unfragmented: true,
+            ..Shape::plain(false, false)
         };
         let (packet, header) = super_packet(shape, 500, 0x10, &[7; 5000]);
         for len in 0..packet.len() {
@@ -505,13 +485,7 @@ fn a_super_packet_whose_end_is_missing_is_cut_to_what_there_is() {
 
 #[test]
 fn a_super_packet_that_is_not_what_its_header_says_is_refused() {
-    let shape = |v6| Shape {
-        v6,
-        udp: false,
-        options: 0,
-        flow: 1,
-        unfragmented: true,
-    };
+    let shape = |v6| Shape::plain(v6, false);
     let refused = |v6: bool, change: fn(&mut Vec<u8>, &mut VnetHeader)| {
         let (mut packet, mut header) = super_packet(shape(v6), 500, 0x10, &[0x77; 5000]);
         change(&mut packet, &mut header);
@@ -562,11 +536,8 @@ fn a_message_ends_at_64_datagrams_and_at_65507_bytes() {
 #[test]
 fn a_begun_checksum_is_completed() {
     let shape = Shape {
-        v6: true,
-        udp: true,
-        options: 0,
-        flow: 1,
         unfragmented: false,
+        ..Shape::plain(true, true)
     };
     let whole = shape.packet(1, 1, 0, b"hello");
     let (mut begun, mut header) = super_packet(shape, 1, 0, b"hello");

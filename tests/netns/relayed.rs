@@ -63,13 +63,14 @@ fn strangers_get_nothing_from_a_relay_and_a_bind_replayed_from_elsewhere_changes
     let mut pair = Pair::joined(Class::Rand, Class::Rand, "");
     let relay = pair.hub.host.ipv4;
     let lent = move |to: SocketAddr| to.ip() == relay && ports().contains(&to.port());
-    let wire = Wire::start(&pair.hub.host.namespace, Box::new(move |one| lent(one.to)));
     pair.wait_relayed();
-    // A restart makes members bind anew: what is recorded is fresh.
-    for node in [&mut pair.paris, &mut pair.tokyo] {
-        node.kill();
-        node.up();
-    }
+    // A restart makes members bind anew: what is recorded is fresh. Requests of their lives before are answered, with
+    // the epoch that they have reached.
+    pair.paris.kill();
+    pair.tokyo.kill();
+    let wire = Wire::start(&pair.hub.host.namespace, Box::new(move |one| lent(one.to)));
+    pair.paris.up();
+    pair.tokyo.up();
     pair.wait_relayed();
     let (recorded, _) = wait_until("binds and ciphertext pass", PATIENCE, || {
         let kept = wire.kept();
