@@ -13,5 +13,6 @@ use std::time::Duration;
 pub(crate) mod choice;
 pub(crate) mod client;
 pub(crate) mod server;
+
 /// An end that is bound waits so long at least for the other one, then leaves the relay without a word.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(4);
