@@ -143,20 +143,16 @@ impl Lab {
         let listener = self.inside("b", || TcpListener::bind(any).expect("b listens"));
         let target = listener.local_addr().expect("an address");
         let stream = self.inside("a", || TcpStream::connect(target).expect("a connects"));
-        let timeout = Some(Duration::from_secs(20));
-        stream.set_write_timeout(timeout).expect("a timeout");
         thread::scope(|scope| {
             scope.spawn(move || {
                 let mut stream = stream;
                 for at in (0..len).step_by(65_536) {
                     let part: Vec<u8> = (at..len.min(at + 65_536)).map(byte).collect();
-                    if stream.write_all(&part).is_err() {
-                        // The reader misses it.
-                        return;
-                    }
+                    stream.write_all(&part).expect("a sends");
                 }
             });
             let (mut stream, _) = listener.accept().expect("b accepts");
+            let timeout = Some(Duration::from_secs(20));
             stream.set_read_timeout(timeout).expect("a timeout");
             let mut part = vec![0; 65_536];
             let mut at = 0;
