@@ -12,7 +12,7 @@ use crate::packet::{
     ACK, PSH, TCP, UDP, be16, be32, finish_ip, fold, pseudo, pseudo_len, put16, sum,
     transport_checksum_holds,
 };
-use crate::segment::VnetHeader;
+use crate::segment::{GSO_MAX, VnetHeader};
 
 /// Plaintext held before a write, bytes.
 const CAPACITY: usize = 256 * 1024;
@@ -159,7 +159,7 @@ impl Inbox {
             || flow.ip_len != head.ip_len
             || flow.size > head.size
             || group.count >= MERGE_MAX
-            || head.header_len + group.payload + flow.size > usize::from(u16::MAX)
+            || head.header_len + group.payload + flow.size > GSO_MAX
             || !continues(leader, packet, &head, &group)
             || !transport_checksum_holds(packet, flow.ip_len, flow.protocol)
             || !(group.verified || transport_checksum_holds(leader, head.ip_len, head.protocol))

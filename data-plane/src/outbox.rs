@@ -2,10 +2,12 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use crate::segment::GSO_MAX;
+
 /// Most datagrams a message (`UDP_MAX_SEGMENTS`).
 const SEGMENTS_MAX: usize = 64;
-/// Most payload bytes a message (65 535 less IPv4 and UDP headers).
-const MESSAGE_MAX: usize = 65507;
+/// Most payload bytes of a datagram (65 535 less IPv4 and UDP headers).
+const DATAGRAM_MAX: usize = 65507;
 /// The least room sealing wants: a handshake initiation.
 const ROOM_MIN: usize = 148;
 /// Messages after which a turn is flushed.
@@ -56,7 +58,7 @@ impl Message {
             || (!self.closed
                 && self.count < SEGMENTS_MAX
                 && len <= self.segment
-                && self.len + len <= MESSAGE_MAX)
+                && self.len + len <= GSO_MAX)
     }
 }
 
@@ -101,7 +103,7 @@ impl Outbox {
         expected: usize,
         seal: impl FnOnce(&mut [u8]) -> Option<usize>,
     ) -> bool {
-        if expected > MESSAGE_MAX || self.used >= LIMIT {
+        if expected > DATAGRAM_MAX || self.used >= LIMIT {
             return false;
         }
         let index = self.place(to, expected);
@@ -143,7 +145,7 @@ impl Outbox {
                 count: 0,
                 len: 0,
                 closed: false,
-                buffer: vec![0; MESSAGE_MAX + 2 * ROOM_MIN].into_boxed_slice(),
+                buffer: vec![0; DATAGRAM_MAX + 2 * ROOM_MIN].into_boxed_slice(),
             });
         }
         let message = &mut self.messages[self.used];

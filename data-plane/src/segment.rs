@@ -10,6 +10,10 @@ use crate::packet::{
 /// Bytes that must follow a packet in its buffer: room for the padding.
 pub const SLACK: usize = 16;
 
+/// Most bytes of what is coalesced, either way. A device takes less than 64 KiB (`gso_max_size`), headers of the link and of
+/// tunnels included; anything longer the kernel cuts into single packets itself (`gso_features_check`, net/core/dev.c).
+pub(crate) const GSO_MAX: usize = 65_000;
+
 /// Longest headers that are cut: IPv4 and TCP, both with all options, or IPv6 with a few extensions.
 const HEADERS_MAX: usize = 128;
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use data_plane::{EngineError, Offload};
 use netns::{DEVICE, Lab, PORT, counter, outer, peer, plan, secret, until};
+use nix::sys::socket::{setsockopt, sockopt::UdpGsoSegment};
 
 mod netns;
 
@@ -212,6 +213,39 @@ fn a_path_with_a_smaller_mtu_is_served_unsegmented() {
     assert!(lab.transfer("10.0.0.2", 4 << 20));
     assert!(counter(&pair.a, "udp_unsegmented") > 0);
     assert_eq!(counter(&pair.a, "udp_refused"), 0);
+}
+
+#[test]
+fn a_full_message_crosses_a_link_whole() {
+    for (tag, v6) in [("whole4", false), ("whole6", true)] {
+        let lab = Lab::new(tag);
+        let pair = lab.pair(v6, ALL);
+        assert!(lab.ping("a", "fd00::2 -c 1"));
+        let before = (received(&lab), counter(&pair.b, "tun_written"));
+        let socket = lab.inside("a", || {
+            UdpSocket::bind(address("fd00::1", 0)).expect("a binds")
+        });
+        setsockopt(&socket, UdpGsoSegment, &1332).expect("a segments");
+        // 48 datagrams of 1,424 bytes: 46 of them would fit a datagram's length, but no device.
+        let sent = socket.send_to(&[7; 48 * 1332], address("fd00::2", 9));
+        assert_eq!(sent.expect("a sends"), 48 * 1332);
+        assert!(until(|| counter(&pair.b, "tun_written") >= before.1 + 48));
+        let packets = received(&lab) - before.0;
+        assert!(packets < 12, "{packets} packets crossed, outer IPv6 {v6}");
+    }
+}
+
+/// Packets that b's end of the link has received.
+fn received(lab: &Lab) -> u64 {
+    let table = lab.inside("b", || std::fs::read_to_string("/proc/thread-self/net/dev"));
+    let table = table.expect("the table of devices");
+    let row = table
+        .lines()
+        .find_map(|row| row.trim_start().strip_prefix("v0:"));
+    let packets = row.and_then(|row| row.split_whitespace().nth(1));
+    packets
+        .and_then(|text| text.parse().ok())
+        .expect("a row of the link")
 }
 
 #[test]

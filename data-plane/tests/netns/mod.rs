@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read as _, Write as _};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::Duration;
 
@@ -16,6 +16,9 @@ use nix::sched::{CloneFlags, setns};
 
 pub const PORT: u16 = 21000;
 pub const DEVICE: &str = "fsdp0";
+
+/// Time after which a transfer counts as stuck.
+const TRANSFER_MAX: Duration = Duration::from_secs(30);
 
 /// Removed when dropped.
 pub struct Lab {
@@ -143,21 +146,31 @@ impl Lab {
         let listener = self.inside("b", || TcpListener::bind(any).expect("b listens"));
         let target = listener.local_addr().expect("an address");
         let stream = self.inside("a", || TcpStream::connect(target).expect("a connects"));
+        let (received, _) = listener.accept().expect("b accepts");
+        let stuck = received.try_clone().expect("another handle");
+        let (over, limit) = channel::<()>();
         thread::scope(|scope| {
+            // What trickles is stuck as well.
+            scope.spawn(move || {
+                if limit.recv_timeout(TRANSFER_MAX) == Err(RecvTimeoutError::Timeout) {
+                    let _ = stuck.shutdown(Shutdown::Both);
+                }
+            });
             scope.spawn(move || {
                 let mut stream = stream;
                 for at in (0..len).step_by(65_536) {
                     let part: Vec<u8> = (at..len.min(at + 65_536)).map(byte).collect();
-                    stream.write_all(&part).expect("a sends");
+                    if stream.write_all(&part).is_err() {
+                        return;
+                    }
                 }
             });
-            let (mut stream, _) = listener.accept().expect("b accepts");
-            let timeout = Some(Duration::from_secs(20));
-            stream.set_read_timeout(timeout).expect("a timeout");
+            // Both end with this, or the other threads would not.
+            let (_over, mut received) = (over, received);
             let mut part = vec![0; 65_536];
             let mut at = 0;
             loop {
-                match stream.read(&mut part) {
+                match received.read(&mut part) {
                     Ok(0) => return at == len,
                     Ok(got) if (0..got).all(|n| part[n] == byte(at + n)) => at += got,
                     Ok(_) | Err(_) => return false,
