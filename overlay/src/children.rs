@@ -16,13 +16,14 @@ use crate::calls::Calls;
 use crate::control::FORWARD_WAYS;
 use crate::event::Event;
 use crate::overlay::{Overlay, RESOLVE_AGAIN};
-use crate::peer::{Greeting, LATE, PeerRecord, SECOND_SIDE_DELAY};
-use crate::plan::NOWHERE;
+use crate::peer::{self, Greeting, LATE, PeerRecord, SECOND_SIDE_DELAY};
 use crate::snapshot::PeerState;
 
 /// How long the host of the other end may take to lend its tunnel the port that a search has found. A handshake
 /// that comes before is lost, and the next one is five seconds later.
 const ADOPTION: Duration = Duration::from_millis(150);
+/// How often WireGuard's word of all peers is taken in while more comes of those in use.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 impl Overlay {
     pub(crate) fn handle_directory(&mut self, event: &peer_discovery::Event, now: Now) {
@@ -240,11 +241,24 @@ impl Overlay {
         self.refresh_peer(id, now);
     }
 
-    /// Takes WireGuard's word in: of those that were met, and of whoever else it has something to tell.
+    /// Takes WireGuard's word in: of those that were met, and of whoever else it has something to tell. While some peer is
+    /// in use reports come often, and most of them only of it: the others are looked at every [`LOOK_EVERY`].
     pub(crate) fn take_tunnel(&mut self, report: &TunnelReport, now: Now) {
-        let told = report.peers.iter().filter(|(_, stats)| !stats.is_silent());
-        let told = told.filter_map(|(key, _)| self.directory.by_key(key));
-        let ids: BTreeSet<PeerId> = told.chain(self.peers.met()).copied().collect();
+        let all = self.looked_at.is_none_or(|at| now.mono >= at + LOOK_EVERY);
+        let told = report.peers.iter().filter_map(|(key, stats)| {
+            let id = self.directory.by_key(key)?;
+            let record = self.peers.get(id);
+            let told = match all {
+                true => !stats.is_silent(),
+                false => record.is_some_and(|record| record.is_news(stats, now.mono)),
+            };
+            told.then_some(*id)
+        });
+        let mut ids: BTreeSet<PeerId> = told.collect();
+        if all {
+            ids.extend(self.peers.met());
+            self.looked_at = Some(now.mono);
+        }
         for id in ids {
             let plain = self.directory.peer(&id).is_none_or(|peer| peer.plain);
             let Some(record) = self.peers.get_mut(&id) else {
@@ -255,7 +269,7 @@ impl Overlay {
                 continue;
             };
             let mut stats = *stats;
-            stats.endpoint = stats.endpoint.filter(|at| *at != NOWHERE);
+            stats.endpoint = peer::at(&stats);
             let (path, insisted) = (self.traversal.path(&id), record.insist);
             record.handle_stats(stats, path.map(|path| path.remote), now.mono);
             let late = |at| self.traversal.late(&id).contains(&at);

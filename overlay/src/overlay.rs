@@ -52,6 +52,8 @@ pub struct Overlay {
     pub(crate) peers: Peers,
     /// When the directory was last told the time: each time it looks at all records.
     directory_at: Instant,
+    /// When WireGuard's word of all peers was last taken in.
+    pub(crate) looked_at: Option<Instant>,
     pub(crate) announcer: Announcer,
     pub(crate) gossip: Gossip,
     pub(crate) rotation: Rotation,
@@ -152,6 +154,7 @@ impl Overlay {
             traversal,
             peers: Peers::default(),
             directory_at: now.mono,
+            looked_at: None,
             announcer: Announcer::default(),
             gossip: Gossip::default(),
             rotation: Rotation::default(),

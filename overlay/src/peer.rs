@@ -19,6 +19,7 @@ use mesh_types::{Idx, WgKey};
 
 use crate::budget::Budget;
 use crate::calls::Calls;
+use crate::plan::NOWHERE;
 use crate::sleep::Initiation;
 use crate::snapshot::PeerState;
 
@@ -54,6 +55,11 @@ const GREET_AGAIN: [Duration; 6] = [
     Duration::from_secs(4),
     Duration::from_secs(8),
 ];
+
+/// Where WireGuard has the peer, if anywhere.
+pub(crate) fn at(stats: &TunnelStats) -> Option<SocketAddr> {
+    stats.endpoint.filter(|at| *at != NOWHERE)
+}
 
 /// First words on a path. They wait for the plan that holds the path, else the tunnel would drop them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -220,6 +226,12 @@ impl PeerRecord {
         self.idx = key.idx();
         self.stats.handshake_age = None;
         self.window = None;
+    }
+
+    /// May anything follow from this word of WireGuard, beside what time alone changes?
+    pub(crate) fn is_news(&self, stats: &TunnelStats, now: Instant) -> bool {
+        let told = |stats: &TunnelStats| (stats.rx_bytes, stats.tx_bytes, at(stats));
+        self.active(now) || told(stats) != told(&self.stats)
     }
 
     /// Takes WireGuard's word in; `path` is the one that probes prove.

@@ -95,26 +95,32 @@ impl<'a> Holdings<'a> {
         if digest.from > digest.to {
             return Vec::new();
         }
-        let mut theirs: BTreeMap<Idx, Vec<DigestEntry>> = BTreeMap::new();
-        for entry in &digest.entries {
-            if (digest.from..=digest.to).contains(&entry.node) {
-                theirs.entry(entry.node).or_default().push(*entry);
-            }
-        }
+        let mut theirs = digest.entries.clone();
+        theirs.retain(|entry| (digest.from..=digest.to).contains(&entry.node));
+        theirs.sort_by_key(|entry| entry.node);
         let mut packer = Packer::default();
-        for (idx, nodes) in self.between(digest.from, digest.to) {
-            let entries = theirs.get(&idx).map_or(&[][..], Vec::as_slice);
+        let mut ours = self.between(digest.from, digest.to).peekable();
+        let mut nodes = Vec::new();
+        while let Some((idx, node)) = ours.next() {
+            nodes.push(node);
+            if ours.peek().is_some_and(|(next, _)| next == idx) {
+                continue;
+            }
+            let from = theirs.partition_point(|entry| entry.node < *idx);
+            let to = theirs.partition_point(|entry| entry.node <= *idx);
+            let entries = &theirs[from..to];
             let single = nodes.len() == 1 && entries.len() <= 1;
-            for held in nodes.iter().map(|node| self.held(node)) {
+            for held in nodes.drain(..).map(|node| self.held(node)) {
                 packer.add(&held.lacking(entries, single));
             }
             if packer.is_full() {
                 break;
             }
         }
-        for (idx, entries) in &theirs {
-            if self.wants(*idx, entries) {
-                packer.want(*idx);
+        for entries in theirs.chunk_by(|a, b| a.node == b.node) {
+            let idx = entries[0].node;
+            if self.wants(idx, entries) {
+                packer.want(idx);
             }
         }
         packer.finish()
@@ -123,10 +129,8 @@ impl<'a> Holdings<'a> {
     pub(crate) fn answer_want(&self, want: &[Idx]) -> Vec<Delta> {
         let mut packer = Packer::default();
         for idx in want.iter().take(WANT_MAX).collect::<BTreeSet<_>>() {
-            for nodes in self.between(*idx, *idx).values() {
-                for node in nodes {
-                    packer.add(&self.held(node).lacking(&[], true));
-                }
+            for node in self.nodes(*idx) {
+                packer.add(&self.held(node).lacking(&[], true));
             }
         }
         packer.finish()
@@ -134,23 +138,13 @@ impl<'a> Holdings<'a> {
 
     /// Nodes whose identity has this idx.
     pub(crate) fn nodes(&self, idx: Idx) -> impl Iterator<Item = &'a NodeKey> {
-        self.index
-            .range((
-                Bound::Included((idx, LOWEST)),
-                Bound::Included((idx, HIGHEST)),
-            ))
-            .map(|(_, node)| node)
+        self.between(idx, idx).map(|(_, node)| node)
     }
 
-    fn between(&self, from: Idx, to: Idx) -> BTreeMap<Idx, Vec<NodeKey>> {
-        let mut out: BTreeMap<Idx, Vec<NodeKey>> = BTreeMap::new();
-        for (idx, node) in self.index.range((
-            Bound::Included((from, LOWEST)),
-            Bound::Included((to, HIGHEST)),
-        )) {
-            out.entry(*idx).or_default().push(*node);
-        }
-        out
+    fn between(&self, from: Idx, to: Idx) -> impl Iterator<Item = &'a (Idx, NodeKey)> {
+        let (from, to) = ((from, LOWEST), (to, HIGHEST));
+        self.index
+            .range((Bound::Included(from), Bound::Included(to)))
     }
 
     fn held(&self, node: &NodeKey) -> Held<'a> {
@@ -168,9 +162,7 @@ impl<'a> Holdings<'a> {
 
     fn wants(&self, idx: Idx, entries: &[DigestEntry]) -> bool {
         let ours: Vec<DigestEntry> = self
-            .between(idx, idx)
-            .values()
-            .flatten()
+            .nodes(idx)
             .map(|node| self.held(node).entry(idx))
             .collect();
         let single = ours.len() <= 1 && entries.len() == 1;
