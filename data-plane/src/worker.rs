@@ -31,6 +31,7 @@ const TURN: usize = 256 * 1024;
 const DATAGRAMS: usize = 512;
 /// Receive slots, each as large as the kernel coalesces.
 const SLOTS: usize = 8;
+const _: () = assert!(DATAGRAMS - 1 + SLOTS * 64 < 1024);
 const SLOT: usize = 65536;
 /// Failed receives in a row after which the socket counts as dead.
 const ERRORS: u32 = 64;
