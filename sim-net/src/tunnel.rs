@@ -42,6 +42,9 @@ pub fn is_wireguard(bytes: &[u8]) -> bool {
     matches!(bytes, [1..=4, 0, 0, 0, ..])
 }
 
+/// Indices remembered for each peer: those of its sessions and a handshake, and some that are over.
+const RECEIVERS_A_PEER: usize = 8;
+
 /// One device.
 #[derive(Debug)]
 pub struct Tunnel {
@@ -55,6 +58,8 @@ pub struct Tunnel {
     /// Those with a timer, a session or a packet, and when the first timer fires: all that most questions are about,
     /// among thousands of peers.
     awake: BTreeMap<WgKey, Option<Instant>>,
+    /// Whose an index was when it was last looked for.
+    receivers: BTreeMap<u32, WgKey>,
     /// Whose ranges these are, and which lengths they have.
     ranges: BTreeMap<IpNet, WgKey>,
     lengths: BTreeSet<u8>,
@@ -76,6 +81,7 @@ impl Tunnel {
             previous: None,
             peers: BTreeMap::new(),
             awake: BTreeMap::new(),
+            receivers: BTreeMap::new(),
             ranges: BTreeMap::new(),
             lengths: BTreeSet::new(),
             transmits: VecDeque::new(),
@@ -166,7 +172,8 @@ impl Tunnel {
                 });
             }
             Wire::Response(response) => {
-                let Some(key) = self.find(|peer| peer.awaits(response.receiver)) else {
+                let Some(key) = self.find(response.receiver, |peer| peer.awaits(response.receiver))
+                else {
                     return self.drop("response to nothing");
                 };
                 self.with_peer(key, now, |peer, context| {
@@ -174,8 +181,9 @@ impl Tunnel {
                 });
             }
             Wire::Data(data) => {
-                let Some(key) = self.find(|peer| peer.has_session(data.receiver, data.secret))
-                else {
+                let Some(key) = self.find(data.receiver, |peer| {
+                    peer.has_session(data.receiver, data.secret)
+                }) else {
                     return self.drop("data of no session");
                 };
                 let mut inner = None;
@@ -260,10 +268,19 @@ impl Tunnel {
         peers.filter_map(|key| self.peers.get_key_value(key))
     }
 
-    fn find(&self, wanted: impl Fn(&Peer) -> bool) -> Option<WgKey> {
-        self.awake()
-            .find(|(_, peer)| wanted(peer))
-            .map(|(key, _)| *key)
+    /// Whose index that is, if the peer agrees.
+    fn find(&mut self, receiver: u32, wanted: impl Fn(&Peer) -> bool) -> Option<WgKey> {
+        let last = self.receivers.get(&receiver).copied();
+        let last = last.filter(|key| self.peers.get(key).is_some_and(&wanted));
+        if last.is_some() {
+            return last;
+        }
+        let key = *self.awake().find(|(_, peer)| wanted(peer))?.0;
+        if self.receivers.len() > RECEIVERS_A_PEER * self.peers.len() {
+            self.receivers.clear();
+        }
+        self.receivers.insert(receiver, key);
+        Some(key)
     }
 
     fn with_peer(
