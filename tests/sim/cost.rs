@@ -1,7 +1,7 @@
 //! What the control plane of one agent costs beside many peers: time of the processor, packets, bytes, as docs/scale.md
 //! tells. The peers are whole agents that know this one and nobody else. `FARSPAN_SCALE_NODES` is their number, up to
-//! 1,000: 40 unless given. Of more it is only told: such a digest, which each of them sends to nobody but this one,
-//! counts as use.
+//! 1,000: 40 unless given. Of more it is only told: their digests, which each of them sends to nobody but this one, are so long
+//! that they count as use.
 
 use std::net::IpAddr;
 use std::time::Duration;
