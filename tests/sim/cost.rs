@@ -1,7 +1,7 @@
 //! What the control plane of one agent costs beside many peers: time of the processor, packets, bytes, as docs/scale.md
 //! tells. The peers are whole agents that know this one and nobody else. `FARSPAN_SCALE_NODES` is their number, up to
-//! 1,000: 40 unless given. Of more it is only told: their digests, which each of them sends to nobody but this one, are so long
-//! that they count as use.
+//! 1,000: 40 unless given. From 200 on idle ones are over their bound: digests, which each of them sends to nobody but this
+//! one, are so long that they count as use.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -57,9 +57,6 @@ fn an_agent_says_little_to_idle_peers_and_less_to_those_that_are_away() {
     world.run(15 * MINUTE);
     let away = row(&mut world, hub, "away", 5 * MINUTE);
     for (packets, most) in [(idle, IDLE), (active, ACTIVE), (away, AWAY)] {
-        if count > PEERS {
-            break;
-        }
         let each = packets / count as f64;
         assert!(each <= most, "{each} packets a second for each peer");
     }

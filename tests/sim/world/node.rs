@@ -40,7 +40,7 @@ pub struct Node {
     pub overlay: Option<Overlay>,
     pub tunnel: Option<Tunnel>,
     pub wake: Option<Instant>,
-    /// When it was woken last, and how often in that very moment without anything that came.
+    /// When it was woken last, and how often in that very moment, less what came in it.
     woken: Option<Instant>,
     pub(super) woken_now: u32,
     pub inbox: Vec<Inner>,
@@ -275,7 +275,7 @@ impl Node {
         if self.paused {
             return;
         }
-        self.woken = None;
+        self.woken_now = self.woken_now.saturating_sub(1);
         let port = delivery.local.port();
         self.heard.insert((port, delivery.remote));
         let main = port == self.config.listen_port;
