@@ -18,7 +18,7 @@ pub const PORT: u16 = 21000;
 pub const DEVICE: &str = "fsdp0";
 
 /// Time after which a transfer counts as stuck.
-const TRANSFER_MAX: Duration = Duration::from_secs(30);
+const TRANSFER_MAX: Duration = Duration::from_secs(20);
 
 /// Removed when dropped.
 pub struct Lab {
