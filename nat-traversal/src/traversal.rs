@@ -344,15 +344,16 @@ impl Traversal {
         self.node.nat.sent_before(to);
     }
 
-    /// What the tunnel knows of a peer: where it sends, what it moves.
-    pub fn handle_tunnel(&mut self, id: &PeerId, stats: &TunnelStats, now: Now) {
+    /// What the tunnel knows of a peer: where it sends, what it moves. `upkeep` are the bytes of it, both ways
+    /// and since ever, that are no use of the peer: what the mesh compares for itself.
+    pub fn handle_tunnel(&mut self, id: &PeerId, stats: &TunnelStats, upkeep: u64, now: Now) {
         self.check_suspended(now);
         let Some(agent) = self.agents.get_mut(id) else {
             return;
         };
         let node = &mut self.node;
         let before = (agent.wake(), node.events.len(), node.transmits.len());
-        agent.on_tunnel(node, stats, now.mono);
+        agent.on_tunnel(node, (stats, upkeep), now.mono);
         agent.rearm(&mut self.standings);
         let after = (agent.wake(), node.events.len(), node.transmits.len());
         // Reports are many, and mostly nothing follows from them.

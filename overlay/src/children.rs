@@ -272,6 +272,7 @@ impl Overlay {
             stats.endpoint = peer::at(&stats);
             let (path, insisted) = (self.traversal.path(&id), record.insist);
             record.handle_stats(stats, path.map(|path| path.remote), now.mono);
+            let digests = record.gossip_bytes;
             let late = |at| self.traversal.late(&id).contains(&at);
             if stats.endpoint.is_some_and(late) {
                 // Late datagrams of a relay have drawn it back there; nothing is silent, so it would stay.
@@ -285,7 +286,7 @@ impl Overlay {
                 self.stale.peer(id);
             }
             if !plain {
-                self.traversal.handle_tunnel(&id, &stats, now);
+                self.traversal.handle_tunnel(&id, &stats, digests, now);
             }
             self.refresh_peer(&id, now);
         }

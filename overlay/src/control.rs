@@ -61,6 +61,7 @@ impl Overlay {
             Err(MessageError::UnknownType(_)) => return self.count("control-unknown-type"),
         };
         debug!(peer = %record.name, message = message.kind(), "Message received");
+        record.count_gossip(&message, bytes.len(), remote.is_ipv4());
         self.handle_message(&id, message, now);
         self.refresh_peer(&id, now);
     }
@@ -275,6 +276,9 @@ impl Overlay {
         if bytes.len() > MESSAGE_MAX {
             self.count("control-too-long");
             return false;
+        }
+        if let Some(record) = self.peers.get_mut(to) {
+            record.count_gossip(message, bytes.len(), destination.is_ipv4());
         }
         debug!(peer = %self.peer_name(to), message = message.kind(), "Message sent");
         self.transmits.push_back(Transmit {

@@ -14,6 +14,7 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use mesh_types::Message;
 use mesh_types::report::TunnelStats;
 use mesh_types::{Idx, WgKey};
 
@@ -141,8 +142,10 @@ pub(crate) struct PeerRecord {
     pub(crate) stats: TunnelStats,
     /// When that came.
     pub(crate) stats_at: Option<Instant>,
-    /// Bytes at the start of the activity window, and that start.
-    window: Option<(u64, Instant)>,
+    /// Bytes of gossip (digests and records) to and from it since ever, as WireGuard counts them: they are no use of the peer.
+    pub(crate) gossip_bytes: u64,
+    /// Bytes at the start of the activity window, those of gossip, and that start.
+    window: Option<(u64, u64, Instant)>,
     /// Since when WireGuard hears nothing where it has roamed to, and bytes it had sent by then.
     astray: Option<(Instant, u64)>,
     /// A handshake that waits for a way.
@@ -193,6 +196,7 @@ impl PeerRecord {
             excluded: None,
             stats: TunnelStats::default(),
             stats_at: None,
+            gossip_bytes: 0,
             window: None,
             astray: None,
             initiation: None,
@@ -228,6 +232,16 @@ impl PeerRecord {
         self.window = None;
     }
 
+    /// A message of so many bytes goes to the peer or came from it. Records are compared and passed on whether anybody uses the peer
+    /// or not; all others follow from something that happened. WireGuard counts the packet, filled up to a multiple of
+    /// 16, and 32 bytes of its own.
+    pub(crate) fn count_gossip(&mut self, message: &Message, len: usize, v4: bool) {
+        if matches!(message, Message::Digest(_) | Message::Delta(_)) {
+            let headers = if v4 { 28 } else { 48 };
+            self.gossip_bytes += ((len + headers).next_multiple_of(16) + 32) as u64;
+        }
+    }
+
     /// May anything follow from this word of WireGuard, beside what time alone changes?
     pub(crate) fn is_news(&self, stats: &TunnelStats, now: Instant) -> bool {
         let told = |stats: &TunnelStats| (stats.rx_bytes, stats.tx_bytes, at(stats));
@@ -245,17 +259,20 @@ impl PeerRecord {
         self.stats = stats;
         self.stats_at = Some(now);
         let bytes = stats.rx_bytes.saturating_add(stats.tx_bytes);
+        let fresh = Some((bytes, self.gossip_bytes, now));
         match self.window {
-            Some((start, since)) if bytes >= start => {
-                if bytes - start > ACTIVITY_BYTES {
+            Some((start, digests, since)) if bytes >= start => {
+                // What was just said may not have left yet.
+                let used = (bytes - start).saturating_sub(self.gossip_bytes - digests);
+                if used > ACTIVITY_BYTES {
                     self.active_at = Some(now);
-                    self.window = Some((bytes, now));
+                    self.window = fresh;
                 } else if now.saturating_duration_since(since) >= ACTIVITY_WINDOW {
-                    self.window = Some((bytes, now));
+                    self.window = fresh;
                 }
             }
             // The counters began anew: another device, or the key changed.
-            Some(_) | None => self.window = Some((bytes, now)),
+            Some(_) | None => self.window = fresh,
         }
     }
 
@@ -365,6 +382,8 @@ impl PeerRecord {
     reason = "a test's clock has to start somewhere"
 )]
 mod tests {
+    use mesh_types::message::{Ack, Digest};
+
     use super::*;
 
     #[test]
@@ -393,5 +412,38 @@ mod tests {
         assert_eq!(said(48, gone, 92, 444), 2, "the peer has moved there");
         assert_eq!(said(50, gone, 92, 592), 2);
         assert_eq!(said(60, path, 92, 999), 2, "it is where it should be");
+    }
+
+    #[test]
+    fn a_peer_with_which_only_gossip_is_exchanged_is_not_in_use() {
+        let start = Instant::now();
+        let mut record = PeerRecord::new(WgKey([1; 32]), start);
+        let mut moved = 0;
+        let mut tell = |record: &mut PeerRecord, second, bytes| {
+            moved += bytes;
+            let stats = TunnelStats {
+                rx_bytes: moved,
+                ..TunnelStats::default()
+            };
+            let now = start + Duration::from_secs(second);
+            record.handle_stats(stats, None, now);
+            record.active(now)
+        };
+        assert!(!tell(&mut record, 0, 0));
+        // 48 of IPv6 and UDP, filled up to 1264, and 32 of WireGuard.
+        let digest = Digest {
+            from: Idx([0; 8]),
+            to: Idx([255; 8]),
+            entries: Vec::new(),
+            seq: 0,
+        };
+        for _ in 0..3 {
+            record.count_gossip(&digest.clone().into(), 1201, false);
+        }
+        record.count_gossip(&Ack { seq: 1 }.into(), 1201, false);
+        assert!(!tell(&mut record, 1, 0), "said, and not sent yet");
+        assert!(!tell(&mut record, 2, 3 * 1296));
+        assert!(!tell(&mut record, 3, ACTIVITY_BYTES));
+        assert!(tell(&mut record, 4, 1));
     }
 }

@@ -492,10 +492,16 @@ impl PathAgent {
         })
     }
 
-    /// What the tunnel says of this peer.
-    pub(crate) fn on_tunnel(&mut self, node: &mut Node, stats: &TunnelStats, now: Instant) {
+    /// What the tunnel says of this peer, and how many of the bytes were no use of it.
+    pub(crate) fn on_tunnel(
+        &mut self,
+        node: &mut Node,
+        (stats, upkeep): (&TunnelStats, u64),
+        now: Instant,
+    ) {
         let was_active = self.activity.is_active(now);
-        let moved = self.activity.update(stats.rx_bytes, stats.tx_bytes, now);
+        let bytes = (stats.rx_bytes, stats.tx_bytes);
+        let moved = self.activity.update(bytes, upkeep, now);
         let active = self.activity.is_active(now);
         let slept = self.is_asleep();
         self.run_rest(node, moved, now);

@@ -544,7 +544,7 @@ impl Net {
                 let now = self.now;
                 let node = &mut self.nodes[index];
                 for (peer, stats) in &node.tunnels {
-                    node.traversal.handle_tunnel(peer, stats, now);
+                    node.traversal.handle_tunnel(peer, stats, 0, now);
                 }
                 self.drain(index);
             }
