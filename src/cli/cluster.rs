@@ -105,7 +105,7 @@ pub struct UninstallArgs {
     /// Remove the nodes' keys and state, too
     #[arg(long)]
     pub purge: bool,
-    /// How long to wait for the nodes
+    /// How long to wait for the nodes, and for what Kubernetes is still deleting
     #[arg(long, value_name = "TIME", value_parser = duration, default_value = "5m")]
     pub timeout: Duration,
     /// Clean up this machine only, and leave the cluster's objects alone

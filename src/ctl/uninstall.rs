@@ -1,7 +1,7 @@
 //! `farspan uninstall`: the way back from `farspan manifests`. What it takes away it says; what is gone already is fine.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use mesh_types::annotations;
@@ -258,6 +258,7 @@ impl Uninstall<'_> {
     /// Everything that `farspan manifests` applies, in the opposite order.
     async fn objects(&self) -> Result<usize> {
         let mut removed = 0;
+        let mut ends = Vec::new();
         let all = manifests::every_object(&self.args.namespace)?;
         for object in all.iter().rev() {
             let Some(path) = path(object) else { continue };
@@ -270,19 +271,38 @@ impl Uninstall<'_> {
                 ))?;
                 continue;
             }
-            let there = if self.args.dry_run {
-                self.cluster.get(&path).await?.is_some()
-            } else {
-                let now = self.cluster.get(&path).await?;
-                let ending = now.is_some_and(|now| !now["metadata"]["deletionTimestamp"].is_null());
-                !ending && self.cluster.delete(&path).await?
+            let Some(now) = self.cluster.get(&path).await? else {
+                continue;
             };
+            let ending = !now["metadata"]["deletionTimestamp"].is_null();
+            if kind == "CustomResourceDefinition" && !self.args.dry_run {
+                ends.push((text("name"), path.clone()));
+            }
+            let there = self.args.dry_run || !ending && self.cluster.delete(&path).await?;
             if there {
                 self.said(kind, text("namespace"), text("name"))?;
                 removed += 1;
             }
         }
+        self.wait_for_kinds(&ends).await?;
         Ok(removed)
+    }
+
+    /// Until kinds are gone: their objects are deleted first, and meanwhile nobody can install them again.
+    async fn wait_for_kinds(&self, kinds: &[(&str, String)]) -> Result<()> {
+        let until = Instant::now() + self.args.timeout;
+        for (name, path) in kinds {
+            while self.cluster.get(path).await?.is_some() {
+                if Instant::now() >= until {
+                    bail!(
+                        "CustomResourceDefinition {name} is still being deleted after {} s; see its conditions and finalizers with `kubectl get crd {name} -o yaml`, then run this again",
+                        self.args.timeout.as_secs()
+                    );
+                }
+                tokio::time::sleep(ASK_EVERY).await;
+            }
+        }
+        Ok(())
     }
 
     async fn in_use(&self, namespace: &str) -> Result<bool> {

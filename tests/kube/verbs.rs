@@ -209,6 +209,36 @@ fn uninstall_leaves_nothing_in_the_cluster_and_says_so_the_second_time() {
 }
 
 #[test]
+fn uninstall_ends_when_kubernetes_has_deleted_the_kinds_and_not_before() {
+    let cluster = Cluster::with_nodes(&["n1"]);
+    let manifests = farspan(&cluster, &["crds"]);
+    let text = String::from_utf8_lossy(&manifests.stdout).into_owned();
+    cluster.server.kubectl_ok(&["apply", "-f", "-"], &text);
+    let kind = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/externalpeers.farspan.io";
+    let admin = &cluster.admin;
+    let hold = |by: Value| {
+        let held = admin.merge(kind, &json!({"metadata": {"finalizers": by}}));
+        held.unwrap_or_else(|refusal| panic!("finalizers: {refusal}"));
+    };
+    hold(json!(["example.org/held"]));
+
+    let first = farspan(&cluster, &["uninstall", "--timeout", "1s"]);
+    assert_eq!(first.status.code(), Some(1), "{}", said(&first));
+    let sentence =
+        "CustomResourceDefinition externalpeers.farspan.io is still being deleted after 1 s";
+    assert!(said(&first).contains(sentence), "{}", said(&first));
+
+    hold(Value::Null);
+    let second = farspan(&cluster, &["uninstall"]);
+    assert!(second.status.success(), "{}", said(&second));
+    let gone = admin
+        .get(kind)
+        .map(drop)
+        .map_err(|refusal| refusal.to_string());
+    assert!(gone.is_err_and(|refusal| refusal.contains("404")));
+}
+
+#[test]
 fn a_node_that_is_down_holds_up_its_own_cleanup_and_no_others() {
     let cluster = Cluster::with_nodes(&["n1", "n2"]);
     let admin = &cluster.admin;
