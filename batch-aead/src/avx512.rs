@@ -1,7 +1,7 @@
-//! Sixteen messages in lockstep with AVX-512, in one pass over memory: each row of 64 bytes is encrypted by ChaCha20
-//! with a message a 32-bit lane, and authenticated, still in registers, by Poly1305 with a message a 64-bit lane, in
-//! two halves that hide each other's latency.
+//! Many messages in lockstep with AVX-512, in one pass over memory: each row of 64 bytes is encrypted by ChaCha20 with a
+//! row a 32-bit lane, and authenticated, still in registers, by Poly1305 with a message a 64-bit lane.
 //!
+//! Sixteen messages go a row at a time, in two halves that hide each other's latency; eight go two rows at a time.
 //! Messages are taken in order. Shorter ones leave their lanes idle while the longest of their group goes on, and so do
 //! missing ones in the last group; where lanes would mostly be idle, ring does the group instead.
 //!
@@ -26,16 +26,25 @@ use poly1305::{Block, Poly1305};
 /// Bytes of a message that one step takes: a block of ChaCha20, four of Poly1305.
 const ROW: usize = 64;
 
-/// What ring spends on each message besides its rows, in units of the time that ring needs for a row. These three are
-/// measured on Zen 4: the lanes win from 4 messages of 64 bytes on, 7 of 512, 9 of 1424 and 10 of 8192.
+/// What ring spends on each message besides its rows, in units of the time that ring needs for a row.
 const RING_MESSAGE: usize = 6;
-/// What a row of all lanes costs, and so how many messages there must be at the very least.
-const LANES_ROW: usize = 10;
-/// What the lanes spend on a group besides its rows.
-const LANES_GROUP: usize = 15;
+
+/// Messages that may also go two rows at a time, as half of the lanes would be idle otherwise.
+const EIGHT: usize = LANES / 2;
 
 /// From so many full rows on, computing the powers of r is worth it.
 const ROWS_FOR_POWERS: usize = 3;
+
+/// How a group is sealed or opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// One message at a time.
+    Ring,
+    /// At most eight messages, two rows of each at a time.
+    Eight,
+    /// At most sixteen messages, a row of each at a time.
+    Sixteen,
+}
 
 /// Exists only where the processor has all that it needs: see [`Avx512::detect`].
 #[derive(Debug)]
@@ -53,9 +62,15 @@ impl Avx512 {
     }
 
     #[expect(unsafe_code, reason = "calls code for this processor only")]
-    fn crypt<const SEAL: bool>(&self, group: &mut [Message<'_>]) -> [[u8; TAG]; LANES] {
+    fn crypt_eight<const SEAL: bool>(&self, group: &mut [Message<'_>]) -> [[u8; TAG]; LANES] {
         // SAFETY: `self` exists, so `detect` found every feature.
-        unsafe { crypt::<SEAL>(group) }
+        unsafe { crypt_eight::<SEAL>(group) }
+    }
+
+    #[expect(unsafe_code, reason = "calls code for this processor only")]
+    fn crypt_sixteen<const SEAL: bool>(&self, group: &mut [Message<'_>]) -> [[u8; TAG]; LANES] {
+        // SAFETY: `self` exists, so `detect` found every feature.
+        unsafe { crypt_sixteen::<SEAL>(group) }
     }
 }
 
@@ -64,13 +79,19 @@ impl Aead for Avx512 {
         "avx512"
     }
 
-    fn seal(&self, messages: &mut [Message<'_>]) {
-        for group in messages.chunks_mut(LANES) {
-            if !worth_it(group) {
-                group.iter_mut().for_each(one_by_one::seal);
-                continue;
-            }
-            let tags = self.crypt::<true>(group);
+    fn seal(&self, mut messages: &mut [Message<'_>]) {
+        while !messages.is_empty() {
+            let (way, count) = next_group(messages);
+            let (group, rest) = messages.split_at_mut(count);
+            messages = rest;
+            let tags = match way {
+                Way::Ring => {
+                    group.iter_mut().for_each(one_by_one::seal);
+                    continue;
+                }
+                Way::Eight => self.crypt_eight::<true>(group),
+                Way::Sixteen => self.crypt_sixteen::<true>(group),
+            };
             for (message, tag) in group.iter_mut().zip(tags) {
                 if let Some(room) = message.bytes.last_chunk_mut::<TAG>() {
                     *room = tag;
@@ -79,18 +100,26 @@ impl Aead for Avx512 {
         }
     }
 
-    fn open(&self, messages: &mut [Message<'_>], authentic: &mut [bool]) {
+    fn open(&self, messages: &mut [Message<'_>], mut authentic: &mut [bool]) {
         let count = messages.len().min(authentic.len());
-        let groups = messages[..count].chunks_mut(LANES);
-        for (group, authentic) in groups.zip(authentic[..count].chunks_mut(LANES)) {
-            if !worth_it(group) {
-                for (message, authentic) in group.iter_mut().zip(authentic) {
-                    *authentic = one_by_one::open(message);
+        let mut messages = &mut messages[..count];
+        while !messages.is_empty() {
+            let (way, count) = next_group(messages);
+            let (group, rest) = messages.split_at_mut(count);
+            messages = rest;
+            let (answers, rest) = authentic.split_at_mut(count);
+            authentic = rest;
+            let mut tags = match way {
+                Way::Ring => {
+                    for (message, authentic) in group.iter_mut().zip(answers) {
+                        *authentic = one_by_one::open(message);
+                    }
+                    continue;
                 }
-                continue;
-            }
-            let mut tags = self.crypt::<false>(group);
-            for ((message, authentic), tag) in group.iter_mut().zip(authentic).zip(&tags) {
+                Way::Eight => self.crypt_eight::<false>(group),
+                Way::Sixteen => self.crypt_sixteen::<false>(group),
+            };
+            for ((message, authentic), tag) in group.iter_mut().zip(answers).zip(&tags) {
                 let Some((text, claimed)) = message.bytes.split_last_chunk_mut::<TAG>() else {
                     *authentic = false;
                     continue;
@@ -106,13 +135,34 @@ impl Aead for Avx512 {
     }
 }
 
-/// Whether the lanes do this group faster than ring.
-fn worth_it(group: &[Message<'_>]) -> bool {
+/// How many of the first messages form a group, and what is fastest for it.
+fn next_group(messages: &[Message<'_>]) -> (Way, usize) {
+    let messages = &messages[..messages.len().min(LANES)];
+    let (first, second) = messages.split_at(messages.len().min(EIGHT));
+    let eight_or_ring = |group| (cost(Way::Eight, group), cost(Way::Ring, group));
+    let (eight, ring) = eight_or_ring(first);
+    let (eight_more, ring_more) = eight_or_ring(second);
+    if cost(Way::Sixteen, messages) < eight.min(ring) + eight_more.min(ring_more) {
+        (Way::Sixteen, messages.len())
+    } else if eight < ring {
+        (Way::Eight, first.len())
+    } else {
+        (Way::Ring, first.len())
+    }
+}
+
+/// In units of the time that ring needs for a row. All numbers are measured on Zen 4, where the lanes win from 3 messages
+/// of 64 bytes on, 5 of 512 and 6 of 1424.
+fn cost(way: Way, group: &[Message<'_>]) -> usize {
     let rows = group
         .iter()
         .map(|message| message.bytes.len().saturating_sub(TAG).div_ceil(ROW));
-    let ring: usize = rows.clone().map(|rows| RING_MESSAGE + rows).sum();
-    ring >= LANES_GROUP + LANES_ROW * rows.max().unwrap_or(0)
+    match way {
+        Way::Ring => rows.map(|rows| RING_MESSAGE + rows).sum(),
+        // By steps of two blocks, the first of which is the key of Poly1305.
+        Way::Eight => 4 + 13 * (rows.max().unwrap_or(0) / 2 + 1),
+        Way::Sixteen => 15 + 10 * rows.max().unwrap_or(0),
+    }
 }
 
 /// In a time that does not depend on where they differ.
@@ -120,10 +170,68 @@ fn equal(a: &[u8; TAG], b: &[u8; TAG]) -> bool {
     std::hint::black_box(u128::from_le_bytes(*a) ^ u128::from_le_bytes(*b)) == 0
 }
 
+/// Encrypts or decrypts the texts of at most [`EIGHT`] messages, and computes the tags of the ciphertexts.
+///
+/// Each message has a lane of ChaCha20 in the even half, and one in the odd half that is a block ahead. A step takes the
+/// blocks 2k and 2k + 1 of the key stream, so the rows 2k - 1 and 2k; the very first is the key of Poly1305.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512ifma,avx512vbmi2")]
+fn crypt_eight<const SEAL: bool>(messages: &mut [Message<'_>]) -> [[u8; TAG]; LANES] {
+    let chacha20 = keyed(from_fn(|lane| messages.get(place(lane).1)), 1);
+    let mut stream = halves_of_words(&chacha20.block(0));
+    let [key, _] = &stream;
+    let mut poly1305 = Poly1305::new([key[0], key[1]], [key[2], key[3]]);
+
+    let count = messages.len();
+    let mut left = messages.iter_mut().map(|message| text(message));
+    let mut texts: [&mut [u8]; EIGHT] = from_fn(|_| left.next().unwrap_or_default());
+    let lengths = load_words(&from_fn(|message| texts[message].len() as u64));
+    let shortest = texts[..count]
+        .iter()
+        .map(|text| text.len())
+        .min()
+        .unwrap_or(0);
+    let longest = texts.iter().map(|text| text.len()).max().unwrap_or(0);
+
+    let full_rows = shortest / ROW;
+    let powers = (full_rows >= ROWS_FOR_POWERS).then(|| poly1305.powers());
+    let rows = longest.div_ceil(ROW);
+    for step in 0..=rows / 2 {
+        if step > 0 {
+            stream = halves_of_words(&chacha20.block(2 * step as u32));
+        }
+        let rows = [(2 * step).checked_sub(1), Some(2 * step)];
+        let stream = rows_of_halves(&stream);
+        let ciphertext = halves_of_rows(&from_fn(|lane| {
+            let (half, message) = place(lane);
+            let rest = rows[half].and_then(|row| texts[message].get_mut(row * ROW..));
+            crypt_rest::<SEAL>(rest.unwrap_or_default(), stream[lane])
+        }));
+        for (row, words) in rows.iter().zip(&ciphertext) {
+            let Some(row) = *row else {
+                continue;
+            };
+            match &powers {
+                Some(powers) if row < full_rows => poly1305.absorb_four(blocks(words), powers),
+                Some(_) | None => {
+                    for (i, start) in (row * ROW..longest).step_by(TAG).take(4).enumerate() {
+                        let start = _mm512_set1_epi64(start as i64);
+                        let going_on = _mm512_cmpgt_epu64_mask(lengths, start);
+                        poly1305.absorb(blocks(words)[i], going_on);
+                    }
+                }
+            }
+        }
+    }
+    let mut words = ended(&mut poly1305, lengths);
+    let tags = from_fn(|message| tag(&words, message % EIGHT));
+    words.as_flattened_mut().zeroize();
+    tags
+}
+
 /// Encrypts or decrypts the texts of at most [`LANES`] messages, and computes the tags of the ciphertexts.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512ifma,avx512vbmi2")]
-fn crypt<const SEAL: bool>(messages: &mut [Message<'_>]) -> [[u8; TAG]; LANES] {
-    let chacha20 = keyed(messages);
+fn crypt_sixteen<const SEAL: bool>(messages: &mut [Message<'_>]) -> [[u8; TAG]; LANES] {
+    let chacha20 = keyed(from_fn(|lane| messages.get(lane)), 0);
     let mut poly1305 = halves_of_words(&chacha20.block(0))
         .map(|key| Poly1305::new([key[0], key[1]], [key[2], key[3]]));
 
@@ -175,12 +283,12 @@ fn text<'a>(message: &'a mut Message<'_>) -> &'a mut [u8] {
     &mut message.bytes[..length]
 }
 
-/// ChaCha20 with the key and counter of each message.
+/// ChaCha20 with the key and counter of each lane's message, and the odd half so many blocks ahead.
 #[target_feature(enable = "avx512f")]
 #[inline]
-fn keyed(messages: &[Message<'_>]) -> ChaCha20 {
+fn keyed(messages: [Option<&Message<'_>>; LANES], odd_ahead: u32) -> ChaCha20 {
     let rows = from_fn(|lane| {
-        messages.get(lane).map_or(
+        messages[lane].map_or(
             _mm512_setzero_si512(),
             |Message { key, counter, .. }| {
                 let counter = _mm256_set_epi64x(0, 0, 0, counter.cast_signed());
@@ -189,7 +297,10 @@ fn keyed(messages: &[Message<'_>]) -> ChaCha20 {
         )
     });
     let words = words_of_halves(&halves_of_rows(&rows));
-    ChaCha20::new(from_fn(|word| words[word]), [words[8], words[9]])
+    // Of each four lanes, the upper two are in the odd half.
+    let ahead = odd_ahead.cast_signed();
+    let ahead = _mm512_set4_epi32(ahead, ahead, 0, 0);
+    ChaCha20::new(from_fn(|word| words[word]), [words[8], words[9]], ahead)
 }
 
 /// Encrypts or decrypts the bytes of all texts from `start` on, at most [`ROW`], and returns the ciphertext, then zeros.
@@ -202,21 +313,28 @@ fn crypt_row<const SEAL: bool>(
 ) -> [__m512i; LANES] {
     from_fn(|lane| {
         let rest = texts[lane].get_mut(start..).unwrap_or_default();
-        let (before, after);
-        if let Some(row) = rest.first_chunk_mut() {
-            before = load(row);
-            after = _mm512_xor_si512(before, stream[lane]);
-            store(row, after);
-        } else if rest.is_empty() {
-            // Masks that let nothing through are correct as well, but where they keep off a page that is not there, slow.
-            return _mm512_setzero_si512();
-        } else {
-            before = load_some(rest);
-            after = _mm512_maskz_mov_epi8(mask(rest.len()), _mm512_xor_si512(before, stream[lane]));
-            store_some(rest, after);
-        }
-        if SEAL { after } else { before }
+        crypt_rest::<SEAL>(rest, stream[lane])
     })
+}
+
+/// Encrypts or decrypts the first bytes, at most [`ROW`], and returns the ciphertext, then zeros.
+#[target_feature(enable = "avx512f,avx512bw")]
+#[inline]
+fn crypt_rest<const SEAL: bool>(rest: &mut [u8], stream: __m512i) -> __m512i {
+    let (before, after);
+    if let Some(row) = rest.first_chunk_mut() {
+        before = load(row);
+        after = _mm512_xor_si512(before, stream);
+        store(row, after);
+    } else if rest.is_empty() {
+        // Masks that let nothing through are correct as well, but where they keep off a page that is not there, slow.
+        return _mm512_setzero_si512();
+    } else {
+        before = load_some(rest);
+        after = _mm512_maskz_mov_epi8(mask(rest.len()), _mm512_xor_si512(before, stream));
+        store_some(rest, after);
+    }
+    if SEAL { after } else { before }
 }
 
 /// The four blocks of Poly1305 in a row.
@@ -226,21 +344,33 @@ fn blocks(words: &[__m512i; 8]) -> [Block; 4] {
     from_fn(|i| [words[2 * i], words[2 * i + 1]])
 }
 
-/// Ends each message with the block of its lengths (RFC 8439 section 2.8): no additional data, and the text.
+/// The tags of all messages of two halves.
 #[target_feature(enable = "avx512f,avx512ifma,avx512vbmi2")]
 #[inline]
 fn tags(mut poly1305: [Poly1305; 2], lengths: [__m512i; 2]) -> [[u8; TAG]; LANES] {
     let mut words = [[[0; 8]; 2]; 2];
     for half in 0..2 {
-        poly1305[half].absorb([_mm512_setzero_si512(), lengths[half]], !0);
-        words[half] = poly1305[half].tags().map(|vector| words_of(vector));
+        words[half] = ended(&mut poly1305[half], lengths[half]);
     }
     let tags = from_fn(|message| {
         let (half, lane) = place(message);
-        (u128::from(words[half][1][lane]) << 64 | u128::from(words[half][0][lane])).to_le_bytes()
+        tag(&words[half], lane)
     });
     words.as_flattened_mut().as_flattened_mut().zeroize();
     tags
+}
+
+/// Ends each message with the block of its lengths (RFC 8439 section 2.8): no additional data, and the text. The lower
+/// and the upper words of the tags.
+#[target_feature(enable = "avx512f,avx512ifma,avx512vbmi2")]
+#[inline]
+fn ended(poly1305: &mut Poly1305, lengths: __m512i) -> [[u64; 8]; 2] {
+    poly1305.absorb([_mm512_setzero_si512(), lengths], !0);
+    poly1305.tags().map(|vector| words_of(vector))
+}
+
+fn tag([low, high]: &[[u64; 8]; 2], lane: usize) -> [u8; TAG] {
+    (u128::from(high[lane]) << 64 | u128::from(low[lane])).to_le_bytes()
 }
 
 #[cfg(test)]

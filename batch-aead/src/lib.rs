@@ -1,9 +1,9 @@
 //! Seals and opens many short messages at once: ChaCha20-Poly1305 (RFC 8439 section 2.8) with empty additional data, and
 //! the nonce of WireGuard (5.4.6): four zero bytes and a 64-bit counter, little-endian.
 //!
-//! One short message keeps few of a wide processor's units busy, and pays its fixed costs alone. Sixteen messages go
-//! through AVX-512 in lockstep, a message a lane, so that nothing is left over between them: see `avx512.rs`. Whatever
-//! does not fill the lanes, and every other processor, is served by ring, a message at a time: the [`reference()`].
+//! One short message keeps few of a wide processor's units busy, and pays its fixed costs alone. Eight or sixteen messages
+//! go through AVX-512 in lockstep, so that nothing is left over between them: see `avx512.rs`. Whatever does not fill
+//! enough of the lanes, and every other processor, is served by ring, a message at a time: the [`reference()`].
 //!
 //! Invariants: all implementations write the same bytes, however the messages of a call are mixed; nothing outside the
 //! messages is written; no branch and no address depends on a key, a text or a tag, only on lengths.

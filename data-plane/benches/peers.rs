@@ -420,6 +420,7 @@ impl Crowd {
                     return;
                 };
                 core.handle_datagram((hub, Some(local)), datagram, now(), inbox, out);
+                core.open_waiting(now(), inbox, out);
                 core.handle_timeout(now(), out);
                 inbox.drain(|_, _, _| ());
                 flush(wire, n, out);

@@ -12,6 +12,7 @@ use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use batch_aead::Aead;
 use boringtun::noise::rate_limiter::RateLimiter;
 use boringtun::x25519::{PublicKey, StaticSecret};
 use mesh_types::key::{WgKey, WgSecret};
@@ -19,15 +20,18 @@ use mesh_types::report::{TunnelReport, TunnelStats};
 
 use crate::counters::Counters;
 use crate::outbox::Destination;
+pub(crate) use crowd::PRESSURE_MAX;
 pub use receive::is_control;
 
 use crowd::Crowd;
+use open::Opening;
 use peer::{Age, Link, Peer};
 use routes::Routes;
 use shakes::Received;
 use waiting::Waiting;
 
 mod crowd;
+mod open;
 mod peer;
 mod plan;
 mod receive;
@@ -127,6 +131,9 @@ pub struct Core {
     round: Option<(u32, bool)>,
     staged: usize,
     crowd: Crowd,
+    /// Data packets of this turn that wait to be opened together.
+    opening: Vec<Opening>,
+    aead: &'static dyn Aead,
     counters: Arc<Counters>,
 }
 
@@ -161,6 +168,8 @@ impl Core {
             round: None,
             staged: 0,
             crowd: Crowd::default(),
+            opening: Vec::new(),
+            aead: batch_aead::best(),
             counters,
         }
     }

@@ -7,6 +7,9 @@
 //! The kernel takes the checksum of a merged packet on trust: both are verified before they merge.
 
 use std::io::IoSlice;
+use std::ops::Range;
+
+use batch_aead::TAG;
 
 use crate::packet::{
     ACK, PSH, TCP, UDP, be16, be32, finish_ip, fold, pseudo, pseudo_len, put16, sum,
@@ -88,9 +91,9 @@ impl Inbox {
         }
     }
 
-    /// Is there something to write?
+    /// Is nothing in it, to be written or refused?
     pub fn is_empty(&self) -> bool {
-        self.groups.is_empty()
+        self.used == 0
     }
 
     /// Must it be drained before the next packet?
@@ -98,18 +101,39 @@ impl Inbox {
         self.used >= CAPACITY
     }
 
-    /// Where to open the next packet: at least 64 KiB unless it is full.
-    pub fn space(&mut self) -> &mut [u8] {
-        &mut self.arena[self.used..]
+    /// Copies a sealed packet to where it will be opened; says where. `None` where it is longer than the room.
+    pub fn reserve(&mut self, sealed: &[u8]) -> Option<Range<usize>> {
+        let place = self.used..self.used + sealed.len();
+        self.arena.get_mut(place.clone())?.copy_from_slice(sealed);
+        self.used = place.end;
+        Some(place)
     }
 
-    /// Takes the packet of `len` bytes that was put at the start of [`Inbox::space`].
-    pub fn push(&mut self, len: usize) {
-        let at = self.used;
+    /// The bytes of reserved places, which must be in the order they were reserved in.
+    pub fn reserved(
+        &mut self,
+        places: impl Iterator<Item = Range<usize>>,
+    ) -> impl Iterator<Item = &mut [u8]> {
+        let (mut rest, mut at) = (&mut self.arena[..], 0);
+        places.map_while(move |place| {
+            let (_, from) = std::mem::take(&mut rest).split_at_mut_checked(place.start - at)?;
+            let (bytes, after) = from.split_at_mut_checked(place.len())?;
+            (rest, at) = (after, place.end);
+            Some(bytes)
+        })
+    }
+
+    /// The text that was opened at a place: all but its tag.
+    pub fn text(&mut self, place: &Range<usize>) -> &mut [u8] {
+        let end = place.end.saturating_sub(TAG).max(place.start);
+        self.arena.get_mut(place.start..end).unwrap_or_default()
+    }
+
+    /// Takes the packet of `len` bytes at the start of a reserved place.
+    pub fn push(&mut self, at: usize, len: usize) {
         let Some(packet) = self.arena.get(at..at + len) else {
             return;
         };
-        self.used += len;
         let flow = flow(packet);
         let piece = self.pieces.len() as u32;
         self.pieces.push(Piece {

@@ -5,11 +5,12 @@
 //!
 //! *Out.* The TUN device hands over super-packets of up to 64 KiB (`vnet_hdr`, TSO and USO). The worker drains
 //! it without blocking until it is empty or 256 KiB are read, looks up the peer by allowed-IPs once a
-//! super-packet (`routes`), cuts the super-packet into segments in place (`segment`) and seals each straight
-//! into the next segment of a UDP GSO message (`outbox`). The turn ends with one flush.
+//! super-packet (`routes`), cuts the super-packet into segments in place (`segment`) and puts each straight
+//! into the next segment of a UDP GSO message (`outbox`). The turn ends with one flush, which seals them all together
+//! (`batch-aead`) and sends them.
 //!
 //! *In.* `recvmmsg` with UDP GRO fills fixed slots. Datagrams shaped like STUN go up; WireGuard messages find
-//! their session by receiver index (`core`), are opened into an arena, checked against the sender's ranges,
+//! their session by receiver index (`core`), are opened together in an arena, checked against the sender's ranges,
 //! and merged with their neighbours of the same flow into super-packets (`inbox`) that are written to the TUN.
 //!
 //! *Handshakes* cost as much as hundreds of packets. Each turn does a message or two of them, after the packets
@@ -39,7 +40,6 @@
 //! # What is left out of WireGuard
 //!
 //! ECN is not copied between inner and outer headers (RFC 6040 compatibility mode: outer packets are Not-ECT).
-//! The replay window is boringtun's 1024 packets, the kernel has 8192; a turn of a socket takes fewer.
 
 pub mod core;
 pub mod counters;

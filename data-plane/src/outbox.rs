@@ -1,6 +1,11 @@
-//! Sealed datagrams on their way out, gathered into UDP GSO messages: equal sizes, only the last shorter.
+//! Datagrams on their way out, gathered into UDP GSO messages: equal sizes, only the last shorter. Packets of sessions
+//! are sealed when the messages are wanted, many at once.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use batch_aead::{Aead, Key, TAG};
+use boringtun::noise::batch::Reserved;
 
 use crate::segment::GSO_MAX;
 
@@ -10,6 +15,12 @@ const SEGMENTS_MAX: usize = 64;
 const DATAGRAM_MAX: usize = 65507;
 /// The least room sealing wants: a handshake initiation.
 const ROOM_MIN: usize = 148;
+/// Type, receiver index and counter of a data packet (WireGuard 5.4.6).
+const HEADER: usize = 16;
+/// What sealing adds: header and tag.
+pub const OVERHEAD: usize = HEADER + TAG;
+/// Packets sealed at once. More would leave the cache between being written and being sealed.
+const BATCH: usize = 64;
 /// Messages after which a turn is flushed.
 const FULL: usize = 16;
 /// Messages after which nothing is added: a super-packet of the smallest segments opens a few dozen.
@@ -39,6 +50,10 @@ pub struct Message {
     pub count: usize,
     len: usize,
     closed: bool,
+    /// Seals its datagrams; without one they are as they go.
+    key: Option<Arc<Key>>,
+    /// So many bytes are sealed.
+    sealed: usize,
     buffer: Box<[u8]>,
 }
 
@@ -53,26 +68,67 @@ impl Message {
         self.bytes().chunks(self.segment.max(1))
     }
 
-    fn takes(&self, len: usize) -> bool {
+    fn takes(&self, len: usize, key: Option<&Arc<Key>>) -> bool {
+        let same = match (&self.key, key) {
+            (Some(own), Some(key)) => Arc::ptr_eq(own, key),
+            (None, None) => true,
+            (Some(_), None) | (None, Some(_)) => false,
+        };
         self.count == 0
-            || (!self.closed
+            || (same
+                && !self.closed
                 && self.count < SEGMENTS_MAX
                 && len <= self.segment
                 && self.len + len <= GSO_MAX)
     }
+
+    fn add(&mut self, len: usize) {
+        if self.count == 0 {
+            self.segment = len;
+        }
+        self.closed = len < self.segment;
+        self.len += len;
+        self.count += 1;
+    }
+
+    /// Its packets that are still to be sealed, which the caller does.
+    fn unsealed(&mut self) -> impl Iterator<Item = batch_aead::Message<'_>> {
+        let from = std::mem::replace(&mut self.sealed, self.len);
+        let key = self.key.as_deref();
+        let datagrams = self.buffer[from..self.len].chunks_mut(self.segment.max(1));
+        datagrams.filter_map(move |datagram| {
+            let (header, bytes) = datagram.split_at_mut_checked(HEADER)?;
+            Some(batch_aead::Message {
+                key: key?,
+                counter: u64::from_le_bytes(*header.last_chunk()?),
+                bytes,
+            })
+        })
+    }
 }
 
 /// The messages of this turn. Buffers are kept for the next.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Outbox {
     messages: Vec<Message>,
     used: usize,
+    aead: &'static dyn Aead,
+}
+
+impl Default for Outbox {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 impl Outbox {
     /// An empty one.
     pub fn new() -> Self {
-        Self::default()
+        Self {
+            messages: Vec::new(),
+            used: 0,
+            aead: batch_aead::best(),
+        }
     }
 
     /// Is there nothing to send?
@@ -85,40 +141,74 @@ impl Outbox {
         self.used >= FULL
     }
 
-    /// The messages, oldest first.
-    pub fn messages(&self) -> &[Message] {
+    /// The messages, oldest first, sealed.
+    pub fn messages(&mut self) -> &[Message] {
+        let aead = self.aead;
+        let messages = &mut self.messages[..self.used];
+        let mut unsealed = messages.iter_mut().flat_map(Message::unsealed);
+        let mut batch = Vec::with_capacity(BATCH);
+        loop {
+            batch.clear();
+            batch.extend(unsealed.by_ref().take(BATCH));
+            if batch.is_empty() {
+                break;
+            }
+            aead.seal(&mut batch);
+        }
+        drop((batch, unsealed));
         &self.messages[..self.used]
     }
 
     /// Forgets all messages.
     pub fn clear(&mut self) {
+        for message in &mut self.messages[..self.used] {
+            message.key = None;
+        }
         self.used = 0;
     }
 
-    /// Adds what `seal` writes into the next free place: it gets at least `expected` bytes (and 148 and more in
+    /// Adds a packet of a session, to be sealed. Says how long the datagram is, or `None` where it is too long or there
+    /// are too many.
+    pub fn add(&mut self, to: Destination, place: &Reserved<'_>, plain: &[u8]) -> Option<usize> {
+        let len = plain.len() + OVERHEAD;
+        if len > DATAGRAM_MAX || self.used >= LIMIT {
+            return None;
+        }
+        let index = self.place(to, len, Some(place.key));
+        let message = &mut self.messages[index];
+        let room = &mut message.buffer[message.len..message.len + len];
+        room[..4].copy_from_slice(&[4, 0, 0, 0]);
+        room[4..8].copy_from_slice(&place.receiver.to_le_bytes());
+        room[8..HEADER].copy_from_slice(&place.counter.to_le_bytes());
+        room[HEADER..len - TAG].copy_from_slice(plain);
+        message.add(len);
+        Some(len)
+    }
+
+    /// Adds what `write` writes into the next free place: it gets at least `expected` bytes (and 148 and more in
     /// any case) and returns the datagram's length, or `None` where there is none. Says whether there was one.
-    pub fn seal(
+    pub fn write(
         &mut self,
         to: Destination,
         expected: usize,
-        seal: impl FnOnce(&mut [u8]) -> Option<usize>,
+        write: impl FnOnce(&mut [u8]) -> Option<usize>,
     ) -> bool {
         if expected > DATAGRAM_MAX || self.used >= LIMIT {
             return false;
         }
-        let index = self.place(to, expected);
+        let index = self.place(to, expected, None);
         let message = &mut self.messages[index];
         let at = message.len;
-        let Some(len) = seal(&mut message.buffer[at..]) else {
+        let Some(len) = write(&mut message.buffer[at..]) else {
             if message.count == 0 {
                 self.used -= 1;
             }
             return false;
         };
-        if message.takes(len) {
+        if message.takes(len, None) {
             message.add(len);
         } else {
-            let new = self.open(to);
+            let new = self.open(to, None);
             let (old, fresh) = self.messages.split_at_mut(new);
             fresh[0].buffer[..len].copy_from_slice(&old[index].buffer[at..at + len]);
             fresh[0].add(len);
@@ -127,17 +217,17 @@ impl Outbox {
     }
 
     /// The newest message to there if it takes a datagram of this length, else a new one.
-    fn place(&mut self, to: Destination, expected: usize) -> usize {
+    fn place(&mut self, to: Destination, expected: usize, key: Option<&Arc<Key>>) -> usize {
         let newest = self.messages[..self.used]
             .iter()
             .rposition(|message| message.to == to);
         match newest {
-            Some(index) if self.messages[index].takes(expected) => index,
-            Some(_) | None => self.open(to),
+            Some(index) if self.messages[index].takes(expected, key) => index,
+            Some(_) | None => self.open(to, key),
         }
     }
 
-    fn open(&mut self, to: Destination) -> usize {
+    fn open(&mut self, to: Destination, key: Option<&Arc<Key>>) -> usize {
         if self.used == self.messages.len() {
             self.messages.push(Message {
                 to,
@@ -145,6 +235,8 @@ impl Outbox {
                 count: 0,
                 len: 0,
                 closed: false,
+                key: None,
+                sealed: 0,
                 buffer: vec![0; DATAGRAM_MAX + 2 * ROOM_MIN].into_boxed_slice(),
             });
         }
@@ -154,18 +246,9 @@ impl Outbox {
         message.count = 0;
         message.len = 0;
         message.closed = false;
+        message.key = key.cloned();
+        message.sealed = 0;
         self.used += 1;
         self.used - 1
-    }
-}
-
-impl Message {
-    fn add(&mut self, len: usize) {
-        if self.count == 0 {
-            self.segment = len;
-        }
-        self.closed = len < self.segment;
-        self.len += len;
-        self.count += 1;
     }
 }

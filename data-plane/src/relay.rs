@@ -257,7 +257,7 @@ impl Worker {
         };
         let bytes = &self.slots[bytes];
         let len = bytes.len();
-        let added = self.out.seal(to, len, |room| {
+        let added = self.out.write(to, len, |room| {
             room[..len].copy_from_slice(bytes);
             Some(len)
         });

@@ -259,7 +259,7 @@ mod tests {
             also: None,
         };
         for n in 0..count {
-            out.seal(to, LEN, |room| {
+            out.write(to, LEN, |room| {
                 room[..LEN].fill(n as u8);
                 Some(LEN)
             });

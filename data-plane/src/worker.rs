@@ -7,13 +7,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use boringtun::noise::batch::REPLAY_WINDOW;
 use mesh_types::SocketId;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::EventFd;
 use parking_lot::Mutex;
 use quinn_udp::RecvMeta;
 
-use crate::core::{Core, is_control};
+use crate::core::{Core, PRESSURE_MAX, is_control};
 use crate::counters::{Count, Counters};
 use crate::engine::ControlDatagram;
 use crate::inbox::{Inbox, Merged};
@@ -26,12 +27,13 @@ use crate::udp::Sockets;
 
 /// Bytes taken from the TUN before the sockets get their turn.
 const TURN: usize = 256 * 1024;
-/// Datagrams after which a socket's turn is over. With those of one more call, of 64 a slot at most, they are fewer
-/// than the 1024 of a replay window: what comes late by one socket is still taken after a turn of the other.
-const DATAGRAMS: usize = 512;
+/// Datagrams after which a socket's turn is over, while it is not flooded. With those of one more call, of 64 a slot at
+/// most, even a flood's are fewer than a replay window: what comes late by one socket is still taken after a turn of
+/// the other.
+const DATAGRAMS: usize = 480;
 /// Receive slots, each as large as the kernel coalesces.
 const SLOTS: usize = 8;
-const _: () = assert!(DATAGRAMS - 1 + SLOTS * 64 < 1024);
+const _: () = assert!((DATAGRAMS << PRESSURE_MAX) - 1 + SLOTS * 64 < REPLAY_WINDOW);
 const SLOT: usize = 65536;
 /// Failed receives in a row after which the socket counts as dead.
 const ERRORS: u32 = 64;
@@ -339,6 +341,7 @@ impl Worker {
                 }
             }
         }
+        core.open_waiting(now, &mut self.inbox, &mut self.out);
         drop(core);
         shared.counters.add(Count::UdpReceives, 1);
         shared.counters.add(Count::UdpReceived, datagrams as u64);

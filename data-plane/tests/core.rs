@@ -148,24 +148,24 @@ fn datagrams_out_of_order_are_taken_once_within_the_window_and_never_beyond() {
     let now = start();
     let (mut a, mut b) = connected(now);
     let mut sent = Vec::new();
-    for n in 0..1200u32 {
+    for n in 0..8400u32 {
         a.send(&there(100, n as u8), now);
         sent.extend(a.take());
     }
     for (_, datagram) in sent.iter().rev().chain(&sent) {
         b.receive(a.address, datagram, now);
     }
-    let window = 1024..1200;
+    let window = 8192..8400;
     assert!(window.contains(&b.received.len()), "{}", b.received.len());
-    let replayed = 2 * 1200 - b.received.len() as u64;
+    let replayed = 2 * 8400 - b.received.len() as u64;
     assert_eq!(b.count(Count::Replayed), replayed);
 }
 
 #[test]
 fn what_one_socket_lost_is_taken_after_a_turn_of_the_other_and_no_later() {
     let now = start();
-    // A turn ends after 512 datagrams and one more call, which brings 8 slots of 64.
-    let turn = 511 + 8 * 64;
+    // A turn ends after 480 datagrams, or 16 times as many of a flood, and one more call, which brings 8 slots of 64.
+    let turn = 16 * 480 - 1 + 8 * 64;
     for (ahead, taken) in [(turn, turn + 1), (turn + 1, turn + 1)] {
         let (mut a, mut b) = connected(now);
         let mut sent = Vec::new();

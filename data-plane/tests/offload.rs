@@ -213,8 +213,8 @@ fn merge(packets: &[Vec<u8>], tcp: bool, udp: bool) -> Vec<(VnetHeader, Vec<u8>,
         if inbox.is_full() {
             drain(&mut inbox);
         }
-        inbox.space()[..packet.len()].copy_from_slice(packet);
-        inbox.push(packet.len());
+        let place = inbox.reserve(packet).expect("room");
+        inbox.push(place.start, packet.len());
     }
     drain(&mut inbox);
     assert!(inbox.is_empty());
@@ -363,7 +363,7 @@ proptest! {
         let mut out = Outbox::new();
         let to = |peer| Destination { peer, remote: "192.0.2.1:1".parse().unwrap(), local: None, also: None };
         for (n, (size, peer)) in sizes.iter().enumerate() {
-            let added = out.seal(to(*peer), *size, |room| {
+            let added = out.write(to(*peer), *size, |room| {
                 assert!(room.len() >= (*size).max(148));
                 room[..*size].fill(n as u8);
                 Some(*size)
@@ -519,7 +519,7 @@ fn a_message_ends_at_64_datagrams_and_at_65000_bytes() {
                 room[..size].fill(n as u8);
                 Some(size)
             };
-            assert!(out.seal(to, size, seal));
+            assert!(out.write(to, size, seal));
         }
         let held: Vec<usize> = out.messages().iter().map(|message| message.count).collect();
         assert_eq!(held, counts, "of {size} bytes");

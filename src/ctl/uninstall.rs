@@ -1,7 +1,7 @@
 //! `farspan uninstall`: the way back from `farspan manifests`. What it takes away it says; what is gone already is fine.
 
 use std::collections::BTreeSet;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Result, bail};
 use mesh_types::annotations;
@@ -290,17 +290,20 @@ impl Uninstall<'_> {
 
     /// Until kinds are gone: their objects are deleted first, and meanwhile nobody can install them again.
     async fn wait_for_kinds(&self, kinds: &[(&str, String)]) -> Result<()> {
-        let until = Instant::now() + self.args.timeout;
         for (name, path) in kinds {
-            while self.cluster.get(path).await?.is_some() {
-                if Instant::now() >= until {
-                    bail!(
-                        "CustomResourceDefinition {name} is still being deleted after {} s; see its conditions and finalizers with `kubectl get crd {name} -o yaml`, then run this again",
-                        self.args.timeout.as_secs()
-                    );
+            let gone = async {
+                while self.cluster.get(path).await?.is_some() {
+                    tokio::time::sleep(ASK_EVERY).await;
                 }
-                tokio::time::sleep(ASK_EVERY).await;
-            }
+                anyhow::Ok(())
+            };
+            let Ok(gone) = tokio::time::timeout(self.args.timeout, gone).await else {
+                bail!(
+                    "CustomResourceDefinition {name} is still being deleted after {} s; see its conditions and finalizers with `kubectl get crd {name} -o yaml`, then run this again",
+                    self.args.timeout.as_secs()
+                );
+            };
+            gone?;
         }
         Ok(())
     }

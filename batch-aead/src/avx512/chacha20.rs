@@ -6,7 +6,7 @@ use std::array::from_fn;
 
 use zeroize::Zeroize;
 
-/// The state before the first round but for the block's number, which all messages share.
+/// The state before the first round for block 0, or for a lane that is ahead, a later one.
 pub struct ChaCha20([__m512i; 16]);
 
 /// Quarter rounds (RFC 8439 section 2.1) of these words, step by step together, as they do not wait for each other. A
@@ -25,16 +25,16 @@ macro_rules! quarter_rounds {
 }
 
 impl ChaCha20 {
-    /// From the eight words of each message's key and the two of its counter.
+    /// From the eight words of each message's key, the two of its counter, and by how many blocks it is ahead.
     #[target_feature(enable = "avx512f")]
     #[inline]
-    pub fn new(key: [__m512i; 8], counter: [__m512i; 2]) -> Self {
+    pub fn new(key: [__m512i; 8], counter: [__m512i; 2], ahead: __m512i) -> Self {
         let [k0, k1, k2, k3, k4, k5, k6, k7] = key;
         let [c0, c1, c2, c3] = [0x6170_7865, 0x3320_646e, 0x7962_2d32, 0x6b20_6574]
             .map(|word| _mm512_set1_epi32(word));
         let zero = _mm512_setzero_si512();
         Self([
-            c0, c1, c2, c3, k0, k1, k2, k3, k4, k5, k6, k7, zero, zero, counter[0], counter[1],
+            c0, c1, c2, c3, k0, k1, k2, k3, k4, k5, k6, k7, ahead, zero, counter[0], counter[1],
         ])
     }
 
@@ -43,7 +43,7 @@ impl ChaCha20 {
     #[inline]
     pub fn block(&self, number: u32) -> [__m512i; 16] {
         let mut start = self.0;
-        start[12] = _mm512_set1_epi32(number.cast_signed());
+        start[12] = _mm512_add_epi32(start[12], _mm512_set1_epi32(number.cast_signed()));
         let mut x = start;
         for _ in 0..10 {
             // Columns, then diagonals.

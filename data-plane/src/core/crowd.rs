@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 pub(super) const TURN: usize = 256 * 1024;
 /// How many times the limit of a turn doubles and a peer's share halves: from 256 KiB to 4 MiB (all that the
 /// socket holds) and to 16 KiB.
-const PRESSURE_MAX: u32 = 4;
+pub(crate) const PRESSURE_MAX: u32 = 4;
 /// How long a peer counts as one of several.
 const WINDOW: Duration = Duration::from_secs(1);
 

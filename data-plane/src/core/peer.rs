@@ -96,6 +96,13 @@ impl Peer {
         }
     }
 
+    pub fn link(&self, age: Age) -> Option<&Link> {
+        match age {
+            Age::Current => self.current.as_deref(),
+            Age::Old => self.old.as_deref(),
+        }
+    }
+
     pub fn link_mut(&mut self, age: Age) -> Option<&mut Link> {
         match age {
             Age::Current => self.current.as_deref_mut(),

@@ -32,7 +32,8 @@ pub fn is_control(bytes: &[u8]) -> bool {
 
 impl Core {
     /// Takes a datagram that is no control datagram. `local` is the address it was sent to. What it holds goes
-    /// to `inbox`, which must not be full; answers go to `out`.
+    /// to `inbox`, which must not be full; answers go to `out`. Data packets wait for each other to be opened together,
+    /// until there are enough, `inbox` is full, or [`Core::open_waiting`] is called.
     pub fn handle_datagram(
         &mut self,
         (remote, local): (SocketAddr, Option<IpAddr>),
@@ -57,77 +58,6 @@ impl Core {
                 self.handle_answer(from, word(4).unwrap_or(0), bytes, now, out);
             }
             (Some(_) | None, _) => self.counters.add(Count::Foreign, 1),
-        }
-    }
-
-    fn handle_data(
-        &mut self,
-        (remote, local): (SocketAddr, Option<IpAddr>),
-        bytes: &[u8],
-        now: Instant,
-        inbox: &mut Inbox,
-        out: &mut Outbox,
-    ) {
-        let receiver = u32::from_le_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]);
-        let Some((index, age)) = self.link_of(receiver) else {
-            self.counters.add(Count::UnknownSession, 1);
-            return;
-        };
-        let Self {
-            peers,
-            counters,
-            routes,
-            crowd,
-            ..
-        } = self;
-        let Some(peer) = peers.get_mut(index as usize).and_then(Option::as_mut) else {
-            return;
-        };
-        if !crowd.admits(&mut peer.heard, bytes.len()) {
-            counters.add(Count::OverShare, 1);
-            return;
-        }
-        let Some(link) = peer.link_mut(age) else {
-            return;
-        };
-        let room = inbox.space();
-        if room.len() < bytes.len() {
-            counters.add(Count::Oversize, 1);
-            return;
-        }
-        let inner = match link.tunn.decapsulate(Some(remote.ip()), bytes, room) {
-            TunnResult::WriteToTunnelV4(packet, source) => Some((packet.len(), IpAddr::V4(source))),
-            TunnResult::WriteToTunnelV6(packet, source) => Some((packet.len(), IpAddr::V6(source))),
-            TunnResult::Done => None,
-            TunnResult::Err(error) => {
-                counters.add(reason(&error), 1);
-                return;
-            }
-            TunnResult::WriteToNetwork(_) => return,
-        };
-        let confirmed = link.unconfirmed == Some(receiver);
-        let risen = confirmed || !link.live;
-        if confirmed {
-            link.unconfirmed = None;
-        }
-        link.live = true;
-        peer.received(remote, local, bytes.len(), now);
-        if let Some((len, source)) = inner {
-            if routes
-                .find(source)
-                .is_some_and(|route| route.accepts(index))
-            {
-                inbox.push(len);
-            } else {
-                counters.add(Count::BadSource, 1);
-            }
-        }
-        if confirmed {
-            peer.handshake_at = Some(now);
-            counters.add(Count::Handshakes, 1);
-        }
-        if risen {
-            self.flush_staged(index, age, now, out);
         }
     }
 
@@ -160,7 +90,7 @@ impl Core {
             also: None,
         };
         let mut sent = 0;
-        out.seal(to, INITIATION, |room| {
+        out.write(to, INITIATION, |room| {
             let result = link.tunn.decapsulate(Some(remote.ip()), bytes, room);
             if let TunnResult::Err(error) = &result {
                 counters.add(reason(error), 1);
@@ -231,7 +161,7 @@ impl Core {
         };
         let mut sent = 0;
         let mut head = [0; 8];
-        out.seal(to, INITIATION, |room| {
+        out.write(to, INITIATION, |room| {
             let result = link.tunn.decapsulate(Some(remote.ip()), bytes, room);
             if let TunnResult::Err(error) = &result {
                 counters.add(reason(error), 1);

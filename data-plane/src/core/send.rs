@@ -7,13 +7,11 @@ use boringtun::noise::TunnResult;
 use super::peer::{Age, Kick, Link};
 use super::routes::Route;
 use super::{Core, STAGED, STAGED_LEAST, STAGED_PER_PEER};
-use crate::counters::{Count, Counters, reason};
+use crate::counters::{Count, Counters};
 use crate::outbox::{Destination, Outbox};
 use crate::packet;
 use crate::segment::{Segments, VnetHeader};
 
-/// What sealing adds: header and tag.
-const OVERHEAD: usize = 32;
 /// A handshake initiation.
 pub(super) const INITIATION: usize = 148;
 
@@ -148,7 +146,7 @@ impl Core {
             return false;
         };
         let mut sent = 0;
-        out.seal(to, INITIATION, |room| {
+        out.write(to, INITIATION, |room| {
             let result = link.tunn.format_handshake_initiation(room, afresh);
             sent = written(&result)?;
             Some(sent)
@@ -216,7 +214,7 @@ enum Carrier {
     Nobody,
 }
 
-/// Seals a plaintext; says how long the datagram is.
+/// Puts a plaintext among what is to be sealed; says how long the datagram is.
 fn seal(
     link: &mut Link,
     plain: &[u8],
@@ -224,21 +222,17 @@ fn seal(
     counters: &Counters,
     out: &mut Outbox,
 ) -> usize {
-    let mut asked = false;
-    let mut sent = 0;
-    out.seal(to, plain.len() + OVERHEAD, |room| {
-        asked = true;
-        let result = link.tunn.encapsulate(plain, room);
-        if let TunnResult::Err(error) = &result {
-            counters.add(reason(error), 1);
-        }
-        sent = written(&result)?;
-        Some(sent)
-    });
-    if !asked {
+    let Some(place) = link.tunn.reserve(plain.len()) else {
+        // It expired since its timers were last looked at: what comes next waits for another.
+        link.live = false;
+        counters.add(Count::Expired, 1);
+        return 0;
+    };
+    let sent = out.add(to, &place, plain);
+    if sent.is_none() {
         counters.add(Count::Oversize, 1);
     }
-    sent
+    sent.unwrap_or(0)
 }
 
 /// Length of the datagram to send, if there is one.

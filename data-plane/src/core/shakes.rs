@@ -85,7 +85,7 @@ impl Core {
                         local,
                         also: None,
                     };
-                    out.seal(to, COOKIE, |room| {
+                    out.write(to, COOKIE, |room| {
                         room[..COOKIE].copy_from_slice(&cookie);
                         Some(COOKIE)
                     });

@@ -150,7 +150,7 @@ pub(super) struct Ticked {
 
 fn send(to: Option<Destination>, datagram: &[u8], out: &mut Outbox) -> bool {
     to.is_some_and(|to| {
-        out.seal(to, datagram.len(), |room| {
+        out.write(to, datagram.len(), |room| {
             room[..datagram.len()].copy_from_slice(datagram);
             Some(datagram.len())
         })

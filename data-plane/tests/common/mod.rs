@@ -112,11 +112,28 @@ impl Node {
     }
 
     pub fn receive(&mut self, from: SocketAddr, datagram: &[u8], now: Instant) {
-        let from = (from, Some(self.address.ip()));
-        self.core
-            .handle_datagram(from, datagram, now, &mut self.inbox, &mut self.out);
+        self.receive_all([(from, datagram)], now);
+    }
+
+    /// In one turn.
+    pub fn receive_all<'a>(
+        &mut self,
+        datagrams: impl IntoIterator<Item = (SocketAddr, &'a [u8])>,
+        now: Instant,
+    ) {
+        let Self {
+            core, inbox, out, ..
+        } = self;
+        for (from, datagram) in datagrams {
+            let from = (from, Some(self.address.ip()));
+            core.handle_datagram(from, datagram, now, inbox, out);
+        }
+        core.open_waiting(now, inbox, out);
+        if inbox.is_empty() {
+            return;
+        }
         let received = &mut self.received;
-        self.inbox.drain(|parts, _, _| {
+        inbox.drain(|parts, _, _| {
             received.push(parts[1..].iter().flat_map(|part| part.to_vec()).collect());
         });
     }
