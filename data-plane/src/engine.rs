@@ -150,6 +150,8 @@ impl Engine {
             initiations: OnceLock::new(),
             counters,
         });
+        let cipher = batch_aead::best().name();
+        tracing::info!(interface, cipher, "Tunnel is made in userspace");
         let worker =
             Worker::new(shared.clone(), tun, interface, on_control).map_err(EngineError::Thread)?;
         let thread = thread::Builder::new()

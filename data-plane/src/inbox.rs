@@ -109,14 +109,15 @@ impl Inbox {
         Some(place)
     }
 
-    /// The bytes of reserved places, which must be in the order they were reserved in.
+    /// The bytes of reserved places, which must be in the order they were reserved in. Ends at one that is not.
     pub fn reserved(
         &mut self,
         places: impl Iterator<Item = Range<usize>>,
     ) -> impl Iterator<Item = &mut [u8]> {
         let (mut rest, mut at) = (&mut self.arena[..], 0);
         places.map_while(move |place| {
-            let (_, from) = std::mem::take(&mut rest).split_at_mut_checked(place.start - at)?;
+            let skipped = place.start.checked_sub(at)?;
+            let (_, from) = std::mem::take(&mut rest).split_at_mut_checked(skipped)?;
             let (bytes, after) = from.split_at_mut_checked(place.len())?;
             (rest, at) = (after, place.end);
             Some(bytes)

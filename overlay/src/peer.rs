@@ -232,9 +232,9 @@ impl PeerRecord {
         self.window = None;
     }
 
-    /// A message of so many bytes goes to the peer or came from it. Records are compared and passed on whether anybody uses the peer
-    /// or not; all others follow from something that happened. WireGuard counts the packet, filled up to a multiple of
-    /// 16, and 32 bytes of its own.
+    /// A message of so many bytes goes to the peer or came from it. Records are compared and passed on whether anybody
+    /// uses the peer or not; all others follow from something that happened. WireGuard counts the packet, filled up to a
+    /// multiple of 16, and 32 bytes of its own.
     pub(crate) fn count_gossip(&mut self, message: &Message, len: usize, v4: bool) {
         if matches!(message, Message::Digest(_) | Message::Delta(_)) {
             let headers = if v4 { 28 } else { 48 };

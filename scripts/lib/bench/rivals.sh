@@ -17,7 +17,7 @@ rival() {
 # version_of PROGRAM   one word; nothing where the kernel has none
 version_of() {
   case "$1" in
-    kernel) if modprobe -q vxlan || [ -e /sys/module/vxlan ]; then echo "Linux $(uname -r)"; fi ;;
+    kernel) if modprobe -q vxlan 2>/dev/null || [ -e /sys/module/vxlan ]; then echo "Linux $(uname -r)"; fi ;;
     */wireguard-go) PATH="$PATH:/usr/local/go/bin" go version -m "$1" | awk '$1 == "mod" { print $3 }' ;;
     *) "$1" --version | awk '{ print $2; exit }' ;;
   esac
