@@ -211,8 +211,6 @@ const DEPENDENCIES: [(&str, Allowed); 11] = [
     ),
 ];
 
-/// Code of others, which is as they have it.
-const OF_OTHERS: &str = "third-party";
 /// Lines a file may have.
 const LINES_MAX: usize = 800;
 /// Lines a script may have.
@@ -441,10 +439,9 @@ impl Tree {
     }
 
     fn rust(&self) -> impl Iterator<Item = (&PathBuf, &String)> {
-        let own = |path: &Path| !path.starts_with(OF_OTHERS);
-        self.files.iter().filter(move |(path, _)| {
-            own(path) && path.extension().is_some_and(|extension| extension == "rs")
-        })
+        self.files
+            .iter()
+            .filter(|(path, _)| path.extension().is_some_and(|extension| extension == "rs"))
     }
 
     /// Rust files of the product, without their inline tests.
@@ -529,7 +526,7 @@ fn lengths(tree: &Tree) -> Vec<String> {
     let files = tree
         .files
         .iter()
-        .filter(|(path, _)| !path.ends_with("Cargo.lock") && !path.starts_with(OF_OTHERS));
+        .filter(|(path, _)| !path.ends_with("Cargo.lock"));
     files
         .filter_map(|(path, text)| {
             let script = path.starts_with("scripts") && path.extension().is_none();

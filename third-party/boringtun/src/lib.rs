@@ -5,8 +5,7 @@
 //!
 //! <code>git clone https://github.com/cloudflare/boringtun.git</code>
 
-// As upstream has it: what is ours is in `noise::batch`.
-#![allow(warnings, clippy::all)]
+#![allow(warnings, clippy::all, reason = "as upstream has it")]
 
 pub mod noise;
 
