@@ -185,14 +185,7 @@ fn crypt_eight<const SEAL: bool>(messages: &mut [Message<'_>]) -> [[u8; TAG]; LA
     let mut left = messages.iter_mut().map(|message| text(message));
     let mut texts: [&mut [u8]; EIGHT] = from_fn(|_| left.next().unwrap_or_default());
     let lengths = load_words(&from_fn(|message| texts[message].len() as u64));
-    let shortest = texts[..count]
-        .iter()
-        .map(|text| text.len())
-        .min()
-        .unwrap_or(0);
-    let longest = texts.iter().map(|text| text.len()).max().unwrap_or(0);
-
-    let full_rows = shortest / ROW;
+    let (full_rows, longest) = extent(&texts[..count]);
     let powers = (full_rows >= ROWS_FOR_POWERS).then(|| poly1305.powers());
     let rows = longest.div_ceil(ROW);
     for step in 0..=rows / 2 {
@@ -244,14 +237,7 @@ fn crypt_sixteen<const SEAL: bool>(messages: &mut [Message<'_>]) -> [[u8; TAG]; 
         lengths[half][lane] = text.len() as u64;
     }
     let lengths = [load_words(&lengths[0]), load_words(&lengths[1])];
-    let shortest = texts[..count]
-        .iter()
-        .map(|text| text.len())
-        .min()
-        .unwrap_or(0);
-    let longest = texts.iter().map(|text| text.len()).max().unwrap_or(0);
-
-    let full_rows = shortest / ROW;
+    let (full_rows, longest) = extent(&texts[..count]);
     let powers =
         (full_rows >= ROWS_FOR_POWERS).then(|| [poly1305[0].powers(), poly1305[1].powers()]);
     for row in 0..longest.div_ceil(ROW) {
@@ -275,6 +261,13 @@ fn crypt_sixteen<const SEAL: bool>(messages: &mut [Message<'_>]) -> [[u8; TAG]; 
         }
     }
     tags(poly1305, lengths)
+}
+
+/// The rows that are full in all texts, and the bytes of the longest.
+fn extent(texts: &[&mut [u8]]) -> (usize, usize) {
+    let lengths = texts.iter().map(|text| text.len());
+    let shortest = lengths.clone().min().unwrap_or(0);
+    (shortest / ROW, lengths.max().unwrap_or(0))
 }
 
 /// The text of a message, without its tag.

@@ -12,7 +12,6 @@ use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use batch_aead::Aead;
 use boringtun::noise::rate_limiter::RateLimiter;
 use boringtun::x25519::{PublicKey, StaticSecret};
 use mesh_types::key::{WgKey, WgSecret};
@@ -133,7 +132,6 @@ pub struct Core {
     crowd: Crowd,
     /// Data packets of this turn that wait to be opened together.
     opening: Vec<Opening>,
-    aead: &'static dyn Aead,
     counters: Arc<Counters>,
 }
 
@@ -169,7 +167,6 @@ impl Core {
             staged: 0,
             crowd: Crowd::default(),
             opening: Vec::new(),
-            aead: batch_aead::best(),
             counters,
         }
     }

@@ -4,7 +4,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use batch_aead::{Aead, Key, TAG};
+use batch_aead::{Key, TAG};
 use boringtun::noise::batch::Reserved;
 
 use crate::segment::GSO_MAX;
@@ -16,7 +16,7 @@ const DATAGRAM_MAX: usize = 65507;
 /// The least room sealing wants: a handshake initiation.
 const ROOM_MIN: usize = 148;
 /// Type, receiver index and counter of a data packet (WireGuard 5.4.6).
-const HEADER: usize = 16;
+pub(crate) const HEADER: usize = 16;
 /// What sealing adds: header and tag.
 pub const OVERHEAD: usize = HEADER + TAG;
 /// Packets sealed at once. More would leave the cache between being written and being sealed.
@@ -108,27 +108,16 @@ impl Message {
 }
 
 /// The messages of this turn. Buffers are kept for the next.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Outbox {
     messages: Vec<Message>,
     used: usize,
-    aead: &'static dyn Aead,
-}
-
-impl Default for Outbox {
-    fn default() -> Self {
-        Self::new()
-    }
 }
 
 impl Outbox {
     /// An empty one.
     pub fn new() -> Self {
-        Self {
-            messages: Vec::new(),
-            used: 0,
-            aead: batch_aead::best(),
-        }
+        Self::default()
     }
 
     /// Is there nothing to send?
@@ -143,7 +132,6 @@ impl Outbox {
 
     /// The messages, oldest first, sealed.
     pub fn messages(&mut self) -> &[Message] {
-        let aead = self.aead;
         let messages = &mut self.messages[..self.used];
         let mut unsealed = messages.iter_mut().flat_map(Message::unsealed);
         let mut batch = Vec::with_capacity(BATCH);
@@ -153,7 +141,7 @@ impl Outbox {
             if batch.is_empty() {
                 break;
             }
-            aead.seal(&mut batch);
+            batch_aead::best().seal(&mut batch);
         }
         drop((batch, unsealed));
         &self.messages[..self.used]

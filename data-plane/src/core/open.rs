@@ -11,10 +11,8 @@ use super::Core;
 use super::peer::Age;
 use crate::counters::{Count, reason};
 use crate::inbox::Inbox;
-use crate::outbox::Outbox;
+use crate::outbox::{HEADER, Outbox};
 
-/// Type, receiver index and counter of a data packet.
-const HEADER: usize = 16;
 /// Data packets opened at once.
 const OPENED_AT_ONCE: usize = 64;
 
@@ -105,7 +103,7 @@ impl Core {
         });
         let (opened, mut messages): (Vec<_>, Vec<_>) = with_key.unzip();
         let mut authentic = [false; OPENED_AT_ONCE];
-        self.aead.open(&mut messages, &mut authentic);
+        batch_aead::best().open(&mut messages, &mut authentic);
         for (one, authentic) in opened.into_iter().zip(authentic) {
             if authentic {
                 self.take_opened(one, now, inbox, out);
