@@ -223,8 +223,7 @@ fn seal(
     out: &mut Outbox,
 ) -> usize {
     let Some(place) = link.tunn.reserve(plain.len()) else {
-        // It expired since its timers were last looked at: what comes next waits for another.
-        link.live = false;
+        // Sessions end in a look at their timers, which says so itself.
         counters.add(Count::Expired, 1);
         return 0;
     };
