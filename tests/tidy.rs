@@ -116,6 +116,7 @@ const DEPENDENCIES: [(&str, Allowed); 11] = [
         Allowed {
             internal: &["batch-aead", "mesh-types"],
             external: &[
+                "arrayvec",
                 "boringtun",
                 "bytes",
                 "getrandom",

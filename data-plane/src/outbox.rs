@@ -4,6 +4,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use arrayvec::ArrayVec;
 use batch_aead::{Key, TAG};
 use boringtun::noise::batch::Reserved;
 
@@ -134,7 +135,7 @@ impl Outbox {
     pub fn messages(&mut self) -> &[Message] {
         let messages = &mut self.messages[..self.used];
         let mut unsealed = messages.iter_mut().flat_map(Message::unsealed);
-        let mut batch = Vec::with_capacity(BATCH);
+        let mut batch = ArrayVec::<_, BATCH>::new();
         loop {
             batch.clear();
             batch.extend(unsealed.by_ref().take(BATCH));

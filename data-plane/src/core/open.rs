@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 use std::time::Instant;
 
+use arrayvec::ArrayVec;
 use batch_aead::{Key, Message};
 use boringtun::noise::TunnResult;
 
@@ -15,6 +16,8 @@ use crate::outbox::{HEADER, Outbox};
 
 /// Data packets opened at once.
 const OPENED_AT_ONCE: usize = 64;
+
+type Batch<T> = ArrayVec<T, OPENED_AT_ONCE>;
 
 /// A data packet that is to be opened.
 pub(super) struct Opening {
@@ -101,9 +104,10 @@ impl Core {
                 },
             ))
         });
-        let (opened, mut messages): (Vec<_>, Vec<_>) = with_key.unzip();
+        let (opened, mut messages): (Batch<_>, Batch<_>) = with_key.unzip();
         let mut authentic = [false; OPENED_AT_ONCE];
         batch_aead::best().open(&mut messages, &mut authentic);
+        drop(messages);
         for (one, authentic) in opened.into_iter().zip(authentic) {
             if authentic {
                 self.take_opened(one, now, inbox, out);
