@@ -37,9 +37,7 @@ fn an_agent_says_little_to_idle_peers_and_less_to_those_that_are_away() {
         })
         .collect();
     world.boot_all();
-    // After five minutes each looks again at its translator, and what that corrects is news for all. Later than this the
-    // minute in use would fall on such a look, which comes once in five minutes.
-    world.run(8 * MINUTE);
+    world.run(3 * MINUTE);
     println!("| {count} peers | processor, a minute | packets a second | bytes a second |");
     println!("|---|---|---|---|");
 
