@@ -5,7 +5,11 @@
 //!
 //! <code>git clone https://github.com/cloudflare/boringtun.git</code>
 
-#![allow(warnings, clippy::all, reason = "as upstream has it")]
+#![allow(
+    warnings,
+    clippy::all,
+    reason = "as upstream has it; what is ours, in noise::batch, warns again"
+)]
 
 pub mod noise;
 

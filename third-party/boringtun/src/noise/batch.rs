@@ -1,5 +1,8 @@
 //! What a caller needs that seals and opens many packets at once.
 
+// Ours, so the silence of the crate is not for it.
+#![warn(unused, clippy::all)]
+
 use std::sync::Arc;
 
 use batch_aead::Key;
