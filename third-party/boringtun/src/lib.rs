@@ -8,7 +8,7 @@
 #![allow(
     warnings,
     clippy::all,
-    reason = "as upstream has it; what is ours, in noise::batch, warns again"
+    reason = "as upstream has it; what is ours, in noise::batch, is not silenced"
 )]
 
 pub mod noise;

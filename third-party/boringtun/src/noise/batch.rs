@@ -1,7 +1,7 @@
 //! What a caller needs that seals and opens many packets at once.
 
 // Ours, so the silence of the crate is not for it.
-#![warn(unused, clippy::all)]
+#![deny(unused, clippy::all)]
 
 use std::sync::Arc;
 
@@ -156,7 +156,7 @@ mod tests {
 
     #[test]
     fn the_halves_do_what_the_whole_does_to_packets_timers_and_counts() {
-        let mut packet = vec![0; 40];
+        let mut packet = [0; 40];
         packet[0] = 0x45;
         packet[3] = 40;
         for packet in [&packet[..], &[], &[1, 2, 3]] {
